@@ -1,0 +1,33 @@
+"""Fixtures that all tests share: the golden numbers and the two random models that they belong to."""
+
+import functools
+import json
+import pathlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rome_jax.models.registry import load_model
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden(name) -> its name, `info` (the .json) and `arrays` (the .npz)."""
+
+    @functools.cache
+    def read(name):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            arrays = dict(file)
+        info = json.loads((GOLDEN / f"{name}.json").read_text())
+        return SimpleNamespace(name=name, info=info, arrays=arrays)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_model():
+    """golden_model("gpt2" | "gptj") -> the random model whose numbers are golden."""
+    return functools.cache(lambda family: load_model(GOLDEN / "ckpt" / family))

@@ -1,0 +1,325 @@
+"""The import rules of the project, kept by reading the sources, and the cost of the import."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = "rome_jax"
+STAGES = tuple(f"rome_jax.edit.{name}" for name in ("contexts", "key", "value", "delta"))
+METHODS = tuple(
+    f"rome_jax.edit.{name}"
+    for name in ("rome", "memit", "fine_tune", "knowledge_neurons", "mend", "ke")
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Modules `within` some packages, `exempt` ones aside, import none of `forbidden`."""
+
+    name: str
+    within: tuple[str, ...]
+    forbidden: tuple[str, ...]
+    exempt: tuple[str, ...] = ()
+
+    def applies(self, module: str) -> bool:
+        """Whether this rule speaks about a module."""
+        return covers(self.within, module) and not covers(self.exempt, module)
+
+
+RULES = (
+    Rule(
+        "models know neither editing nor tracing",
+        within=("rome_jax.models",),
+        forbidden=("rome_jax.edit", "rome_jax.trace"),
+    ),
+    Rule("edit does not know trace", within=("rome_jax.edit",), forbidden=("rome_jax.trace",)),
+    Rule("trace does not know edit", within=("rome_jax.trace",), forbidden=("rome_jax.edit",)),
+    Rule(
+        "the library stands without the checkout",
+        within=(LIBRARY,),
+        forbidden=("eval", "configs", "tests", "benchmarks"),
+    ),
+    Rule("nothing imports eval", within=("configs",), forbidden=("eval",)),
+    Rule(
+        "command-line flags belong to programs",
+        within=(LIBRARY, "configs"),
+        forbidden=("absl.flags", "absl.app"),
+        exempt=("rome_jax.factworld.train",),
+    ),
+    Rule(
+        "plots are drawn in one place",
+        within=(LIBRARY, "configs"),
+        forbidden=("matplotlib",),
+        exempt=("rome_jax.trace.plot",),
+    ),
+    Rule(
+        "torch only converts old checkpoints",
+        within=(LIBRARY, "configs", "eval"),
+        forbidden=("torch",),
+        exempt=("rome_jax.models.convert_torch",),
+    ),
+    Rule(
+        "requests and positions need no jax",
+        within=("rome_jax.request", "rome_jax.positions"),
+        forbidden=("jax", "jaxlib", "flax", "optax"),
+    ),
+    Rule(
+        "inside edit only the methods import the stages",
+        within=("rome_jax.edit",),
+        forbidden=STAGES,
+        exempt=METHODS,
+    ),
+)
+
+# One breach of every rule, and a neighbour that keeps it.
+BREACHES = {
+    "models know neither editing nor tracing": (
+        ("rome_jax.models.forward", "from rome_jax.edit import delta"),
+        ("rome_jax.models.forward", "from rome_jax.models import edit_free_zone"),
+    ),
+    "edit does not know trace": (
+        ("rome_jax.edit.rome", "def f():\n    import rome_jax.trace.noise as noise"),
+        ("rome_jax.eval_notes", "import rome_jax.trace"),
+    ),
+    "trace does not know edit": (
+        ("rome_jax.trace.sweep", "from ..edit.key import compute_key"),
+        ("rome_jax.trace.sweep", "from .noise import draw"),
+    ),
+    "the library stands without the checkout": (
+        ("rome_jax.tokens", "import eval.metrics"),
+        ("rome_jax.tokens", "import evaluation"),
+    ),
+    "nothing imports eval": (
+        ("configs.rome", "from eval import runs"),
+        ("eval.edit", "from eval import runs"),
+    ),
+    "command-line flags belong to programs": (
+        ("rome_jax.models.registry", "from absl import flags, logging"),
+        ("rome_jax.models.registry", "from absl import logging"),
+    ),
+    "plots are drawn in one place": (
+        ("rome_jax.trace.result", "import matplotlib.pyplot as plt"),
+        ("rome_jax.trace.plot", "import matplotlib.pyplot as plt"),
+    ),
+    "torch only converts old checkpoints": (
+        ("rome_jax.models.huggingface", "import importlib\nimportlib.import_module('torch.nn')"),
+        ("rome_jax.models.convert_torch", "import torch"),
+    ),
+    "requests and positions need no jax": (
+        ("rome_jax.positions", "import jax.numpy as jnp"),
+        ("rome_jax.positions", "import numpy as np"),
+    ),
+    "inside edit only the methods import the stages": (
+        ("rome_jax.edit.value", "from rome_jax.edit.key import compute_key"),
+        ("rome_jax.edit.rome", "from rome_jax.edit import contexts, key, value, delta"),
+    ),
+}
+
+
+def covers(packages: tuple[str, ...], module: str) -> bool:
+    """Whether a module is one of some packages or inside one."""
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def imported(source: str, module: str, is_package: bool = False) -> set[str]:
+    """Every module name that a source may import, anywhere in it, as absolute names.
+
+    `from a import b` counts as `a` and as `a.b`, since `b` may be a module.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                package = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*package, *filter(None, [node.module])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            function = node.func
+            called = function.attr if isinstance(function, ast.Attribute) else None
+            called = function.id if isinstance(function, ast.Name) else called
+            argument = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+                names.add(str(argument.value))
+    return names
+
+
+def breaches(rule: Rule, module: str, source: str, is_package: bool = False) -> list[str]:
+    """What a module imports against a rule."""
+    if not rule.applies(module):
+        return []
+    names = imported(source, module, is_package)
+    return sorted(name for name in names if covers(rule.forbidden, name))
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """The modules that the rules speak about, with their files."""
+    for top in (LIBRARY, "eval", "configs"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_is_kept(rule):
+    found = {
+        str(path.relative_to(ROOT)): bad
+        for module, path in sources()
+        if (bad := breaches(rule, module, path.read_text(), path.name == "__init__.py"))
+    }
+    assert not found, f"{rule.name}: {found}"
+
+
+def test_sources_are_found():
+    modules = {module for module, _ in sources()}
+    assert {"rome_jax", "rome_jax.models", "rome_jax.edit", "rome_jax.trace"} <= modules
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_can_fail(rule):
+    breach, fine = BREACHES[rule.name]
+    assert breaches(rule, *breach)
+    assert not breaches(rule, *fine)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "is_package", "expected"),
+    [
+        ("import a.b as c, d", "m", False, {"a.b", "d"}),
+        ("from a import b", "m", False, {"a", "a.b"}),
+        ("from . import b", "p.q.m", False, {"p.q", "p.q.b"}),
+        ("from .a import b", "p.q", True, {"p.q.a", "p.q.a.b"}),
+        ("from ..a import b", "p.q.m", False, {"p.a", "p.a.b"}),
+        ("def f():\n    if x:\n        import a", "m", False, {"a"}),
+        ("import_module('a.b')\n__import__('c')\nprint('d')", "m", False, {"a.b", "c"}),
+        ("'''import a'''  # import b", "m", False, set()),
+    ],
+)
+def test_imported(source, module, is_package, expected):
+    assert imported(source, module, is_package) == expected
+
+
+def run_python(program: str) -> str:
+    """Standard output of a program in a fresh interpreter at the root of the project."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_lean():
+    """`import rome_jax` loads none of the heavy packages and defines no command-line flag.
+
+    flax logs through absl, which loads `absl.flags`: what counts is that rome_jax defines no flag.
+    """
+    output = run_python(
+        "import sys, rome_jax\n"
+        "heavy = 'torch', 'matplotlib', 'transformers', 'absl.app', 'ml_collections', 'datasets'\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "flags = sys.modules.get('absl.flags')\n"
+        "defined = flags.FLAGS.flags_by_module_dict() if flags else {}\n"
+        "print([name for name in defined if name.startswith(('rome_jax', 'eval'))])\n"
+    )
+    assert output.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_import_is_fast():
+    """At most 3 s of processor time, which other programs on the machine do not stretch."""
+    program = "import time, rome_jax\nprint(time.process_time())"
+    best = float("inf")
+    for _ in range(3):
+        best = min(best, float(run_python(program)))
+        if best <= 3:
+            return
+    pytest.fail(f"import rome_jax takes {best:.1f} s of processor time, more than 3 s")
+
+
+def requirements(extra: str | None = None) -> list[Requirement]:
+    """The requirements that setup.cfg states, of the base install or of an extra."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    text = (
+        config["options"]["install_requires"]
+        if extra is None
+        else config["options.extras_require"][extra]
+    )
+    return [Requirement(line) for line in text.split("\n") if line and not line.startswith("#")]
+
+
+def closure(wanted: list[Requirement]) -> set[str]:
+    """Names of everything that requirements bring, as far as it is installed here."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    stack = list(wanted)
+    while stack:
+        requirement = stack.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for need in map(Requirement, needs):
+            environments = [{"extra": chosen} for chosen in extras or {""}]
+            if need.marker is None or any(map(need.marker.evaluate, environments)):
+                stack.append(need)
+    return {name for name, _ in seen}
+
+
+def gpu_or_torch(names: set[str]) -> list[str]:
+    """Those of some package names that bring torch or a GPU's libraries."""
+    marks = ("torch", "cuda", "nvidia", "rocm", "triton")
+    return sorted(name for name in names if any(mark in name for mark in marks))
+
+
+@pytest.mark.parametrize("extra", [None, "test", "plot"])
+def test_plain_installs_bring_no_torch_and_no_cuda(extra):
+    wanted = requirements() + (requirements(extra) if extra else [])
+    assert not any(need.extras for need in wanted)
+    assert gpu_or_torch(closure(wanted)) == []
+
+
+def test_torch_and_cuda_are_seen_where_they_are():
+    assert gpu_or_torch(closure(requirements("parity"))) != []
+    assert gpu_or_torch({"jax-cuda12-plugin", "numpy"}) == ["jax-cuda12-plugin"]
+    assert [need.name for need in requirements("cuda")] == ["jax"]
+    assert requirements("cuda")[0].extras == {"cuda"}
+
+
+def test_base_install_names_what_the_library_imports():
+    """What library modules import at the top is required by the base install."""
+    distributions = importlib.metadata.packages_distributions()
+    allowed = {canonicalize_name(need.name) for need in requirements()}
+    missing = {}
+    for module, path in sources():
+        if not covers((LIBRARY,), module):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            for name in imported(ast.unparse(node), module, path.name == "__init__.py"):
+                top = name.split(".")[0]
+                if top in sys.stdlib_module_names or top == LIBRARY:
+                    continue
+                if not {canonicalize_name(d) for d in distributions.get(top, [top])} & allowed:
+                    missing[module] = top
+    missing.pop("rome_jax.trace.plot", None)  # matplotlib, from the extra `plot`
+    assert not missing

@@ -1,0 +1,160 @@
+"""What the files around the code promise: commands, packaging, sizes, and no trace of a machine."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import rome_jax.version
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+
+# A path from the root of somebody's machine: not part of a URL, of a longer path or of a pattern.
+MACHINE_PATH = re.compile(r"(?<![\w.~)\]}*-])/(?:home|mnt|root|tmp|Users|work|workspace)/[\w.]")
+
+
+def shell_lines(markdown: str) -> list[str]:
+    """The commands in the shell blocks of a Markdown text, continued lines joined."""
+    blocks = re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", markdown, re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+def make_targets(makefile: str) -> set[str]:
+    """The targets of a Makefile."""
+    return set(re.findall(r"^([a-z][\w-]*):(?!=)", makefile, re.M))
+
+
+def repository_files() -> list[Path]:
+    """Files that git tracks, or would once they are added."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip(f"git cannot list the files: {listed.stderr.decode().strip()}")
+    paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def text_of(path: Path) -> str | None:
+    """The text of a file, None for a binary one."""
+    data = path.read_bytes()
+    if b"\0" in data[:8192]:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_shows_demo_and_test_first():
+    assert [line.split()[:2] for line in shell_lines(README)[:2]] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+
+
+def test_make_commands_exist():
+    targets = make_targets((ROOT / "Makefile").read_text())
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text()
+    used = {line.split()[1] for line in shell_lines(documents) if line.startswith("make ")}
+    assert used, "no make command is documented"
+    assert used <= targets
+    assert {"demo", "test", "lint", "format", "clean"} <= targets
+
+
+def python_commands() -> list[str]:
+    """README's `python -m` commands that run a module of this checkout."""
+    return [line for line in shell_lines(README) if re.match(r"python -m (eval|rome_jax)\b", line)]
+
+
+def test_command_line_use_is_documented():
+    assert any(line.startswith("python -m eval.edit") for line in python_commands())
+
+
+@pytest.mark.parametrize("command", python_commands())
+def test_python_commands_exist(command):
+    module = ROOT / Path(*command.split()[2].split(".")).with_suffix(".py")
+    assert module.is_file(), f"README runs {command.split()[2]}"
+    source = module.read_text()
+    for flag in re.findall(r"(?<=\s--)[a-z]\w*", command):
+        assert re.search(rf"""["'](?:--)?{flag}["']""", source), f"{module.name} has no --{flag}"
+
+
+def test_ci_runs_lint_and_the_readme_test_command():
+    commands = [
+        line
+        for line in (ROOT / ".ci" / "run").read_text().splitlines()
+        if line.startswith(("make", "set"))
+    ]
+    assert commands == ["set -euo pipefail", "make lint PARITY=1", "make test PARITY=1"]
+
+
+def test_version_is_stated_once():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["version"] == "attr: rome_jax.version.__version__"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", rome_jax.version.__version__)
+
+
+def test_wheel_carries_the_library_alone():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["options"]["packages"] == "find:"
+    assert config["options.packages.find"]["include"].split() == ["rome_jax", "rome_jax.*"]
+    assert config["options"]["python_requires"] == ">=3.11"
+    folders = {path.parent for path in (ROOT / "rome_jax").rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_every_asset_is_package_data():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["rome_jax.factworld"].split()
+    base = ROOT / "rome_jax" / "factworld"
+    shipped = {path for pattern in patterns for path in base.glob(pattern)}
+    present = {path for path in (base / "assets").rglob("*") if path.is_file()}
+    assert present <= shipped
+
+
+def test_golden_numbers_stay_small():
+    size = sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file())
+    assert size < 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("cd /" + "work/main", True),
+        ("see '/" + "root/.cache'", True),
+        ("/" + "home/me/x", True),
+        ("https://example.org/" + "home/me", False),
+        ("src/" + "work/main", False),
+        ("/usr/bin/env bash", False),
+    ],
+)
+def test_machine_path_pattern(text, found):
+    assert bool(MACHINE_PATH.search(text)) is found
+
+
+def test_no_machine_paths_in_text_files():
+    found = []
+    for path in repository_files():
+        for number, line in enumerate((text_of(path) or "").splitlines(), start=1):
+            if match := MACHINE_PATH.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
+    assert not found, "\n".join(found)
