@@ -1,0 +1,273 @@
+"""What a GPT is, in one frozen record, and how Hugging Face's `config.json` says it.
+
+`ModelConfig` is hashable: it is the static argument of every compiled function. `from_hf` is strict. An
+attribute of `config.json` is handled, known not to change the forward pass, or an error that names it:
+a model that is computed wrongly is worse than one that does not load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+class Family(enum.Enum):
+    """Architectures, by the `model_type` of their `config.json`."""
+
+    GPT2 = "gpt2"  # learned positions, attention then MLP, fused query-key-value projection
+    GPTJ = "gptj"  # rotary positions, attention and MLP in parallel, untied head with a bias
+
+
+class Activation(enum.Enum):
+    """Non-linearities of the MLP, by one of their names in `config.json`."""
+
+    GELU_TANH = "gelu_new"  # the tanh approximation, which GPT-2 and GPT-J were trained with
+    GELU = "gelu"  # exact, through erf
+    RELU = "relu"
+    SILU = "silu"
+
+
+_ACTIVATION_NAMES = {
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+    "relu": Activation.RELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+}
+
+
+class UnsupportedConfigError(ValueError):
+    """A `config.json` asks for something that this library does not compute."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and choices of one model.
+
+    Attributes:
+      family: the architecture.
+      num_layers: L, blocks.
+      width: D, of the residual stream.
+      num_heads: H, each D / H wide.
+      mlp_width: F, of the MLP's hidden layer.
+      vocab_size: V, rows of the embedding (GPT-J: 50,400, more than its 50,257 tokens).
+      context_length: most positions that a sequence may have.
+      rotary_dim: leading dimensions of each head that are rotated; 0 means learned positions.
+      activation: of the MLP.
+      layer_norm_epsilon: added to the variance.
+      tie_embeddings: whether the head is the transposed embedding.
+      precision: of every matrix product. `HIGHEST` is true float32; the defaults of GPUs and TPUs are less.
+
+    Raises:
+      UnsupportedConfigError: sizes that do not fit together.
+    """
+
+    family: Family
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    vocab_size: int
+    context_length: int
+    rotary_dim: int = 0
+    activation: Activation = Activation.GELU_TANH
+    layer_norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+
+    def __post_init__(self):
+        for field in (
+            "num_layers",
+            "width",
+            "num_heads",
+            "mlp_width",
+            "vocab_size",
+            "context_length",
+        ):
+            if getattr(self, field) < 1:
+                raise UnsupportedConfigError(
+                    f"{field} is {getattr(self, field)}; it must be at least 1."
+                )
+        if self.width % self.num_heads:
+            raise UnsupportedConfigError(
+                f"width {self.width} is not divisible by num_heads {self.num_heads}."
+            )
+        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+            raise UnsupportedConfigError(
+                f"rotary_dim {self.rotary_dim} must be even and at most the head width {self.head_dim}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, D / H."""
+        return self.width // self.num_heads
+
+    def check_layer(self, layer: int, argument: str = "layer") -> int:
+        """Returns `layer` if this model has it.
+
+        Raises:
+          ValueError: naming `argument`, the value and the layers there are.
+        """
+        if not 0 <= layer < self.num_layers:
+            raise ValueError(
+                f"{argument}={layer} does not exist: the model has layers 0 to {self.num_layers - 1}."
+            )
+        return layer
+
+
+# Attributes that say nothing about the forward pass at inference: training, bookkeeping, generation defaults.
+_IGNORED = frozenset(
+    """
+    _name_or_path _num_labels architectures attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
+    eos_token_id finetuning_task generation_config gradient_checkpointing id2label initializer_range label2id
+    max_length model_type n_ctx n_special name_or_path output_attentions output_hidden_states output_past
+    pad_token_id predict_special_tokens prefix problem_type resid_pdrop return_dict sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id use_cache
+    reorder_and_upcast_attn begin_suppress_tokens bad_words_ids decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id is_composition length_penalty min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
+    suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
+    """.split()
+)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are float32 here anyway.
+
+# Attributes that change the maths, with the one value that is computed here.
+_REQUIRED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "is_decoder": True,
+    "is_encoder_decoder": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "rotary": True,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+# Values that also mean "as usual" though they differ from the one above.
+_HARMLESS = {"is_decoder": (False,), "pruned_heads": (None, [])}
+
+_HANDLED = frozenset(
+    """
+    vocab_size n_positions n_embd n_layer n_head n_inner rotary_dim activation_function layer_norm_epsilon
+    tie_word_embeddings
+    """.split()
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """Reads the content of a Hugging Face `config.json`.
+
+    Args:
+      config: the parsed file.
+
+    Returns:
+      The `ModelConfig` of the same model.
+
+    Raises:
+      UnsupportedConfigError: an unknown `model_type`, a missing size, an attribute with a value that changes
+        the forward pass in a way that is not computed here, or an attribute never heard of.
+
+    Example:
+      >>> from_hf({"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 9,
+      ...          "n_positions": 16}).mlp_width
+      32
+    """
+    name = config.get("model_type")
+    if name not in {family.value for family in Family}:
+        known = ", ".join(family.value for family in Family)
+        raise UnsupportedConfigError(f"config.json has model_type {name!r}; supported: {known}.")
+    family = Family(name)
+
+    for attribute, value in config.items():
+        if attribute in _REQUIRED:
+            usual = _REQUIRED[attribute]
+            if value != usual and value not in _HARMLESS.get(attribute, ()):
+                raise UnsupportedConfigError(
+                    f"config.json sets {attribute}={value!r}, which changes the model's output and is not "
+                    f"supported; only {usual!r} is."
+                )
+        elif attribute not in _HANDLED and attribute not in _IGNORED:
+            raise UnsupportedConfigError(
+                f"config.json sets {attribute}={value!r}, which this library does not know; if it does not "
+                "change the model's output, remove it from the file."
+            )
+    missing = [
+        a for a in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions") if not config.get(a)
+    ]
+    if missing:
+        raise UnsupportedConfigError(f"config.json lacks {', '.join(missing)}.")
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in _ACTIVATION_NAMES:
+        raise UnsupportedConfigError(
+            f"config.json sets activation_function={activation!r}; supported: {', '.join(_ACTIVATION_NAMES)}."
+        )
+    width = config["n_embd"]
+    gptj = family is Family.GPTJ
+    rotary_dim = config.get("rotary_dim", 64 if gptj else 0)
+    if bool(rotary_dim) != gptj:
+        raise UnsupportedConfigError(
+            f"config.json sets rotary_dim={rotary_dim!r}: GPT-J needs a positive number, GPT-2 has none."
+        )
+    return ModelConfig(
+        family=family,
+        num_layers=config["n_layer"],
+        width=width,
+        num_heads=config["n_head"],
+        mlp_width=config.get("n_inner") or 4 * width,
+        vocab_size=config["vocab_size"],
+        context_length=config["n_positions"],
+        rotary_dim=rotary_dim,
+        activation=_ACTIVATION_NAMES[activation],
+        layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+        tie_embeddings=config.get("tie_word_embeddings", not gptj),
+    )
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` that makes `transformers` compute the same model; `from_hf` reads it back."""
+    gptj = config.family is Family.GPTJ
+    hf = {
+        "activation_function": config.activation.value,
+        "architectures": ["GPTJForCausalLM" if gptj else "GPT2LMHeadModel"],
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "model_type": config.family.value,
+        "n_embd": config.width,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_width,
+        "n_layer": config.num_layers,
+        "n_positions": config.context_length,
+        "resid_pdrop": 0.0,
+        "tie_word_embeddings": config.tie_embeddings,
+        "vocab_size": config.vocab_size,
+    }
+    if gptj:
+        hf["rotary_dim"] = config.rotary_dim
+    return hf
+
+
+def _gpt2(num_layers: int, width: int, num_heads: int) -> ModelConfig:
+    return ModelConfig(Family.GPT2, num_layers, width, num_heads, 4 * width, 50257, 1024)
+
+
+# Published models by hub name: what their config.json says, for work with random weights and for tests.
+PRESETS: Mapping[str, ModelConfig] = {
+    "distilgpt2": _gpt2(6, 768, 12),
+    "gpt2": _gpt2(12, 768, 12),
+    "gpt2-medium": _gpt2(24, 1024, 16),
+    "gpt2-large": _gpt2(36, 1280, 20),
+    "gpt2-xl": _gpt2(48, 1600, 25),
+    "EleutherAI/gpt-j-6B": ModelConfig(
+        Family.GPTJ, 28, 4096, 16, 16384, 50400, 2048, rotary_dim=64, tie_embeddings=False
+    ),
+}

@@ -1,0 +1,302 @@
+"""The functional driver: embed, any range of layers, unembed.
+
+Params are one nested dict with the layers stacked: every leaf below `blocks` has a leading axis [L, ...] and
+kernels are [in, out]. The driver loops over that axis and applies the family's linen Block, so a model of 48 layers
+compiles as fast as one of two. Everything here is pure and meant to run under `jax.jit`.
+
+Axes: L layers, B rows, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from rome_jax.models import gpt2, gptj
+from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.interventions import Delta, Patch, Site, apply_patches
+from rome_jax.models.layers import (
+    Attention,
+    Interventions,
+    KVCache,
+    causal_mask,
+    layer_norm,
+    position_ids,
+)
+from rome_jax.tokens import TokenBatch
+
+Params = dict[str, Any]
+
+BLOCKS: dict[Family, type[nn.Module]] = {Family.GPT2: gpt2.Block, Family.GPTJ: gptj.Block}
+
+
+@struct.dataclass
+class LayersOutput:
+    """What a range of layers returns.
+
+    Attributes:
+      hidden: [B, T, D], the residual stream after the last of them.
+      captures: by site, [layers run, B, T, ...].
+      cache: of the whole stack with the layers that ran filled in, if one was given.
+    """
+
+    hidden: jax.Array
+    captures: dict[Site, jax.Array]
+    cache: KVCache | None = None
+
+
+def embed(
+    params: Params,
+    config: ModelConfig,
+    ids: jax.Array,
+    positions: jax.Array,
+    patches: Sequence[Patch] = (),
+) -> jax.Array:
+    """ids and positions int32 [B, T] -> residual stream [B, T, D] before layer 0."""
+    hidden = params["wte"]["embedding"][ids]
+    hidden = apply_patches(patches, Site.EMBED, None, hidden)
+    if not config.rotary_dim:
+        hidden = hidden + params["wpe"]["embedding"][positions]
+    return hidden
+
+
+def run_layers(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    attention: Attention,
+    *,
+    start: int | jax.Array = 0,
+    stop: int | jax.Array | None = None,
+    interventions: Interventions = Interventions(),  # noqa: B008  (frozen and empty)
+    capture: Sequence[Site] = (),
+    cache: KVCache | None = None,
+    remat: bool = False,
+    unroll: bool = False,
+) -> LayersOutput:
+    """Runs the layers start, ..., stop - 1.
+
+    Args:
+      params: of the whole model.
+      config: static.
+      hidden: [B, T, D], the residual stream before layer `start`.
+      attention: positions and mask; with a cache, S is the cache's length.
+      start, stop: Python integers, or arrays (one program for every range), which allow no captures, no cache
+        and no reverse-mode gradient.
+      interventions: patches and deltas; deltas with case axis B.
+      capture: sites to return; RESIDUAL after layer i is the input of layer i + 1.
+      cache: [L, B, H, S, K], read and written at the columns that `attention` names.
+      remat: recompute each layer in the backward pass instead of storing its activations and its slice of the
+        weights; set it where gradients are taken.
+      unroll: compile every layer apart: slower to compile, about twice as fast to train a small model on a CPU.
+
+    Returns:
+      `LayersOutput`; captures have one entry for each layer that ran.
+
+    Raises:
+      ValueError: bounds outside the model, or captures with traced bounds.
+    """
+    stop = config.num_layers if stop is None else stop
+    block = BLOCKS[config.family](config)
+    capture = tuple(capture)
+
+    def run_layer(hidden, layer):
+        def at_layer(stack):
+            # Indexing the stack dynamically copies one layer; slicing out a range first would copy them all.
+            return jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stack
+            )
+
+        layer_cache = None if cache is None else at_layer(cache)
+        out = block.apply(
+            {"params": at_layer(params["blocks"])},
+            hidden,
+            attention,
+            layer_cache,
+            layer,
+            interventions,
+        )
+        written = None
+        if cache is not None:
+            # The new columns alone: scan would stack whole caches into a second one.
+            columns = (attention.offset, hidden.shape[1], 2)
+            written = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, *columns), out.cache
+            )
+        return out.hidden, ({site: out.sites[site] for site in capture}, written)
+
+    if not (isinstance(start, int) and isinstance(stop, int)):
+        if capture or cache is not None:
+            raise ValueError(
+                "start and stop must be Python integers when capture or cache is given."
+            )
+        last = jax.lax.fori_loop(start, stop, lambda i, h: run_layer(h, i)[0], hidden)
+        return LayersOutput(last, {})
+
+    if not 0 <= start <= stop <= config.num_layers:
+        raise ValueError(
+            f"start={start}, stop={stop}: the range must lie within 0 to {config.num_layers}."
+        )
+    if remat:
+        run_layer = jax.checkpoint(run_layer)
+    hidden, (captures, written) = jax.lax.scan(
+        run_layer, hidden, jnp.arange(start, stop), unroll=unroll
+    )
+    if cache is not None:
+        corner = (start, 0, 0, attention.offset, 0)
+        cache = jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice(whole, part, corner), cache, written
+        )
+    return LayersOutput(hidden, captures, cache)
+
+
+def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Residual stream [..., D] -> float32 logits [..., V]. Give only the positions whose logits are needed."""
+    hidden = layer_norm(config, "ln_f").apply({"params": params["ln_f"]}, hidden)
+    kernel = params["wte"]["embedding"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+    logits = jnp.matmul(
+        hidden, kernel, precision=config.precision, preferred_element_type=jnp.float32
+    )
+    if "bias" in params.get("lm_head", {}):
+        logits = logits + params["lm_head"]["bias"].astype(jnp.float32)
+    return logits
+
+
+def plain_attention(batch: TokenBatch) -> Attention:
+    """Positions and causal mask of a padded batch."""
+    mask = jnp.asarray(batch.mask)
+    return Attention(position_ids(mask), causal_mask(mask))
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    *,
+    stop: int | None = None,
+    patches: tuple[Patch, ...] = (),
+    deltas: Delta | None = None,
+    capture: Sequence[Site] = (),
+) -> LayersOutput:
+    """Embeds a batch and runs the layers below `stop` (all of them by default); see `run_layers`."""
+    attention = plain_attention(batch)
+    if deltas is not None:
+        deltas = deltas.rows(batch.case, batch.ids.shape[0])
+    hidden = embed(params, config, jnp.asarray(batch.ids), attention.positions, patches)
+    interventions = Interventions(patches, deltas)
+    return run_layers(
+        params, config, hidden, attention, stop=stop, interventions=interventions, capture=capture
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logits(
+    params: Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    *,
+    positions: jax.Array | None = None,
+    patches: tuple[Patch, ...] = (),
+    deltas: Delta | None = None,
+) -> jax.Array:
+    """Next-token logits of a batch, each row under its own edit if deltas are given.
+
+    Args:
+      params, config: the model.
+      batch: B rows of T tokens; `batch.case` says which delta each row sees.
+      positions: int32 [B, P], the columns whose logits are wanted; None means all T.
+      patches: interventions at named sites.
+      deltas: one edit, or N with a case axis: N edited models without one copied weight.
+
+    Returns:
+      float32 [B, P, V], or [B, T, V]. Values in the padding mean nothing.
+
+    Example:
+      >>> logits(model.params, model.config, encode(model.tokenizer, ["The"])).shape  # doctest: +SKIP
+      (1, 1, 50257)
+    """
+    hidden = hidden_states(params, config, batch, patches=patches, deltas=deltas).hidden
+    if positions is not None:
+        hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    return unembed(params, config, hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sites", "stop"))
+def capture(
+    params: Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    sites: tuple[Site, ...],
+    *,
+    stop: int | None = None,
+    patches: tuple[Patch, ...] = (),
+    deltas: Delta | None = None,
+) -> dict[Site, jax.Array]:
+    """The values at named sites in every layer below `stop`: by site, [layers, B, T, ...]."""
+    out = hidden_states(
+        params, config, batch, stop=stop, patches=patches, deltas=deltas, capture=sites
+    )
+    return out.captures
+
+
+class Transformer(nn.Module):
+    """The same model as one linen module, `nn.scan` over the same Block: the same params, the same logits.
+
+    For initialisation (`Transformer(config).init(key, ids, mask)["params"]`) and for users of plain linen.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """ids int32 [B, T], mask bool [B, T] -> float32 logits [B, T, V]."""
+        config = self.config
+        attention = plain_attention(TokenBatch(ids, mask))
+        normal = nn.initializers.normal(0.02)
+        wte = nn.Embed(config.vocab_size, config.width, embedding_init=normal, name="wte")
+        hidden = wte(ids)
+        if not config.rotary_dim:
+            wpe = nn.Embed(config.context_length, config.width, embedding_init=normal, name="wpe")
+            hidden = hidden + wpe(attention.positions)
+        scan = nn.scan(
+            lambda block, carry, _: (block(carry, attention).hidden, None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.num_layers,
+        )
+        hidden, _ = scan(BLOCKS[config.family](config, name="blocks"), hidden, None)
+        hidden = layer_norm(config, "ln_f")(hidden)
+        return Head(config, name="lm_head")(hidden, wte.embedding)
+
+
+class Head(nn.Module):
+    """The unembedding: its own kernel, or the transposed embedding if tied. GPT-J's has a bias in both cases."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+        """hidden [B, T, D], embedding [V, D] -> float32 logits [B, T, V]."""
+        config = self.config
+        kernel = embedding.T
+        if not config.tie_embeddings:
+            kernel = self.param("kernel", nn.initializers.normal(0.02), kernel.shape)
+        logits = jnp.matmul(
+            hidden, kernel, precision=config.precision, preferred_element_type=jnp.float32
+        )
+        if config.family is Family.GPTJ:
+            bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+            logits = logits + bias.astype(jnp.float32)
+        return logits
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random params of the right shapes: normal(0.02) kernels, as GPT-2 was initialised."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(Transformer(config).init)(key, token, jnp.ones((1, 1), bool))["params"]

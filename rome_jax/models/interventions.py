@@ -1,0 +1,176 @@
+"""What can be read and changed inside a forward pass, as data.
+
+A `Patch` sets or adds values at a named `Site`; a `Delta` adds low-rank terms to named weights, one set per row of
+the batch. Both are frozen pytrees whose only static parts are names: layers, positions and values are arrays, so
+one compiled program serves every intervention of the same shape. Nothing is stored in a model and nothing is
+mutated.
+
+Axes: N cases (edits), B rows of the batch, T tokens, D width, r rank.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class Site(enum.StrEnum):
+    """Places in a forward pass that can be captured and patched; all but EMBED exist once a layer."""
+
+    EMBED = "embed"  # token embeddings, before positions are added [B, T, D]
+    ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
+    MLP_PRE = "mlp_pre"  # up-projection, before the activation [B, T, F]
+    MLP_KEY = "mlp_key"  # input of the down-projection: the key k of the paper [B, T, F]
+    MLP_OUT = (
+        "mlp_out"  # what the MLP adds to the residual stream: the value v of the paper [B, T, D]
+    )
+    RESIDUAL = "residual"  # the block's output: the hidden state h of the paper [B, T, D]
+
+
+class Leaf(enum.Enum):
+    """Weights that a delta can change, by their path below `params["blocks"]`."""
+
+    ATTN_QKV = ("attn", "qkv")
+    ATTN_QUERY = ("attn", "query")
+    ATTN_KEY = ("attn", "key")
+    ATTN_VALUE = ("attn", "value")
+    ATTN_OUT = ("attn", "out")
+    MLP_UP = ("mlp", "up")
+    MLP_DOWN = ("mlp", "down")
+
+
+class PatchMode(enum.Enum):
+    """What a patch does with its values."""
+
+    REPLACE = "replace"
+    ADD = "add"
+
+
+@struct.dataclass
+class Patch:
+    """New values at one site.
+
+    Attributes:
+      site: where (static).
+      mode: replace or add (static).
+      layer: int32 [] or [B]; ignored at `Site.EMBED`.
+      mask: bool [B, T], the positions that are changed.
+      values: broadcastable to the site's [B, T, ...].
+
+    Example:
+      Add `delta` [D] to the MLP output of layer 5 at position 3 of every row:
+      >>> Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(5), jnp.arange(8)[None] == 3, delta)  # doctest: +SKIP
+    """
+
+    site: Site = struct.field(pytree_node=False)
+    mode: PatchMode = struct.field(pytree_node=False)
+    layer: jax.Array
+    mask: jax.Array
+    values: jax.Array
+
+
+@struct.dataclass
+class LowRankUpdate:
+    """ΔW = Σ_r left_r ⊗ right_r at one weight: a projection's output x W gains Σ_r (x · left_r) right_r.
+
+    Attributes:
+      leaf: which weight (static); kernels are stored [in, out].
+      layer: int32 [*N].
+      left: [*N, in, r].
+      right: [*N, out, r].
+    """
+
+    leaf: Leaf = struct.field(pytree_node=False)
+    layer: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+
+@struct.dataclass
+class Delta:
+    """An edit, or N of them: low-rank updates that share one leading case axis, or have none.
+
+    `deltas[i]` is one edit, `deltas[i:j]` several; `len(deltas)` is N.
+    """
+
+    updates: tuple[LowRankUpdate, ...]
+
+    @property
+    def batched(self) -> bool:
+        """Whether there is a case axis."""
+        return bool(self.updates) and jnp.ndim(self.updates[0].layer) == 1
+
+    def __len__(self) -> int:
+        if not self.batched:
+            raise TypeError("this Delta is a single edit: it has no case axis and no length.")
+        return self.updates[0].layer.shape[0]
+
+    def __getitem__(self, index) -> Delta:
+        if not self.batched:
+            raise TypeError("this Delta is a single edit: it has no case axis to index.")
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"case {index} of {len(self)}.")  # jax would clamp it silently
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    def rows(self, case: jax.Array | None, num_rows: int) -> Delta:
+        """Spreads the edits over the rows of a batch.
+
+        Args:
+          case: int32 [B], the edit that each row sees; None if there is one edit, or one a row.
+          num_rows: B.
+
+        Returns:
+          A Delta with case axis B.
+
+        Raises:
+          ValueError: no `case` though N is neither 1 nor B.
+        """
+        deltas = self if self.batched else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self)
+        if case is None:
+            if len(deltas) not in (1, num_rows):
+                raise ValueError(
+                    f"{len(deltas)} deltas and {num_rows} rows: set `case` of the TokenBatch, [B] int32, to say "
+                    "which edit each row sees."
+                )
+            case = (
+                jnp.arange(num_rows) if len(deltas) == num_rows else jnp.zeros(num_rows, jnp.int32)
+            )
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[case], deltas)
+
+
+def apply_patches(
+    patches: Sequence[Patch], site: Site, layer: jax.Array | int | None, value: jax.Array
+) -> jax.Array:
+    """`value` [B, T, ...] of `site` at `layer` after the patches that aim there, in their order."""
+    for patch in patches:
+        if patch.site is not site:
+            continue
+        mask = patch.mask[..., None]  # [B, T, 1]
+        if site is not Site.EMBED:
+            mask = mask & (jnp.asarray(patch.layer) == layer).reshape(-1, 1, 1)
+        new = patch.values if patch.mode is PatchMode.REPLACE else value + patch.values
+        value = jnp.where(mask, new.astype(value.dtype), value)
+    return value
+
+
+def add_deltas(
+    deltas: Delta | None,
+    leaf: Leaf,
+    layer: jax.Array | int,
+    inputs: jax.Array,
+    outputs: jax.Array,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """`outputs` [B, T, out] of the projection `leaf` at `layer`, plus what the deltas (case axis B) add to it."""
+    for update in () if deltas is None else deltas.updates:
+        if update.leaf is not leaf:
+            continue
+        active = (update.layer == layer).astype(update.left.dtype)[:, None, None]
+        coefficient = jnp.einsum("bti,bir->btr", inputs, update.left * active, precision=precision)
+        added = jnp.einsum("btr,bor->bto", coefficient, update.right, precision=precision)
+        outputs = outputs + added.astype(outputs.dtype)
+    return outputs

@@ -1,0 +1,117 @@
+"""Text to padded token batches, and character spans to token spans.
+
+Positions come from offsets and masks, never from counting the tokens of a prefix: they stay right when a tokenizer
+merges across words, adds a begin-of-text token or pads on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import struct
+
+
+@struct.dataclass
+class TokenBatch:
+    """Token ids of B sequences.
+
+    Attributes:
+      ids: int32 [B, T]; anything in the padding.
+      mask: bool [B, T], True for real tokens, which are contiguous; padding may be left or right.
+      case: int32 [B] or None: which of N deltas each row sees.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+    case: jax.Array | None = None
+
+
+class SequenceTooLongError(ValueError):
+    """A sequence has more tokens than the model has positions."""
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `length`: shapes from few sizes compile few programs.
+
+    Example:
+      >>> round_up(17, 8)
+      24
+    """
+    return -(-length // multiple) * multiple
+
+
+def pad(
+    sequences: Sequence[Sequence[int]],
+    *,
+    context_length: int | None = None,
+    multiple: int = 1,
+    left: bool = False,
+) -> TokenBatch:
+    """Stacks id sequences of unequal length.
+
+    Args:
+      sequences: B lists of ids, none empty.
+      context_length: of the model; None does not check.
+      multiple: the padded length is rounded up to it, though never above `context_length`.
+      left: pad on the left instead of the right.
+
+    Raises:
+      ValueError: an empty sequence, named by its index.
+      SequenceTooLongError: a sequence longer than `context_length`.
+
+    Example:
+      >>> pad([[5, 6], [7]]).mask.tolist()
+      [[True, True], [True, False]]
+    """
+    for index, sequence in enumerate(sequences):
+        if not len(sequence):
+            raise ValueError(
+                f"sequence {index} has no tokens: give at least one character of text."
+            )
+        if context_length is not None and len(sequence) > context_length:
+            raise SequenceTooLongError(
+                f"sequence {index} has {len(sequence)} tokens, more than the model's context of "
+                f"{context_length}: shorten the text."
+            )
+    length = round_up(max(map(len, sequences)), multiple)
+    if context_length is not None:
+        length = min(length, context_length)
+    ids = np.zeros((len(sequences), length), np.int32)
+    mask = np.zeros((len(sequences), length), bool)
+    for row, sequence in enumerate(sequences):
+        columns = slice(length - len(sequence), None) if left else slice(0, len(sequence))
+        ids[row, columns] = sequence
+        mask[row, columns] = True
+    return TokenBatch(ids, mask)
+
+
+def encode(tokenizer, texts: Sequence[str], **padding) -> TokenBatch:
+    """Tokenises texts without special tokens and pads them; `padding` as for `pad`."""
+    return pad(tokenizer(list(texts), add_special_tokens=False)["input_ids"], **padding)
+
+
+def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens that overlap the characters [start, end).
+
+    A token that holds a space and a word, or part of a character, counts as soon as one character is shared.
+
+    Args:
+      offsets: character range of each token, as fast tokenizers give.
+      start, end: character range, not empty.
+
+    Returns:
+      (first, last + 1).
+
+    Raises:
+      ValueError: no token overlaps.
+
+    Example:
+      >>> token_span([(0, 3), (3, 8), (8, 9)], 4, 8)
+      (1, 2)
+    """
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    if not inside:
+        raise ValueError(f"no token covers the characters {start} to {end}.")
+    return inside[0], inside[-1] + 1

@@ -1,0 +1,165 @@
+"""config.json of every preset is read right, and what is not computed here is refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rome_jax.models.config import (
+    PRESETS,
+    Activation,
+    Family,
+    ModelConfig,
+    UnsupportedConfigError,
+    from_hf,
+    to_hf,
+)
+from tests.models.checkpoints import FAMILIES, tiny_config
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_hub_config_of_every_preset_is_the_preset(name):
+    hub = json.loads((CONFIGS / f"{name.split('/')[-1]}.json").read_text())
+    assert from_hf(hub) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    "attribute, value",
+    [
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
+        ("is_encoder_decoder", True),
+        ("cross_attention_hidden_size", 64),
+        ("pruned_heads", {"0": [1]}),
+        ("quantization_config", {"bits": 4}),
+        ("rotary", False),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_parameters", {"rope_theta": 1e6}),
+        ("activation_function", "tanh"),
+        ("a_new_trick", 1),
+        ("model_type", "gpt_neox"),
+        ("n_embd", None),
+        ("n_positions", 0),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_not_computed_is_refused_by_name(family, attribute, value):
+    hub = to_hf(tiny_config(family)) | {attribute: value}
+    with pytest.raises(UnsupportedConfigError, match=attribute):
+        from_hf(hub)
+
+
+@pytest.mark.parametrize("family, rotary_dim", [("gpt2", 4), ("gptj", 0), ("gptj", None)])
+def test_positions_that_the_family_has_not_are_refused(family, rotary_dim):
+    with pytest.raises(UnsupportedConfigError, match="rotary_dim"):
+        from_hf(to_hf(tiny_config(family)) | {"rotary_dim": rotary_dim})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_model_type_is_refused(family):
+    hub = to_hf(tiny_config(family))
+    del hub["model_type"]
+    with pytest.raises(UnsupportedConfigError, match="gpt2, gptj"):
+        from_hf(hub)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"is_decoder": False, "pruned_heads": None, "use_cache": False},
+        {"attn_pdrop": 0.5, "id2label": {"0": "A"}, "torch_dtype": "float16", "eos_token_id": 3},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_ctx": 32},
+    ],
+)
+def test_attributes_without_an_effect_are_ignored(attributes):
+    config = tiny_config(Family.GPT2)
+    assert from_hf(to_hf(config) | attributes) == config
+
+
+@pytest.mark.parametrize("name, config", PRESETS.items())
+def test_defaults_of_hugging_face_fill_in_what_the_file_leaves_out(name, config):
+    hub = to_hf(config)
+    for attribute in (
+        "n_inner",
+        "layer_norm_epsilon",
+        "activation_function",
+        "tie_word_embeddings",
+    ):
+        del hub[attribute]
+    assert from_hf(hub) == config
+
+
+@given(
+    gptj=st.booleans(),
+    num_layers=st.integers(1, 99),
+    num_heads=st.integers(1, 40),
+    head_dim=st.integers(2, 128),
+    mlp_width=st.integers(1, 9999),
+    vocab_size=st.integers(1, 99999),
+    context_length=st.integers(1, 4096),
+    rotary=st.floats(0, 1),
+    activation=st.sampled_from(Activation),
+    epsilon=st.floats(1e-12, 1e-2),
+    tie=st.booleans(),
+)
+def test_to_hf_and_back(
+    gptj,
+    num_layers,
+    num_heads,
+    head_dim,
+    mlp_width,
+    vocab_size,
+    context_length,
+    rotary,
+    activation,
+    epsilon,
+    tie,
+):
+    config = ModelConfig(
+        Family.GPTJ if gptj else Family.GPT2,
+        num_layers,
+        num_heads * head_dim,
+        num_heads,
+        mlp_width,
+        vocab_size,
+        context_length,
+        rotary_dim=max(2, int(rotary * head_dim) // 2 * 2) if gptj else 0,
+        activation=activation,
+        layer_norm_epsilon=epsilon,
+        tie_embeddings=tie,
+    )
+    assert from_hf(json.loads(json.dumps(to_hf(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"num_heads": 4}, "width 18 is not divisible by num_heads 4"),
+        ({"rotary_dim": 3}, "rotary_dim 3"),
+        ({"rotary_dim": 8}, "rotary_dim 8"),
+        ({"num_layers": 0}, "num_layers is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, complaint):
+    with pytest.raises(UnsupportedConfigError, match=complaint):
+        dataclasses.replace(tiny_config(Family.GPTJ), **change)
+
+
+def test_a_layer_that_does_not_exist_is_named():
+    config = tiny_config(Family.GPT2)
+    assert [config.check_layer(i) for i in range(3)] == [0, 1, 2]
+    for layer in (-1, 3):
+        with pytest.raises(ValueError, match=rf"edit_layer={layer} does not exist.*0 to 2"):
+            config.check_layer(layer, "edit_layer")
+
+
+def test_a_config_is_hashable_and_equal_by_value():
+    assert {tiny_config("gpt2"), tiny_config("gpt2")} == {tiny_config("gpt2")}
+    assert tiny_config("gpt2") != tiny_config("gpt2", precision=jax.lax.Precision.DEFAULT)

@@ -1,0 +1,40 @@
+"""Greedy continuations, token for token those of `transformers`."""
+
+import jax
+import numpy as np
+import pytest
+
+from rome_jax.models.generate import generate
+from rome_jax.models.huggingface import save_params
+from rome_jax.tokens import pad
+from tests.models.checkpoints import FAMILIES, random_params, tiny_config
+
+torch = pytest.importorskip("torch")
+
+PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6], [40, 41]]
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_heads": 1, "mlp_width": 72, "tie_embeddings": True}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_continuation(family, shape, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    # Far larger weights than a fresh model's: no ties, and texts that do not settle on one token.
+    config = tiny_config(family, **shape)
+    params = jax.tree.map(lambda leaf: 2 * leaf, random_params(config))
+    save_params(tmp_path, params, config)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    batch = pad(PROMPTS, left=True)
+    with torch.no_grad():
+        want = theirs.generate(
+            torch.tensor(batch.ids, dtype=torch.long),
+            attention_mask=torch.tensor(batch.mask, dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            min_new_tokens=20,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    got = generate(params, config, batch, max_new_tokens=20).tokens(with_prompt=False)
+    np.testing.assert_array_equal(got, want[:, batch.ids.shape[1] :].numpy())
+    assert len(set(np.ravel(got))) > 8

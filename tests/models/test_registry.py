@@ -1,0 +1,376 @@
+"""From a name to a model: what is found, what is refused and in which words, and the way back to a directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from huggingface_hub import errors
+
+from rome_jax.models import registry
+from rome_jax.models.fingerprint import fingerprint
+from rome_jax.models.registry import (
+    LanguageModel,
+    ModelNotFoundError,
+    TokenizerError,
+    load_model,
+    save_hf,
+)
+from rome_jax.models.safetensors_io import CheckpointError
+from tests.models.checkpoints import (
+    FAMILIES,
+    GOLDEN,
+    assert_same_params,
+    copy_golden,
+    golden_model,
+    random_params,
+    tiny_config,
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> LanguageModel:
+    return load_model(GOLDEN / "ckpt" / "gpt2")
+
+
+def one_sentence(error) -> str:
+    """The message, which must be one line with one full stop at its end."""
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_directory_loads(family):
+    directory = GOLDEN / "ckpt" / family
+    model = load_model(str(directory))
+    params, config = golden_model(family)
+    assert_same_params(model.params, params)
+    assert model.config == config
+    assert model.source == f"directory {directory}"
+    assert model.tokenizer.is_fast
+    ids = json.loads((directory / "config.json").read_text())["eos_token_id"]
+    assert model.tokenizer.eos_token_id == ids
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16])
+def test_dtype_and_precision_are_as_asked(dtype):
+    model = load_model(GOLDEN / "ckpt" / "gpt2", dtype=dtype, precision="default")
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+    assert model.config.precision is jax.lax.Precision.DEFAULT
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "int8"}, {"dtype": "half-ish"}, {"precision": "best"}]
+)
+def test_options_that_mean_nothing_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}='") as error:
+        load_model(GOLDEN / "ckpt" / "gpt2", **options)
+    one_sentence(error)
+
+
+def test_replace_changes_nothing_else(gpt2):
+    other = gpt2.replace(name="edited")
+    assert other.name == "edited" and gpt2.name != "edited"
+    assert other.params is gpt2.params and other.tokenizer is gpt2.tokenizer
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["factworld-gpt3", "./not/here", "/not/here", "a/b/c", "", "gpt 2"]
+)
+def test_unknown_names_list_what_there_is(name, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="unknown model") as error:
+        load_model(name, offline=True, cache_dir=tmp_path)
+    message = one_sentence(error)
+    assert repr(name) in message and "factworld-gpt2, factworld-gptj" in message
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "EleutherAI/gpt-j-6B"])
+def test_a_hub_name_without_the_hub_says_what_to_do(name, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="hf download") as error:
+        load_model(name, offline=True, cache_dir=tmp_path)
+    assert repr(name) in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "failure, words",
+    [
+        (OSError("no route to host"), "cannot be reached"),
+        (errors.LocalEntryNotFoundError("nothing here"), "cannot be reached"),
+        (errors.OfflineModeIsEnabled("offline"), "cannot be reached"),
+        (type("ConnectTimeout", (Exception,), {})("slow"), "cannot be reached"),
+    ],
+)
+def test_every_way_in_which_the_hub_fails_is_one_sentence(failure, words, monkeypatch):
+    calls = []
+
+    def download(*args, **kwargs):
+        calls.append(args)
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelNotFoundError, match=words) as error:
+        load_model("gpt2-xl")
+    one_sentence(error)
+    assert len(calls) == 1
+
+
+def test_hf_hub_offline_is_respected(tmp_path):
+    code = "import rome_jax.models.registry as r; r.load_model('gpt2-xl')"
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert "ModelNotFoundError: model 'gpt2-xl' is not on this machine" in done.stderr
+
+
+class Hub:
+    """Stands in for the hub: one repository, of which a call gets the files that its patterns allow."""
+
+    def __init__(self, repository: Path, local: Path):
+        self.repository, self.local, self.calls = repository, local, []
+
+    def __call__(self, name, *, revision, cache_dir, allow_patterns, local_files_only):
+        self.calls.append((name, revision, allow_patterns))
+        self.local.mkdir(exist_ok=True)
+        for pattern in allow_patterns:
+            for path in self.repository.glob(pattern):
+                (self.local / path.name).write_bytes(path.read_bytes())
+        return str(self.local)
+
+
+def test_a_hub_model_loads_and_only_what_is_needed_is_fetched(tmp_path, monkeypatch, gpt2):
+    repository = copy_golden("gpt2", tmp_path / "repository")
+    for name in ("pytorch_model.bin", "tf_model.h5", "model.onnx"):
+        (repository / name).write_bytes(b"large")
+    hub = Hub(repository, tmp_path / "0123abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    model = load_model("someone/gpt2", revision="v1")
+    assert_same_params(model.params, gpt2.params)
+    assert model.source == "hub someone/gpt2 @ 0123abc"
+    assert [call[:2] for call in hub.calls] == [("someone/gpt2", "v1")]
+    assert {path.name for path in hub.local.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypatch):
+    repository = copy_golden("gpt2", tmp_path / "repository")
+    (repository / "model.safetensors").rename(repository / "pytorch_model.bin")
+    hub = Hub(repository, tmp_path / "0123abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin"
+    ):  # these are not the bytes of a pickle
+        load_model("someone/gpt2")
+    assert len(hub.calls) == 2
+
+
+def test_part_of_a_model_in_the_cache_is_not_a_model(tmp_path, monkeypatch):
+    repository = copy_golden("gpt2", tmp_path / "repository")
+    (repository / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(repository, tmp_path / "0123abc"))
+    with pytest.raises(ModelNotFoundError, match="only in part") as error:
+        load_model("someone/gpt2")
+    one_sentence(error)
+
+
+# Directories with something wrong
+
+
+def damaged(tmp_path, change) -> Path:
+    directory = copy_golden("gpt2", tmp_path / "model")
+    change(directory)
+    return directory
+
+
+def test_a_directory_without_config_is_refused(tmp_path):
+    directory = damaged(tmp_path, lambda path: (path / "config.json").unlink())
+    with pytest.raises(ModelNotFoundError, match=r"has no config\.json") as error:
+        load_model(directory)
+    assert str(directory) in one_sentence(error)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_config_is_refused(content, tmp_path):
+    directory = damaged(tmp_path, lambda path: (path / "config.json").write_text(content))
+    with pytest.raises(CheckpointError, match=r"config\.json") as error:
+        load_model(directory)
+    one_sentence(error)
+
+
+def test_corrupt_weights_are_refused(tmp_path):
+    directory = damaged(
+        tmp_path, lambda path: (path / "model.safetensors").write_bytes(b"\x00" * 64)
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors") as error:
+        load_model(directory)
+    one_sentence(error)
+
+
+def test_a_missing_tokenizer_is_refused(tmp_path):
+    directory = damaged(tmp_path, lambda path: (path / "tokenizer.json").unlink())
+    with pytest.raises(
+        TokenizerError, match=r"add tokenizer\.json, or vocab\.json and merges\.txt"
+    ) as error:
+        load_model(directory)
+    assert str(directory) in one_sentence(error)
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_tokenizer_is_refused(content, tmp_path):
+    directory = damaged(tmp_path, lambda path: (path / "tokenizer.json").write_text(content))
+    with pytest.raises(TokenizerError, match="does not load") as error:
+        load_model(directory)
+    one_sentence(error)
+
+
+def to_vocabulary_and_merges(directory: Path) -> None:
+    """Replaces tokenizer.json by the two files of the older format."""
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    (directory / "tokenizer.json").unlink()
+
+
+def test_vocabulary_and_merges_are_a_tokenizer(tmp_path, gpt2):
+    directory = damaged(tmp_path, to_vocabulary_and_merges)
+    text = "The mother tongue of Danielle Darrieux is"
+    assert load_model(directory).tokenizer(text)["input_ids"] == gpt2.tokenizer(text)["input_ids"]
+
+
+def test_a_slow_tokenizer_is_refused(tmp_path):
+    directory = damaged(tmp_path, to_vocabulary_and_merges)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CTRLTokenizer"})
+    )
+    with pytest.raises(TokenizerError, match="CTRLTokenizer, which cannot say") as error:
+        load_model(directory)
+    one_sentence(error)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    def add_a_token(directory):
+        path = directory / "tokenizer.json"
+        content = json.loads(path.read_text())
+        content["added_tokens"].append(
+            content["added_tokens"][0] | {"id": 2000, "content": "<|new|>"}
+        )
+        path.write_text(json.dumps(content))
+
+    with pytest.raises(TokenizerError, match="ids up to 2000, but the model has 2000") as error:
+        load_model(damaged(tmp_path, add_a_token))
+    one_sentence(error)
+
+
+# Saving
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_loads_again(family, tmp_path):
+    model = load_model(GOLDEN / "ckpt" / family)
+    save_hf(tmp_path / "a" / "b", model)
+    again = load_model(tmp_path / "a" / "b")
+    assert_same_params(again.params, model.params)
+    assert again.config == model.config
+    assert again.fingerprint() == model.fingerprint()
+    assert again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+    assert config["eos_token_id"] == config["bos_token_id"] == 1999 and "pad_token_id" not in config
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_a_model_may_replace_a_model(tmp_path, gpt2):
+    directory = copy_golden("gptj", tmp_path / "model")
+    save_hf(directory, gpt2)
+    assert_same_params(load_model(directory).params, gpt2.params)
+
+
+@pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"config.json": '{"editor": "vim"}'}])
+def test_other_files_are_not_overwritten(content, tmp_path, gpt2):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FileExistsError, match="not the directory of a model") as error:
+        save_hf(tmp_path, gpt2)
+    one_sentence(error)
+    assert {path.name for path in tmp_path.iterdir()} == set(content)
+
+
+def test_a_file_is_not_a_place_for_a_model(tmp_path, gpt2):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError):
+        save_hf(tmp_path / "file", gpt2)
+
+
+def test_an_interrupted_save_leaves_the_old_model(tmp_path, gpt2, monkeypatch):
+    directory = copy_golden("gptj", tmp_path / "model")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(registry, "save_params", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_hf(directory, gpt2)
+    params, _ = golden_model("gptj")
+    assert_same_params(load_model(directory).params, params)
+    assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_depends_on_every_bit_and_on_nothing_else():
+    config = tiny_config("gptj")
+    params = random_params(config)
+    first = fingerprint(params, config)
+    assert len(first) == 64 and int(first, 16)
+    assert fingerprint(jax.tree.map(np.asarray, params), config) == first
+    reordered = dict(reversed(params.items()))
+    assert fingerprint(reordered, config) == first
+    assert fingerprint(params, tiny_config("gptj", precision=jax.lax.Precision.DEFAULT)) == first
+
+    kernel = np.array(params["blocks"]["mlp"]["up"]["kernel"])
+    kernel[-1, -1, -1] = np.nextafter(kernel[-1, -1, -1], 9)
+    mlp = params["blocks"]["mlp"] | {"up": params["blocks"]["mlp"]["up"] | {"kernel": kernel}}
+    others = [
+        fingerprint(params | {"blocks": params["blocks"] | {"mlp": mlp}}, config),
+        fingerprint(params, tiny_config("gptj", rotary_dim=6)),
+        fingerprint(params, tiny_config("gptj", layer_norm_epsilon=1e-6)),
+        fingerprint(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), config),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_a_fingerprint_is_the_same_in_pieces(monkeypatch):
+    config = tiny_config("gpt2")
+    params = random_params(config)
+    whole = fingerprint(params, config)
+    monkeypatch.setattr("rome_jax.models.fingerprint._CHUNK", 100)
+    assert fingerprint(params, config) == whole
+
+
+def test_a_fingerprint_does_not_change_between_versions(gpt2):
+    want = "24e77f727df9a1ce3ae3ab6d7a735737c93d452f0830a441300b2de687407c1a"
+    assert gpt2.fingerprint() == want
