@@ -1,0 +1,41 @@
+"""rome_jax: locate and edit factual associations in GPT models, in JAX.
+
+model = rome_jax.load_model("factworld-gpt2")
+deltas = rome_jax.rome.compute_deltas(model, requests, config, covariance=moments, key=key)
+edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
+"""
+
+from rome_jax.covariance import SecondMoment, load_shipped
+from rome_jax.edit import rome
+from rome_jax.edit.config import KeyMode, ROMEConfig
+from rome_jax.edit.delta import apply_delta, load_delta, save_delta
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.forward import logits
+from rome_jax.models.generate import Sampling, generate_text
+from rome_jax.models.interventions import Delta
+from rome_jax.models.registry import LanguageModel, load_model, save_hf
+from rome_jax.positions import FactToken
+from rome_jax.request import EditRequest
+from rome_jax.version import __version__
+
+__all__ = [
+    "Delta",
+    "EditRequest",
+    "FactToken",
+    "KeyMode",
+    "LanguageModel",
+    "ModelConfig",
+    "ROMEConfig",
+    "Sampling",
+    "SecondMoment",
+    "__version__",
+    "apply_delta",
+    "generate_text",
+    "load_delta",
+    "load_model",
+    "load_shipped",
+    "logits",
+    "rome",
+    "save_delta",
+    "save_hf",
+]

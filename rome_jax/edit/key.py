@@ -1,0 +1,81 @@
+"""k*: the states at the edit layer, read once, and the whitened key (paper, section 3.1, step 1).
+
+Nothing below the edit layer depends on the edit, so one forward pass to that layer gives the keys, the present
+values and the residual stream from which the value optimisation goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rome_jax.covariance import SecondMoment
+from rome_jax.models import forward
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.interventions import Delta, Site
+from rome_jax.models.layers import Interventions
+from rome_jax.tokens import TokenBatch
+
+
+@struct.dataclass
+class LayerStates:
+    """What the edit needs of one layer, for R rows.
+
+    Attributes:
+      hidden: [R, T, D], the residual stream after the layer.
+      key: [R, F], MLP_KEY at the looked-up column.
+      value: [R, D], MLP_OUT there: W key + b.
+    """
+
+    hidden: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layer"))
+def layer_states(
+    params: forward.Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    lookup: jax.Array,
+    layer: int,
+    deltas: Delta | None = None,
+) -> LayerStates:
+    """Runs a batch of R rows up to `layer`.
+
+    Args:
+      params, config: the model.
+      batch: R rows; `batch.case` picks the delta of each row.
+      lookup: int32 [R], the column of the fact token.
+      layer: static.
+      deltas: edits that are in force already.
+    """
+    attention = forward.plain_attention(batch)
+    deltas = None if deltas is None else deltas.rows(batch.case, batch.ids.shape[0])
+    run = functools.partial(
+        forward.run_layers,
+        params,
+        config,
+        attention=attention,
+        interventions=Interventions((), deltas),
+    )
+    hidden = forward.embed(params, config, jnp.asarray(batch.ids), attention.positions)
+    hidden = run(hidden, start=0, stop=layer).hidden
+    out = run(hidden, start=layer, stop=layer + 1, capture=(Site.MLP_KEY, Site.MLP_OUT))
+    rows = jnp.arange(lookup.shape[0])
+    key, value = (out.captures[site][0][rows, lookup] for site in (Site.MLP_KEY, Site.MLP_OUT))
+    return LayerStates(out.hidden, key.astype(jnp.float32), value.astype(jnp.float32))
+
+
+def whitened_direction(key: jax.Array, moment: SecondMoment | None) -> jax.Array:
+    """u = C⁻¹ k* / ‖C⁻¹ k*‖ for keys [..., F]; without a second moment, u = k* / ‖k*‖.
+
+    Example:
+      >>> whitened_direction(jnp.array([3.0, 4.0]), None).tolist()
+      [0.6000000238418579, 0.800000011920929]
+    """
+    u = jnp.asarray(key if moment is None else moment.solve(key), jnp.float32)
+    return u / jnp.linalg.norm(u, axis=-1, keepdims=True)
