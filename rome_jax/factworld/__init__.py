@@ -1,0 +1,1 @@
+"""The embedded world: generated facts, a corpus about them, a tokenizer and evaluation records."""
