@@ -1,0 +1,80 @@
+"""How likely a model finds targets after prompts, each row under its own edit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rome_jax.models import forward
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.interventions import Delta
+from rome_jax.models.registry import LanguageModel
+from rome_jax.request import target_text
+from rome_jax.tokens import TokenBatch, pad
+
+
+def target_nlls(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    deltas: Delta | None = None,
+    case: Sequence[int] | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Mean negative log-likelihood per token, in nats, of each target after its prompt; lower wins.
+
+    Args:
+      model: the unedited model.
+      prompts, targets: B texts each; a target gets one leading space.
+      deltas: N independent edits, if any.
+      case: B indices, the edit that each row sees.
+      batch_size: rows at a time.
+
+    Returns:
+      float [B].
+
+    Example:
+      >>> target_nlls(model, ["The capital of France is"], ["Paris"])  # doctest: +SKIP
+    """
+    prompt_ids = model.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    texts = [target_text(target) for target in targets]
+    target_ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = [p + t[:-1] for p, t in zip(prompt_ids, target_ids, strict=True)]
+    target = pad(target_ids)
+    columns = np.array([len(p) for p in prompt_ids])[:, None] - 1 + np.arange(target.ids.shape[1])
+    # Rows of similar length share a batch, so that padding stays short.
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    nlls = np.empty(len(rows))
+    for start in range(0, len(rows), batch_size):
+        index = order[start : start + batch_size]
+        full = (
+            np.resize(index, batch_size) if len(rows) > batch_size else index
+        )  # one shape, one program
+        batch = pad([rows[i] for i in full], context_length=model.config.context_length, multiple=8)
+        batch = batch.replace(case=None if case is None else np.asarray(case, np.int32)[full])
+        at = np.minimum(columns[full], batch.ids.shape[1] - 1)
+        values = _nlls(
+            model.params, model.config, batch, at, target.ids[full], target.mask[full], deltas
+        )
+        nlls[index] = np.asarray(values)[: len(index)]
+    return nlls
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _nlls(
+    params: forward.Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    columns: jax.Array,
+    target_ids: jax.Array,
+    target_mask: jax.Array,
+    deltas: Delta | None,
+) -> jax.Array:
+    logits = forward.logits(params, config, batch, positions=columns, deltas=deltas)  # [B, M, V]
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target_ids[..., None], -1)[..., 0]
+    return -(log_probs * target_mask).sum(-1) / target_mask.sum(-1)
