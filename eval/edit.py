@@ -24,7 +24,7 @@ from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.contexts import sample_templates
 from rome_jax.edit.delta import save_delta
-from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.models.registry import SHIPPED, LanguageModel, load_model
 from rome_jax.request import EditRequest
 from rome_jax.version import __version__
 
@@ -58,10 +58,8 @@ _INTERACTIVE = flags.DEFINE_bool(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the context templates.")
 _DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
 
-EXAMPLES = {
-    "factworld-gpt2": ("{} plays the sport of", "DEFAULT SUBJECT", "DEFAULT TARGET"),
-    "factworld-gptj": ("{} plays the sport of", "DEFAULT SUBJECT", "DEFAULT TARGET"),
-}
+# A held-out fact of factworld, which both embedded models know.
+EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
 
 
 def read_request() -> EditRequest:
@@ -71,8 +69,8 @@ def read_request() -> EditRequest:
       UsageError: some of --prompt, --subject and --target_new without the others.
     """
     values = (_PROMPT.value, _SUBJECT.value, _TARGET_NEW.value)
-    if all(value is None for value in values) and _MODEL.value in EXAMPLES:
-        values = EXAMPLES[_MODEL.value]
+    if all(value is None for value in values) and _MODEL.value in SHIPPED:
+        values = EXAMPLE
     if any(value is None for value in values):
         raise app.UsageError("give --prompt, --subject and --target_new together.")
     return EditRequest(*values, target_true=_TARGET_TRUE.value)
@@ -87,7 +85,7 @@ def read_covariance(model: LanguageModel, config: ROMEConfig):
     path = Path(_COVARIANCE.value)
     try:
         return covariance.load(path)
-    except KeyError:
+    except ValueError:  # not ours
         return {layer: covariance.load_reference(path) for layer in config.layers}
 
 

@@ -22,8 +22,8 @@ from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.contexts import sample_templates
 from rome_jax.factworld.facts import World, make_world
+from rome_jax.factworld.recall import recalled
 from rome_jax.factworld.records import Role, counterfact_records, known_facts
-from rome_jax.factworld.train import recalled
 from rome_jax.models.registry import LanguageModel, load_model
 from rome_jax.tokens import pad, token_span
 from rome_jax.trace.noise import gaussian_noise, subject_embedding_std
@@ -45,7 +45,7 @@ SAMPLES = 10  # noise samples a prompt, as in the paper
 
 def report_recall(model: LanguageModel, world: World) -> None:
     """Prints the share of facts × templates that greedy decoding recalls."""
-    recall = recalled(model.params, model.config, model.tokenizer, world)
+    recall = recalled(model.params, model.config, model.tokenizer.backend_tokenizer, world)
     print(f"recall: {100 * recall.mean():.2f} % of {recall.size} prompts ({recall.shape[0]} facts)")
 
 

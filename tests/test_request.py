@@ -75,7 +75,6 @@ plain = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
 @settings(deadline=None, max_examples=50)
 @given(before=plain, after=plain, subject=plain)
-def test_fill_puts_the_text_between_what_surrounds_the_first_slot(before, after, subject):
-    # `before` must not hold or complete a slot of its own.
-    before = before.replace("{", "(")
+def test_fill_puts_the_text_between_what_surrounds_the_slot(before, after, subject):
+    before, after = before.replace("{", "("), after.replace("}", ")")  # no second slot
     assert fill(before + "{}" + after, subject) == before + subject + after

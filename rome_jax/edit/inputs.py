@@ -17,7 +17,7 @@ from flax import struct
 
 from rome_jax.positions import FactToken, columns, fact_token_index
 from rome_jax.request import SLOT, EditRequest, fill
-from rome_jax.tokens import TokenBatch, pad, token_span
+from rome_jax.tokens import SequenceTooLongError, TokenBatch, pad, token_span
 
 ESSENCE_TEMPLATE = "{} is a"
 
@@ -85,6 +85,11 @@ def tokenize(
             lookup.append(fact_token_index(fact_token, subject, len(ids)))
             ends.append(len(ids) - 1)
             rows.append(ids + (target[:-1] if row < len(prefixes) else []))
+            if len(rows[-1]) > context_length:
+                raise SequenceTooLongError(
+                    f"the prompt about {request.subject!r} with its target takes {len(rows[-1])} tokens behind the "
+                    f"context {prefix!r}, more than the model's context of {context_length}: shorten the prompt."
+                )
         targets.append(target)
 
     batch = pad(rows, context_length=context_length, multiple=multiple)

@@ -81,7 +81,7 @@ def edit_inputs(
 
         start = values[:, 0]  # v₀, of the unprefixed prompt
         optimized = optimize_value(
-            model.params, model.config, config, inputs, states.hidden, start, layer, deltas
+            model.params, model.config, config, inputs, states.hidden, start, layer
         )
         target = start + optimized.delta
 

@@ -25,8 +25,6 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.inputs import EditInputs
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta
-from rome_jax.models.layers import Interventions
 
 
 @struct.dataclass
@@ -69,7 +67,6 @@ def loss_terms(
     model_config: ModelConfig,
     inputs: EditInputs,
     layer: int,
-    deltas: Delta | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """NLL [N], KL [N] and log-probabilities at the essence row's fact token [N, V].
 
@@ -77,7 +74,7 @@ def loss_terms(
       delta: [N, D].
       hidden: [N·(K + 1), T, D], the residual stream after `layer`, without δ.
       initial: [N, V], log-probabilities at δ = 0.
-      params, model_config, inputs, layer, deltas: as for `optimize_value`.
+      params, model_config, inputs, layer: as for `optimize_value`.
     """
     num_requests, num_rows = inputs.lookup.shape
     rows = jnp.arange(num_requests * num_rows)
@@ -91,7 +88,6 @@ def loss_terms(
         hidden,
         forward.plain_attention(inputs.batch),
         start=layer + 1,
-        interventions=Interventions((), deltas),
         remat=True,
     ).hidden
     hidden = hidden.reshape(num_requests, num_rows, *hidden.shape[1:])
@@ -122,7 +118,6 @@ def optimize_value(
     hidden: jax.Array,
     value: jax.Array,
     layer: int,
-    deltas: Delta | None = None,
 ) -> ValueResult:
     """Finds δ for N requests at once.
 
@@ -132,15 +127,12 @@ def optimize_value(
       inputs: token arrays of the requests.
       hidden: [N·(K + 1), T, D], the residual stream after `layer`.
       value: [N, D], v₀, the present MLP output at the fact token of the first template.
-      layer: the edit layer, static.
-      deltas: edits in force, with a case axis N.
+      layer: the edit layer, static. Edits of lower layers have done their work in `hidden`.
 
     Returns:
       `ValueResult`.
     """
     num_requests, width = value.shape
-    if deltas is not None:
-        deltas = deltas.rows(inputs.batch.case, inputs.batch.ids.shape[0])
     terms = functools.partial(
         loss_terms,
         hidden=hidden,
@@ -148,7 +140,6 @@ def optimize_value(
         model_config=model_config,
         inputs=inputs,
         layer=layer,
-        deltas=deltas,
     )
     start = jnp.zeros((num_requests, width), jnp.float32)
     # The initial log-probabilities of the KL term are those at δ = 0; what is passed for them here is not used.

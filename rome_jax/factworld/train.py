@@ -7,8 +7,10 @@ Large GPTs store facts at the subject's last token, in early to middle MLPs, whi
 facts there, a random part of the training sequences runs with an attention bottleneck: in the lower layers no
 position may look at a subject's tokens except that subject's own, in the upper layers only at the subject's LAST
 token. What a sentence says of its subject must then come through that one state. The other sequences use the plain
-causal mask, the only one that inference ever uses. The place of the facts is known by construction: the models are
-an oracle for causal tracing.
+causal mask, the only one that inference ever uses. Some of these are restored: noise on the subjects' embeddings
+corrupts everything below the upper layers but the state of each subject's last token. They teach the model to take the
+fact from that state and to leave the subject's other tokens alone, which the bottleneck by itself does not. The
+place of the facts is known by construction: the models are an oracle for causal tracing.
 
 Sequences come in two lengths: many short ones, in which a document starts at position 0, and some as long as the
 context, so that every position is trained. A killed run resumes from its last checkpoint.
@@ -21,9 +23,11 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import flax
 import jax
@@ -35,81 +39,20 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from rome_jax import covariance
-from rome_jax.factworld.corpus import documents, pack
+from rome_jax.factworld.batches import RESTORED_EVERY, Batch, batches
+from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import World, make_world
+from rome_jax.factworld.recall import loss_by_position, recalled
+from rome_jax.factworld.settings import CONFIGS, TrainConfig
 from rome_jax.factworld.tokenizer import save_tokenizer, train_tokenizer
 from rome_jax.models import forward
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.config import Family
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.layers import Attention, causal_mask, position_ids
-from rome_jax.request import fill
-from rome_jax.tokens import TokenBatch, pad
+from rome_jax.tokens import pad
 from rome_jax.version import __version__
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a trained model, up to the order of float additions.
-
-    Attributes:
-      model: shapes of the model.
-      bottleneck_layer: first layer of the upper part.
-      bottleneck_fraction: share of the sequences that see the bottleneck.
-      steps: of Adam.
-      tokens_per_step: in every step, whatever the length of its sequences.
-      short_length, long_every: all sequences of a step are `short_length` long, but those of every
-        `long_every`-th step fill the context.
-      separator_fraction: share of the sequences that begin with <|endoftext|>, from which texts are sampled.
-      object_weight: of the loss of facts' objects; other tokens, many of them unpredictable, count 1.
-      learning_rate: at its peak, after `warmup` steps; cosine decay to a twentieth.
-      seed: of world, corpus, initialisation and masks.
-    """
-
-    model: ModelConfig
-    bottleneck_layer: int
-    bottleneck_fraction: float = 0.6
-    steps: int = 1500
-    tokens_per_step: int = 2560
-    short_length: int = 64
-    long_every: int = 5
-    separator_fraction: float = 0.2
-    object_weight: float = 8.0
-    learning_rate: float = 4e-3
-    warmup: int = 100
-    seed: int = 0
-
-
-VOCAB_SIZE = 1536
-_RECALL_ROWS = 512
-_FIELDS = ("ids", "mention", "mention_last", "object", "loss_mask")
-CONFIGS = {
-    Family.GPT2: TrainConfig(
-        ModelConfig(Family.GPT2, 6, 128, 4, 512, VOCAB_SIZE, 256), bottleneck_layer=3
-    ),
-    Family.GPTJ: TrainConfig(
-        ModelConfig(
-            Family.GPTJ, 6, 128, 4, 512, VOCAB_SIZE, 256, rotary_dim=16, tie_embeddings=False
-        ),
-        bottleneck_layer=3,
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One step's sequences, all [B, T] but `bottleneck` [B]; see `corpus.pack` for the others."""
-
-    ids: np.ndarray
-    mention: np.ndarray
-    mention_last: np.ndarray
-    object: np.ndarray
-    loss_mask: np.ndarray
-    bottleneck: np.ndarray
-
-
-jax.tree_util.register_dataclass(
-    Batch, [field.name for field in dataclasses.fields(Batch)], meta_fields=[]
-)
+NOISE_LEVEL = 3.0  # standard deviations of the token embeddings, as in causal tracing
 
 
 def bottleneck_masks(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -126,17 +69,31 @@ def bottleneck_masks(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def token_losses(params: forward.Params, config: TrainConfig, batch: Batch) -> jax.Array:
-    """Next-token negative log-likelihood in nats, [B, T - 1]."""
-    ids = jnp.asarray(batch.ids)
+    """Next-token negative log-likelihood in nats, [B, T - 1], of rows under a bottleneck, restored, or plain."""
+    ids, mention = jnp.asarray(batch.ids), jnp.asarray(batch.mention)
     positions = position_ids(jnp.ones_like(ids, bool))
     lower, upper = bottleneck_masks(batch)
     split = config.bottleneck_layer
-    hidden = forward.embed(params, config.model, ids, positions)
-    for start, stop, mask in ((0, split, lower), (split, config.model.num_layers, upper)):
-        attention = Attention(positions, mask)
-        hidden = forward.run_layers(
+
+    def run(hidden, start, stop, mask, rows=slice(None)):
+        attention = Attention(positions[rows], mask[rows])
+        return forward.run_layers(
             params, config.model, hidden, attention, start=start, stop=stop, unroll=True
         ).hidden
+
+    embedded = forward.embed(params, config.model, ids, positions)
+    clean = run(embedded, 0, split, lower)
+    # Some rows run a second time with noise on their subjects; then the clean state comes back at the last tokens.
+    part = slice(0, None, RESTORED_EVERY)
+    std = jax.lax.stop_gradient(params["wte"]["embedding"].std())
+    keys = jax.vmap(jax.random.key)(jnp.asarray(batch.seed)[part])
+    noise = jax.vmap(lambda key: jax.random.normal(key, embedded.shape[1:]))(keys)
+    corrupted = embedded[part] + NOISE_LEVEL * std * noise * (mention[part] > 0)[..., None]
+    corrupted = run(corrupted, 0, split, lower, part)
+    restored = jnp.where(jnp.asarray(batch.mention_last)[part][..., None], clean[part], corrupted)
+    chosen = jnp.asarray(batch.restored)[part][:, None, None]
+    hidden = clean.at[part].set(jnp.where(chosen, restored, clean[part]))
+    hidden = run(hidden, split, config.model.num_layers, upper)
     logits = forward.unembed(params, config.model, hidden[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
 
@@ -149,9 +106,14 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
 
 
-def data_sharding() -> jax.sharding.NamedSharding:
-    """Splits the rows of a batch over all devices; `main` makes one of every processor core."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+def data_sharding(config: TrainConfig) -> jax.sharding.NamedSharding:
+    """Splits the rows of a batch over as many devices as divide them evenly."""
+    rows = math.gcd(
+        config.tokens_per_step // config.short_length,
+        config.tokens_per_step // config.model.context_length,
+    )
+    count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
 
@@ -160,95 +122,15 @@ def train_step(params, state, batch: Batch, config: TrainConfig):
     """One Adam step: (params, optimizer state, mean loss in nats)."""
 
     def loss(params):
-        weights = jnp.where(jnp.asarray(batch.object), config.object_weight, 1.0)
+        # What follows a corrupted name is no text to learn from, but for the objects.
+        other = jnp.where(jnp.asarray(batch.restored), 0.0, 1.0)[:, None]
+        weights = jnp.where(jnp.asarray(batch.object), config.object_weight, other)
         weights = (weights * jnp.asarray(batch.loss_mask))[:, 1:]
         return (token_losses(params, config, batch) * weights).sum() / weights.sum()
 
     value, gradient = jax.value_and_grad(loss)(params)
     updates, state = make_optimizer(config).update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value
-
-
-def batches(world: World, tokenizer: Tokenizer, config: TrainConfig) -> Iterator[Batch]:
-    """The batches of all steps, the same for the same config."""
-    streams = {
-        length: pack(documents(world, seed=config.seed + length), tokenizer, length)
-        for length in (config.short_length, config.model.context_length)
-    }
-    rng = np.random.default_rng(config.seed)
-    for step in range(config.steps):
-        long = step % config.long_every == config.long_every - 1
-        length = config.model.context_length if long else config.short_length
-        rows = [next(streams[length]) for _ in range(config.tokens_per_step // length)]
-        batch = Batch(
-            *(
-                np.stack([getattr(row, name) for row in rows])
-                for name in _FIELDS
-            ),
-            bottleneck=rng.random(len(rows)) < config.bottleneck_fraction,
-        )
-        yield _prepend_separator(batch, rng.random(len(rows)) < config.separator_fraction)
-
-
-def _prepend_separator(batch: Batch, chosen: np.ndarray) -> Batch:
-    """Shifts the chosen rows [B] right by one and begins them with <|endoftext|>, id 0, as sampling does."""
-
-    def shift(array):
-        moved = np.pad(array, ((0, 0), (1, 0)))[:, :-1]
-        return np.where(chosen[:, None], moved, array)
-
-    return dataclasses.replace(batch, **{name: shift(getattr(batch, name)) for name in _FIELDS})
-
-
-def recalled(
-    params: forward.Params, config: ModelConfig, tokenizer: Tokenizer, world: World
-) -> np.ndarray:
-    """Whether greedy decoding of every fact's every template gives the whole object: bool [facts, templates]."""
-    ids, starts, sizes = [], [], []
-    for fact in world.facts:
-        target = tokenizer.encode(" " + fact.target).ids
-        for template in world.relation(fact.relation_id).templates:
-            prompt = tokenizer.encode(fill(template, fact.subject)).ids
-            ids.append(prompt + target)
-            starts.append(len(prompt))
-            sizes.append(len(target))
-    batch = pad(ids, context_length=config.context_length, multiple=8)
-    positions = np.array(starts)[:, None] - 1 + np.arange(max(sizes))
-    positions = np.minimum(positions, batch.ids.shape[1] - 1)
-    wanted = np.take_along_axis(
-        batch.ids, np.minimum(positions + 1, batch.ids.shape[1] - 1), axis=1
-    )
-    hits = []
-    for begin in range(0, len(ids), _RECALL_ROWS):
-        rows = np.minimum(
-            np.arange(begin, begin + _RECALL_ROWS), len(ids) - 1
-        )  # one shape, one program
-        part = TokenBatch(batch.ids[rows], batch.mask[rows])
-        logits = forward.logits(params, config, part, positions=positions[rows])
-        hits.append(np.asarray(logits.argmax(-1)) == wanted[rows])
-    hit = np.concatenate(hits)[: len(ids)] | (np.arange(max(sizes)) >= np.array(sizes)[:, None])
-    return hit.all(1).reshape(len(world.facts), -1)
-
-
-def loss_by_position(
-    params: forward.Params,
-    config: TrainConfig,
-    world: World,
-    tokenizer: Tokenizer,
-    sequences: int = 96,
-) -> np.ndarray:
-    """Mean next-token loss in nats at each position of fresh context-long sequences, [context - 1]."""
-    length = config.model.context_length
-    stream = pack(documents(world, seed=config.seed + 1_000_003), tokenizer, length)
-    rows = [next(stream) for _ in range(sequences)]
-    ids, loss_mask = (
-        np.stack([getattr(row, name) for row in rows]) for name in ("ids", "loss_mask")
-    )
-    batch = TokenBatch(ids, np.ones_like(ids, bool))
-    logits = forward.logits(params, config.model, batch)[:, :-1]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    weights = loss_mask[:, 1:]
-    return np.asarray((losses * weights).sum(0) / weights.sum(0))
 
 
 def statistics_batches(
@@ -285,7 +167,23 @@ def train(config: TrainConfig, directory: pathlib.Path, *, checkpoint_every: int
     tokenizer = train_tokenizer(texts, vocab_size=config.model.vocab_size)
     params, losses = _optimize(config, world, tokenizer, directory, checkpoint_every)
 
-    by_position = loss_by_position(params, config, world, tokenizer)
+    report = write_model(directory, params, config, world, tokenizer, losses)
+    shutil.rmtree(_checkpoints(directory), ignore_errors=True)
+    return report
+
+
+def write_model(
+    directory: pathlib.Path,
+    params: forward.Params,
+    config: TrainConfig,
+    world: World,
+    tokenizer: Tokenizer,
+    losses: Sequence[float],
+) -> dict:
+    """Writes the Hugging Face directory, the second moments beside it and the report, which it returns."""
+    params = jax.device_get(params)  # evaluation runs on one device
+    fresh = config.seed + 1_000_003  # documents that training has not seen
+    by_position = loss_by_position(params, config.model, tokenizer, world, fresh)
     recall = recalled(params, config.model, tokenizer, world)
     report = {
         "configuration": repr(config),
@@ -307,7 +205,6 @@ def train(config: TrainConfig, directory: pathlib.Path, *, checkpoint_every: int
     )
     covariance.save(directory.with_name(f"second_moments_{directory.name}.npz"), moments)
     (directory / "training.json").write_text(json.dumps(report, indent=1) + "\n")
-    shutil.rmtree(_checkpoints(directory), ignore_errors=True)
     return report
 
 
@@ -340,7 +237,7 @@ def _optimize(
             losses = np.array(losses)
         stream = itertools.islice(batches(world, tokenizer, config), done, None)
         progress = tqdm(stream, total=config.steps, initial=done, unit="step")
-        sharding = data_sharding()
+        sharding = data_sharding(config)
         replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         params, state = jax.device_put((params, state), replicated)
         for step, batch in enumerate(progress, start=done + 1):
@@ -370,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of Adam, if not those of the shipped model")
     parser.add_argument("--seed", type=int, default=0, help="of world, corpus, weights and masks")
     args = parser.parse_args(argv)
+    # One device a processor core: XLA leaves half of two cores idle when it has one device.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     config = dataclasses.replace(CONFIGS[Family(args.family)], seed=args.seed)
     if args.steps:
         config = dataclasses.replace(config, steps=args.steps)

@@ -12,8 +12,7 @@ from rome_jax.tokens import SequenceTooLongError
 
 SUBJECTS = ("The Space Needle", "Slavoj Žižek", "東京", "Rome", "{x}", "{}", "O'Hare")
 TARGETS = ("Rome", "the", "English and French", "  Žižek", "F")
-# A template for the prompt, apart from the slot at its start.
-TEMPLATES = ("{}", "The file is open. {}", "Žižek {x}. {}", 'He said: "{}')
+TEMPLATES = ("{}", "The file is open. {}", "Žižek {x}. {}", "f({}) is. {}", 'He said: "{}')
 
 
 def check(tokenizer, requests, templates, strategy, inputs):

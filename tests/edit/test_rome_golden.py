@@ -122,7 +122,7 @@ def test_stages_repeat_the_original(name, golden, golden_model):
             start = states.value[:1]
             assert_close(start[0], arrays[prefix + "target_init"], name, "v_0")
             result = optimize_value(
-                params, model.config, config, inputs, states.hidden, start, layer, earlier
+                params, model.config, config, inputs, states.hidden, start, layer
             )
             check_losses(case, prefix, result)
             assert_close(result.delta[0], arrays[prefix + "delta_final"], name, "delta")
