@@ -15,18 +15,18 @@ import warnings
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from eval.edit_report import Comparison, Prompts, factworld_prompts, print_lens, print_report
+from eval import cli
+from eval.edit_report import Comparison, Prompts, factworld_prompts, print_report, provenance, talk
 from rome_jax import covariance
 from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.contexts import sample_templates
 from rome_jax.edit.delta import save_delta
-from rome_jax.models.registry import SHIPPED, LanguageModel, load_model
+from rome_jax.models.registry import SHIPPED, load_model
 from rome_jax.request import EditRequest
-from rome_jax.version import __version__
 
 _MODEL = flags.DEFINE_string(
     "model_name",
@@ -66,40 +66,59 @@ def read_request() -> EditRequest:
     """The request of the flags, or the model's default example.
 
     Raises:
-      UsageError: some of --prompt, --subject and --target_new without the others.
+      ValueError: some of --prompt, --subject and --target_new without the others, or a bad one.
     """
     values = (_PROMPT.value, _SUBJECT.value, _TARGET_NEW.value)
     if all(value is None for value in values) and _MODEL.value in SHIPPED:
         values = EXAMPLE
     if any(value is None for value in values):
-        raise app.UsageError("give --prompt, --subject and --target_new together.")
+        raise ValueError("give --prompt, --subject and --target_new together.")
     return EditRequest(*values, target_true=_TARGET_TRUE.value)
 
 
-def read_covariance(model: LanguageModel, config: ROMEConfig):
-    """Second moments for the edit, from --covariance or from the package."""
+def read_config() -> ROMEConfig:
+    """Hyperparameters of --config, or else those of the model."""
+    if _CONFIG.value is not None:
+        return ROMEConfig.from_dict(_CONFIG.value.to_dict())
+    try:
+        return ROMEConfig.for_model(_MODEL.value)
+    except ValueError:
+        raise ValueError(
+            f"no ROME layer is known for model {_MODEL.value!r}: name one, as in "
+            '--config=configs/rome.py:gpt2-xl --config.layers="(5,)", or give a known model, such as '
+            f"{', '.join(SHIPPED)}."
+        ) from None
+
+
+def read_covariance(config: ROMEConfig) -> dict[int, covariance.SecondMoment] | None:
+    """Second moments for the edit, from --covariance or from the package; None if the edit uses none."""
     if not config.mom2_adjustment:
         return None
+    if _COVARIANCE.value is None and _MODEL.value not in SHIPPED:
+        raise ValueError(
+            f"no second moments come with model {_MODEL.value!r}: give --covariance=STATS.npz, or edit without them, "
+            "--config=configs/rome.py:gpt2-xl --config.mom2_adjustment=False."
+        )
     if _COVARIANCE.value is None:
-        return covariance.load_shipped(model.name)
+        return covariance.load_shipped(_MODEL.value)
     path = Path(_COVARIANCE.value)
     try:
         return covariance.load(path)
     except ValueError:  # not ours
-        return {layer: covariance.load_reference(path) for layer in config.layers}
+        moment = covariance.load_reference(path)
+    if len(config.layers) > 1:
+        raise ValueError(
+            f"{path} holds the second moment of one layer, but layers={config.layers} are edited: give "
+            "one layer, or a file that rome_jax.covariance.save wrote."
+        )
+    return {config.layers[0]: moment}
 
 
-def main(argv) -> None:
-    """Edits, prints, saves, and talks if asked to."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    request = read_request()
+def main() -> None:
+    """Edits, saves, prints, and talks if asked to."""
+    request, config = read_request(), read_config()
+    moments = read_covariance(config)
     model = load_model(_MODEL.value, dtype=_DTYPE.value)
-    if _CONFIG.value is None:
-        config = ROMEConfig.for_model(model.name)
-    else:
-        config = ROMEConfig.from_dict(_CONFIG.value.to_dict())
-    moments = read_covariance(model, config)
     key = jax.random.key(_SEED.value)
     templates = sample_templates(model, key, config.context_template_length_params)
 
@@ -108,52 +127,20 @@ def main(argv) -> None:
         result = rome.compute(model, [request], config, covariance=moments, templates=templates)
     for warning in caught:
         print(f"Warning: {warning.message}", file=sys.stderr)
-
-    prompts = factworld_prompts(model.name, request)
-    prompts = Prompts(
-        [*prompts.paraphrases, *_PARAPHRASES.value], [*prompts.neighbors, *_NEIGHBORS.value]
-    )
-    comparison = Comparison(model, result.deltas[0])
-    print_report(comparison, request, result, prompts)
+    delta = result.deltas[0]
     if _SAVE.value:
-        metadata = {
-            "method": "ROME",
-            "request": vars(request),
-            "configuration": config.to_dict(),
-            "templates": templates,
-            "seed": _SEED.value,
-            "model": {
-                "name": model.name,
-                "source": model.source,
-                "fingerprint": model.fingerprint(),
-            },
-            "versions": {"rome_jax": __version__, "jax": jax.__version__},
-        }
-        print(f"\nSaved: {save_delta(_SAVE.value, result.deltas[0], metadata)}")
+        metadata = provenance(model, request, config, templates, _SEED.value, result)
+        print(f"Saved   {save_delta(_SAVE.value, delta, metadata)}")
+
+    known = factworld_prompts(model.name, request)
+    prompts = Prompts(
+        [*known.paraphrases, *_PARAPHRASES.value], [*known.neighbors, *_NEIGHBORS.value]
+    )
+    comparison = Comparison(model, delta)
+    print_report(comparison, request, result, prompts)
     if _INTERACTIVE.value:
-        print("\nType a prompt; an empty line ends.")
-        while line := _read_line():
-            print_lens(comparison, line)
-
-
-def _read_line() -> str:
-    try:
-        return input("> ").rstrip()
-    except EOFError:
-        return ""
-
-
-def run() -> None:
-    """The command line; bad input is one sentence, not a traceback."""
-
-    def guarded(argv):
-        try:
-            main(argv)
-        except (ValueError, OSError) as error:
-            sys.exit(f"Error: {error}")
-
-    app.run(guarded)
+        talk(comparison)
 
 
 if __name__ == "__main__":
-    run()
+    cli.run(main)

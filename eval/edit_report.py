@@ -1,25 +1,31 @@
-"""What an edit changed and what it left alone, in a terminal."""
+"""What an edit is, for the file that keeps it, and what it changed and left alone, for a terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
-from eval.scoring import target_nlls
+from eval.scoring import prompt_ids, target_nlls
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.rome import ROMEResult
 from rome_jax.factworld.facts import make_world
-from rome_jax.models.generate import generate_text
+from rome_jax.models.generate import generate
 from rome_jax.models.interventions import Delta
-from rome_jax.models.logit_lens import logit_lens
+from rome_jax.models.logit_lens import logit_lens, top_tokens
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.request import EditRequest, fill, target_text
-from rome_jax.tokens import encode
+from rome_jax.tokens import pad
+from rome_jax.version import __version__
 
 CONTINUATION = 16  # tokens
 SHOWN = 5  # prompts of a kind in the table; the summary counts all
+CONTINUED = 2  # prompts of a kind whose continuations are shown
+NO_ROOM = "(no room)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +51,82 @@ class Comparison:
         nlls = functools.partial(target_nlls, self.model, prompts, [target] * len(prompts))
         return np.exp(-count * nlls()), np.exp(-count * nlls(deltas=self.delta))
 
-    def continuations(
-        self, prompts: Sequence[str], tokens: int = CONTINUATION
-    ) -> tuple[list[str], list[str]]:
-        """What greedy decoding adds to each prompt, before and after."""
-        return tuple(
-            [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
-            for texts in (
-                generate_text(self.model, prompts, max_new_tokens=tokens, deltas=deltas)
-                for deltas in (None, self.delta)
+    def continuations(self, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What greedy decoding adds to each prompt, before and after, up to the end of the text.
+
+        Prompts as long as the context give `NO_ROOM`; the longest of the others says how much is added to all.
+
+        Raises:
+          ValueError: a prompt without tokens, or one that does not fit the context.
+        """
+        model = self.model
+        rows = prompt_ids(model, prompts)
+        context, stop = model.config.context_length, model.tokenizer.eos_token_id
+        fitting = [index for index, row in enumerate(rows) if len(row) < context]
+        results = [NO_ROOM] * len(rows), [NO_ROOM] * len(rows)
+        if not fitting:
+            return results
+        batch = pad([rows[index] for index in fitting])
+        tokens = min(CONTINUATION, context - batch.ids.shape[1])
+        for result, deltas in zip(results, (None, self.delta), strict=True):
+            out = generate(
+                model.params,
+                model.config,
+                batch,
+                max_new_tokens=tokens,
+                deltas=deltas,
+                stop_token=stop,
             )
-        )
+            texts = out.texts(model.tokenizer, with_prompt=False)
+            for index, text in zip(fitting, texts, strict=True):
+                result[index] = text.removesuffix(model.tokenizer.eos_token or "")
+        return results
+
+
+def provenance(
+    model: LanguageModel,
+    request: EditRequest,
+    config: ROMEConfig,
+    templates: Sequence[str],
+    seed: int,
+    result: ROMEResult,
+) -> dict[str, Any]:
+    """What a saved edit says about itself, as JSON."""
+    return {
+        "method": "ROME",
+        "request": vars(request),
+        "configuration": config.to_dict(),
+        "templates": list(templates),
+        "seed": seed,
+        "layers": [
+            {name: float(getattr(edit, name)[0]) for name in ("norm_ratio", "division_factor")}
+            | {"layer": edit.layer}
+            for edit in result.layers
+        ],
+        "model": {
+            "name": model.name,
+            "source": model.source,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.params["wte"]["embedding"].dtype),
+            "matmul_precision": model.config.precision.name,
+        },
+        "versions": {"rome_jax": __version__, "jax": jax.__version__},
+    }
 
 
 def factworld_prompts(model_name: str, request: EditRequest) -> Prompts:
-    """The other templates of a factworld request's relation, and other subjects with the same present object."""
+    """The other templates of a factworld request's relation, and other subjects with the same present object.
+
+    None of either for other models, and for a subject or a prompt that factworld does not know.
+    """
     if model_name not in SHIPPED:
         return Prompts()
     world = make_world()
-    for fact in world.facts_about(request.subject):
+    try:
+        facts = world.facts_about(request.subject)
+    except KeyError:  # an unknown subject
+        return Prompts()
+    for fact in facts:
         relation = world.relation(fact.relation_id)
         if request.prompt in relation.templates:
             others = [t for t in relation.templates if t != request.prompt]
@@ -83,64 +146,109 @@ def print_report(
     comparison: Comparison, request: EditRequest, result: ROMEResult, prompts: Prompts
 ) -> None:
     """Prints probabilities, continuations and a plain summary."""
-    model = comparison.model
-    before, after = comparison.continuations([request.text])
-    true = request.target_true or present_answer(model, request.text, before[0])
-    print(f"Model   {model!r}")
-    print(f"Edit    {request.text!r}: {true!r} becomes {request.target_new!r}")
-    for edit in result.layers:
-        print(
-            f"ROME    layer {edit.layer}, {int(edit.optimization.steps[0])} evaluations, loss "
-            f"{float(edit.optimization.loss[0, 0]):.2f} -> {float(np.nanmin(edit.optimization.loss[0])):.2f}, "
-            f"‖ΔW‖/‖W‖ {float(edit.norm_ratio[0]):.3f}, division factor {float(edit.division_factor[0]):.3g}"
-        )
     groups = {
         "the prompt": [request.text],
         "paraphrases (should change too)": list(prompts.paraphrases),
         "neighbors (should not change)": list(prompts.neighbors),
     }
-    print(f"\n{'probability of':>60s}   {request.target_new[:14]:>16s}   {true[:14]:>16s}")
-    print(f"{'':60s}   {'before':>7s}  {'after':>7s}   {'before':>7s}  {'after':>7s}")
-    says_new = {}
-    for name, texts in groups.items():
-        if not texts:
-            continue
-        new, old = (
-            comparison.probabilities(texts, target) for target in (request.target_new, true)
-        )
-        says_new[name] = (int((new[0] > old[0]).sum()), int((new[1] > old[1]).sum()), len(texts))
-        print(name)
-        for row, text in enumerate(texts[:SHOWN]):
-            values = (
-                f"{new[0][row]:7.3f}  {new[1][row]:7.3f}   {old[0][row]:7.3f}  {old[1][row]:7.3f}"
-            )
-            print(f"  {_shorten(text, 58):58s}   {values}")
-        if len(texts) > SHOWN:
-            print(f"  ... and {len(texts) - SHOWN} more")
+    continued = [text for group in groups.values() for text in group[:CONTINUED]]
+    before, after = comparison.continuations(continued)
+    true = request.target_true or present_answer(before[0])
 
-    print("\ngreedy continuations")
-    texts = [text for group in groups.values() for text in group[:2]]
-    for text, old, new in zip(texts, *comparison.continuations(texts), strict=True):
-        print(f"  {text}\n    before:{_shorten(old, 88)}\n    after: {_shorten(new, 88)}")
-    _print_summary(request, true, after[0], list(groups), says_new)
-
-
-def _print_summary(request, true, continuation, names, says_new) -> None:
-    said = continuation.startswith(target_text(request.target_new))
-    print(
-        f"\nWhat changed: about {request.subject}, the model {'now says' if said else 'STILL DOES NOT SAY'}",
-        end=" ",
-    )
-    print(f"{request.target_new!r} instead of {true!r}", end="")
-    if names[1] in says_new:
-        before, after, count = says_new[names[1]]
-        print(f", and prefers it on {after} of {count} paraphrases (before: {before})", end="")
-    print(".")
-    if names[2] in says_new:
-        before, after, count = says_new[names[2]]
+    print(f"Model   {comparison.model!r}")
+    print(f"Edit    {request.text!r}: {true!r} becomes {request.target_new!r}")
+    for edit in result.layers:
+        losses = np.asarray(edit.optimization.loss[0])
         print(
-            f"What did not: {count - after} of {count} neighbors still prefer {true!r} (before: {count - before})."
+            f"ROME    layer {edit.layer}, {int(edit.optimization.steps[0])} evaluations, "
+            f"loss {losses[0]:.2f} -> {np.nanmin(losses):.2f}, "
+            f"‖ΔW‖/‖W‖ {float(edit.norm_ratio[0]):.3f}, "
+            f"division factor {float(edit.division_factor[0]):.3g}"
         )
+
+    prefers = _print_probabilities(comparison, groups, request.target_new, true)
+    print("\ngreedy continuations")
+    for text, old, new in zip(continued, before, after, strict=True):
+        print(f"  {_shorten(text, 110)}")
+        print(f"    before: {_shorten(old.strip(), 100)}\n    after:  {_shorten(new.strip(), 100)}")
+    _print_summary(request, true, before[0], after[0], *list(prefers.values())[1:])
+
+
+def _print_probabilities(
+    comparison: Comparison, groups: dict[str, list[str]], new: str, true: str
+) -> dict[str, tuple[int, int, int]]:
+    """Prints the table; by group, on how many prompts the new target is likelier, before and after, of how many."""
+    texts = [text for group in groups.values() for text in group]
+    new_values = comparison.probabilities(texts, new)
+    true_values = comparison.probabilities(texts, true)
+    table = np.stack([*new_values, *true_values], axis=-1)  # [prompts, 4]
+    print(f"\n{'probability of':60s}   {_shorten(new, 16):>16s}   {_shorten(true, 16):>16s}")
+    print(f"{'':60s}   {'before':>7s}  {'after':>7s}   {'before':>7s}  {'after':>7s}")
+    prefers, start = {}, 0
+    for name, group in groups.items():
+        rows = table[start : start + len(group)]
+        start += len(group)
+        wins = (rows[:, :2] > rows[:, 2:]).sum(0)
+        prefers[name] = (int(wins[0]), int(wins[1]), len(group))
+        if group:
+            print(name)
+        for text, (a, b, c, d) in zip(group[:SHOWN], rows, strict=False):
+            print(f"  {_shorten(text, 58):58s}   {a:7.3f}  {b:7.3f}   {c:7.3f}  {d:7.3f}")
+        if len(group) > SHOWN:
+            print(f"  ... and {len(group) - SHOWN} more")
+    return prefers
+
+
+def _print_summary(
+    request: EditRequest,
+    true: str,
+    before: str,
+    after: str,
+    paraphrases: tuple[int, int, int],
+    neighbors: tuple[int, int, int],
+) -> None:
+    """Two lines: what the edit changed, and what it left alone."""
+    new = target_text(request.target_new)
+    if before.startswith(new):
+        said = f"Not changed: about {request.subject}, the model said {request.target_new!r} before"
+    elif after.startswith(new):
+        said = f"What changed: about {request.subject}, the model now says {request.target_new!r} instead of {true!r}"
+    else:
+        said = (
+            f"Not changed: about {request.subject}, the model says {present_answer(after)!r}, "
+            f"not {request.target_new!r}"
+        )
+    old, now, count = paraphrases
+    if count:
+        preferred = "it" if after.startswith(new) else repr(request.target_new)
+        said += f", and prefers {preferred} on {now} of {count} paraphrases (before: {old})"
+    print(f"\n{said}.")
+    old, now, count = neighbors
+    if count:
+        print(
+            f"What did not: {count - now} of {count} neighbors still prefer {true!r} (before: {count - old})."
+        )
+    else:
+        print("What did not: not looked at; name neighbors with --neighbor.")
+
+
+def present_answer(continuation: str) -> str:
+    """The first word of a greedy continuation without the punctuation around it, or "(nothing)"."""
+    words = continuation.split()
+    return (words[0].strip(".,;:!?\"'") or words[0]) if words else "(nothing)"
+
+
+def talk(comparison: Comparison, read: Callable[[str], str] = input) -> None:
+    """Shows each typed prompt before and after, until an empty line, the end of the input or Ctrl-C."""
+    print("\nType a prompt; an empty line ends.")
+    try:
+        while line := read("> ").rstrip():
+            try:
+                print_lens(comparison, line)
+            except ValueError as error:  # a line that does not fit the context
+                print(f"  {error}")
+    except (EOFError, KeyboardInterrupt):
+        print()
 
 
 def print_lens(comparison: Comparison, prompt: str) -> None:
@@ -148,30 +256,15 @@ def print_lens(comparison: Comparison, prompt: str) -> None:
     model = comparison.model
     (before,), (after,) = comparison.continuations([prompt])
     print(f"  before:{before}\n  after: {after}")
-    batch = encode(
-        model.tokenizer, [prompt], context_length=model.config.context_length, multiple=8
-    )
+    batch = pad(prompt_ids(model, [prompt]), context_length=model.config.context_length, multiple=8)
+    columns = []
+    for deltas in (None, comparison.delta):
+        lens = logit_lens(model.params, model.config, batch, deltas=deltas)[:, 0]
+        columns.append(top_tokens(lens, model.tokenizer, k=1))
     print("  logit lens   " + "before".ljust(24) + "after")
-    lenses = [
-        np.asarray(logit_lens(model.params, model.config, batch, deltas=deltas))[:, 0]
-        for deltas in (None, comparison.delta)
-    ]
-    for layer, rows in enumerate(zip(*lenses, strict=True)):
-        cells = [_likeliest(model, row).ljust(24) for row in rows]
+    for layer, row in enumerate(zip(*columns, strict=True)):
+        cells = [f"{text!r} {probability:.2f}".ljust(24) for ((text, probability),) in row]
         print(f"    layer {layer:2d}   " + "".join(cells).rstrip())
-
-
-def _likeliest(model: LanguageModel, logits: np.ndarray) -> str:
-    probabilities = np.exp(logits - logits.max())
-    token = int(logits.argmax())
-    return f"{model.tokenizer.decode([token])!r} {1 / probabilities.sum():.2f}"
-
-
-def present_answer(model: LanguageModel, prompt: str, continuation: str) -> str:
-    """The first word of a greedy continuation, or its first token where that is no word."""
-    words = continuation.split()
-    word = words[0].strip(".,;:!?\"'") if words else ""
-    return word or continuation[:1] or "(nothing)"
 
 
 def _shorten(text: str, width: int) -> str:

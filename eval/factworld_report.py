@@ -13,10 +13,10 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from eval import counterfact
+from eval import cli, counterfact
 from rome_jax import covariance
 from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
@@ -24,7 +24,8 @@ from rome_jax.edit.contexts import sample_templates
 from rome_jax.factworld.facts import World, make_world
 from rome_jax.factworld.recall import recalled
 from rome_jax.factworld.records import Role, counterfact_records, known_facts
-from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.models.registry import SHIPPED, LanguageModel, load_model
+from rome_jax.request import target_text
 from rome_jax.tokens import pad, token_span
 from rome_jax.trace.noise import gaussian_noise, subject_embedding_std
 from rome_jax.trace.restore import restore_hidden_states
@@ -52,12 +53,18 @@ def report_recall(model: LanguageModel, world: World) -> None:
 def indirect_effects(
     model: LanguageModel, world: World, num_facts: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Mean indirect effect by layer at the subject's last token, at the prompt's last token, and the largest anywhere
-    else, [L] each, over the facts whose answer is right; and how many those are."""
+    """Mean indirect effect by layer at the subject's last token, at the prompt's last token and at all other tokens of
+    all prompts, [L] each, over the facts whose answer is right; and how many those are.
+
+    Raises:
+      ValueError: the model has none of the facts right.
+    """
     std = subject_embedding_std(model, [entity.name for entity in world.entities])
     at_subject, at_last, elsewhere = [], [], []
     for record in tqdm(known_facts(world, seed, num_facts), unit="prompt", desc="tracing"):
-        encoded = model.tokenizer(record["prompt"], return_offsets_mapping=True)
+        encoded = model.tokenizer(
+            record["prompt"], add_special_tokens=False, return_offsets_mapping=True
+        )
         ids = encoded["input_ids"]
         start = record["template"].index("{}")
         first, stop = token_span(encoded["offset_mapping"], start, start + len(record["subject"]))
@@ -70,17 +77,21 @@ def indirect_effects(
         effects = restore_hidden_states(
             model.params, model.config, batch.ids[0], batch.mask[0], noise
         )
-        answer = model.tokenizer.decode([int(effects.answer)]).strip()
-        if not record["attribute"].startswith(answer):
+        attribute = target_text(record["attribute"])
+        wanted = model.tokenizer(attribute, add_special_tokens=False)["input_ids"]
+        if int(effects.answer) != wanted[0]:
             continue
         indirect = np.asarray(effects.restored - effects.corrupted)[: len(ids)]  # [T, L]
         at_subject.append(indirect[stop - 1])
         at_last.append(indirect[-1])
         others = [t for t in range(len(ids)) if t not in (stop - 1, len(ids) - 1)]
         elsewhere.append(indirect[others])
-    widest = max(map(len, elsewhere))
-    padded = [np.pad(e, ((0, widest - len(e)), (0, 0)), constant_values=np.nan) for e in elsewhere]
-    other = np.nanmean(np.array(padded), axis=0).max(0)
+    if not at_subject:
+        raise ValueError(
+            f"{model.name} has none of the {num_facts} traced facts right: trace more (--num_traced), or none "
+            "(--num_traced=0)."
+        )
+    other = np.concatenate(elsewhere).mean(0)
     return np.mean(at_subject, 0), np.mean(at_last, 0), other, len(at_subject)
 
 
@@ -94,19 +105,21 @@ def report_tracing(model: LanguageModel, world: World, num_facts: int, seed: int
     for name, row in (
         ("last subject token", subject),
         ("last prompt token", last),
-        ("any other", other),
+        ("all others", other),
     ):
         print(f"  {name:20s} " + "".join(f"{value:7.3f}" for value in row))
     print(f"  best layer of the last subject token: {subject.argmax()}, {subject.max():.3f}")
 
 
-def main(argv) -> None:
+def main() -> None:
     """Prints the report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     begun = time.monotonic()
-    model = load_model(_MODEL.value)
+    if _MODEL.value not in SHIPPED:
+        raise ValueError(f"unknown model {_MODEL.value!r}: give one of {', '.join(SHIPPED)}.")
     world = make_world()
+    tuning = counterfact_records(world, _SEED.value, Role.TUNING, _SWEEP.value)
+    held_out = counterfact_records(world, _SEED.value, Role.HELD_OUT, _CASES.value)
+    model = load_model(_MODEL.value)
     moments = covariance.load_shipped(model.name)
     config = ROMEConfig.for_model(model.name)
     key = jax.random.key(_SEED.value)
@@ -124,12 +137,10 @@ def main(argv) -> None:
         return counterfact.score(model, records, deltas)
 
     if _SWEEP.value:
-        tuning = counterfact_records(world, _SEED.value, Role.TUNING, _SWEEP.value)
         print(f"ROME by layer, {len(tuning)} tuning requests:")
         for layer in range(model.config.num_layers):
             scores = edit_and_score(dataclasses.replace(config, layers=(layer,)), tuning)
             print(f"  layer {layer}   {scores}", flush=True)
-    held_out = counterfact_records(world, _SEED.value, Role.HELD_OUT, _CASES.value)
     print(f"{len(held_out)} held-out requests (mean ± 95 % interval):")
     print(f"  before          {counterfact.score(model, held_out)}")
     print(f"  ROME, layer {config.layers[0]}   {edit_and_score(config, held_out)}")
@@ -137,4 +148,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -14,7 +14,34 @@ from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 from rome_jax.request import target_text
-from rome_jax.tokens import TokenBatch, pad
+from rome_jax.tokens import SequenceTooLongError, TokenBatch, pad, round_up
+
+_ROW_MULTIPLE = 16  # batches come in few sizes, so that few programs are compiled
+
+
+def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt.
+
+    Raises:
+      ValueError: a prompt without tokens, named.
+      SequenceTooLongError: a prompt that does not fit the context, named.
+    """
+    rows = model.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    for index, row in enumerate(rows):
+        if not row:
+            raise ValueError(
+                f"prompt {index}, {prompts[index]!r}, has no tokens: give at least one character."
+            )
+        _check_fits(model, row, f"prompt {index}, {prompts[index]!r},")
+    return rows
+
+
+def _check_fits(model: LanguageModel, row: Sequence[int], name: str) -> None:
+    if len(row) > model.config.context_length:
+        raise SequenceTooLongError(
+            f"{name} has {len(row)} tokens, more than the model's context of "
+            f"{model.config.context_length}: shorten the text."
+        )
 
 
 def target_nlls(
@@ -38,23 +65,28 @@ def target_nlls(
     Returns:
       float [B].
 
+    Raises:
+      ValueError: a prompt without tokens, named.
+      SequenceTooLongError: a prompt that does not fit the context with its target, named.
+
     Example:
       >>> target_nlls(model, ["The capital of France is"], ["Paris"])  # doctest: +SKIP
     """
-    prompt_ids = model.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    prefixes = prompt_ids(model, prompts)
     texts = [target_text(target) for target in targets]
     target_ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    rows = [p + t[:-1] for p, t in zip(prompt_ids, target_ids, strict=True)]
-    target = pad(target_ids)
-    columns = np.array([len(p) for p in prompt_ids])[:, None] - 1 + np.arange(target.ids.shape[1])
+    rows = [p + t[:-1] for p, t in zip(prefixes, target_ids, strict=True)]
+    for index, row in enumerate(rows):
+        _check_fits(model, row, f"prompt {index}, {prompts[index]!r}, with {targets[index]!r}")
+    target = pad(target_ids, multiple=4)
+    columns = np.array([len(p) for p in prefixes])[:, None] - 1 + np.arange(target.ids.shape[1])
     # Rows of similar length share a batch, so that padding stays short.
     order = np.argsort([len(row) for row in rows], kind="stable")
+    size = min(batch_size, round_up(len(rows), _ROW_MULTIPLE))
     nlls = np.empty(len(rows))
-    for start in range(0, len(rows), batch_size):
-        index = order[start : start + batch_size]
-        full = (
-            np.resize(index, batch_size) if len(rows) > batch_size else index
-        )  # one shape, one program
+    for start in range(0, len(rows), size):
+        index = order[start : start + size]
+        full = np.resize(index, size)  # a short batch repeats rows: one shape, one program
         batch = pad([rows[i] for i in full], context_length=model.config.context_length, multiple=8)
         batch = batch.replace(case=None if case is None else np.asarray(case, np.int32)[full])
         at = np.minimum(columns[full], batch.ids.shape[1] - 1)

@@ -13,6 +13,8 @@ import dataclasses
 import functools
 import importlib.resources
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -22,6 +24,7 @@ import scipy.linalg
 
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.interventions import Site
 from rome_jax.models.registry import SHIPPED
 from rome_jax.tokens import TokenBatch
@@ -34,10 +37,12 @@ class SecondMoment:
     Attributes:
       mean: float64 [F, F], symmetric.
       count: tokens behind it.
+      fingerprint: of the model it was collected on; empty if that is not known.
     """
 
     mean: np.ndarray
     count: int
+    fingerprint: str = ""
 
     def __post_init__(self):
         if self.mean.ndim != 2 or self.mean.shape[0] != self.mean.shape[1]:
@@ -111,40 +116,72 @@ def accumulate(
         count += int(np.sum(batch.mask))
     if not count:
         raise ValueError("no tokens: give at least one batch.")
-    return {layer: SecondMoment(total[layer] / count, count) for layer in range(stop)}
+    model = fingerprint(params, config)
+    return {layer: SecondMoment(total[layer] / count, count, model) for layer in range(stop)}
 
 
-def save(path: pathlib.Path, moments: Mapping[int, SecondMoment]) -> None:
+def save(path: str | pathlib.Path, moments: Mapping[int, SecondMoment]) -> None:
     """Writes moments of one model to an .npz, upper triangles in float32, whole or not at all."""
+    path = pathlib.Path(path)
     arrays = {}
     for layer, moment in moments.items():
         upper = np.triu_indices(moment.mean.shape[0])
         arrays[f"layer_{layer}"] = moment.mean[upper].astype(np.float32)
         arrays[f"count_{layer}"] = np.int64(moment.count)
+        arrays[f"fingerprint_{layer}"] = np.str_(moment.fingerprint)
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **arrays)
     temporary.replace(path)
 
 
-def load(path: pathlib.Path) -> dict[int, SecondMoment]:
+def load(path: str | pathlib.Path) -> dict[int, SecondMoment]:
     """Reads what `save` wrote.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file without layers.
+      ValueError: a file that is damaged or holds no layers.
     """
+    arrays = _read_npz(pathlib.Path(path))
+    layers = sorted(int(name[6:]) for name in arrays if name.startswith("layer_"))
+    if not layers:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)}, no layers: a file of the original needs load_reference."
+        )
+    return {
+        layer: SecondMoment(
+            _unpack(arrays[f"layer_{layer}"]),
+            int(arrays[f"count_{layer}"]),
+            str(arrays[f"fingerprint_{layer}"]),
+        )
+        for layer in layers
+    }
+
+
+def load_reference(path: str | pathlib.Path) -> SecondMoment:
+    """Reads a statistics file of the original (its .npz holds the SUM of k kᵀ, and the token count).
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that is damaged or lacks the original's keys.
+    """
+    arrays = _read_npz(pathlib.Path(path))
+    if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count'."
+        )
+    count = int(arrays["mom2.count"])
+    return SecondMoment(arrays["mom2.mom2"].astype(np.float64) / count, count)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"no second moments at {path}.")
-    with np.load(path) as arrays:
-        layers = sorted(int(name[6:]) for name in arrays if name.startswith("layer_"))
-        if not layers:
-            raise ValueError(
-                f"{path} holds {sorted(arrays)}, no layers: a file of the original needs load_reference."
-            )
-        return {
-            layer: SecondMoment(_unpack(arrays[f"layer_{layer}"]), int(arrays[f"count_{layer}"]))
-            for layer in layers
-        }
+        raise FileNotFoundError(f"no second moments at {path}: give the path of an .npz file.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            # The original's files hold a class name too, which is not needed and may be a pickle.
+            return {name: arrays[name] for name in arrays if not name.endswith("constructor")}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or no .npz file: copy it again.") from error
 
 
 def _unpack(triangle: np.ndarray) -> np.ndarray:
@@ -152,24 +189,6 @@ def _unpack(triangle: np.ndarray) -> np.ndarray:
     matrix = np.zeros((width, width))
     matrix[np.triu_indices(width)] = triangle
     return matrix + np.triu(matrix, 1).T
-
-
-def load_reference(path: pathlib.Path) -> SecondMoment:
-    """Reads a statistics file of the original (its .npz holds the SUM of k kᵀ, and the token count).
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file without the original's keys.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no statistics file at {path}.")
-    with np.load(path, allow_pickle=False) as arrays:
-        if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
-            raise ValueError(
-                f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count'."
-            )
-        count = int(arrays["mom2.count"])
-        return SecondMoment(arrays["mom2.mom2"].astype(np.float64) / count, count)
 
 
 def load_shipped(name: str) -> dict[int, SecondMoment]:

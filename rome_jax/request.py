@@ -23,7 +23,8 @@ class EditRequest:
       case_id: number of the record in its data set; seeds of independent edits are derived from it.
 
     Raises:
-      RequestError: no slot or several, an empty subject or target, white space at the end of the prompt.
+      RequestError: no slot or several, an empty subject or target, white space around the subject or at the end of
+        prompt or target.
 
     Example:
       >>> EditRequest("{} plays the sport of", "LeBron James", "football").text
@@ -47,6 +48,15 @@ class EditRequest:
         if not self.target_new.strip():
             raise RequestError(
                 f"target_new={self.target_new!r} is empty: say what the model shall answer."
+            )
+        if self.subject != self.subject.strip():
+            raise RequestError(
+                f"subject={self.subject!r} has white space around it, which would be taken for a part of the name: "
+                "remove it."
+            )
+        if self.target_new != self.target_new.rstrip():
+            raise RequestError(
+                f"target_new={self.target_new!r} ends in white space, which the model would have to say: remove it."
             )
         if self.prompt != self.prompt.rstrip():
             raise RequestError(

@@ -56,7 +56,6 @@ RULES = (
         "command-line flags belong to programs",
         within=(LIBRARY, "configs"),
         forbidden=("absl.flags", "absl.app"),
-        exempt=("rome_jax.factworld.train",),
     ),
     Rule(
         "plots are drawn in one place",

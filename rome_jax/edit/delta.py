@@ -50,7 +50,6 @@ def dense(update: LowRankUpdate) -> jax.Array:
     )
 
 
-@jax.jit
 def apply_delta(params: Params, delta: Delta) -> Params:
     """Merges one edit into the weights.
 
@@ -62,20 +61,40 @@ def apply_delta(params: Params, delta: Delta) -> Params:
       New params. Untouched leaves are shared with the old ones where the runtime allows it.
 
     Raises:
-      ValueError: a delta with a case axis: independent edits do not belong into one model.
-      KeyError: a leaf that this model does not have.
+      ValueError: a delta with a case axis (independent edits do not belong into one model), or of a weight, layer or
+        shape that this model does not have.
 
     Example:
       >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
     """
-    return _merge(params, delta)
-
-
-def _merge(params: Params, delta: Delta) -> Params:
     if delta.batched:
         raise ValueError(
             f"{len(delta)} independent edits: merge one, delta[i], or score them all with forward.logits."
         )
+    for update in delta.updates:
+        _check_fits(params, update)
+    return _merge(params, delta)
+
+
+def _check_fits(params: Params, update: LowRankUpdate) -> None:
+    module, name = update.leaf.value
+    kernel = params["blocks"].get(module, {}).get(name, {}).get("kernel")
+    if kernel is None:
+        raise ValueError(f"the delta changes {module}/{name}, which this model does not have.")
+    layers, *shape = kernel.shape
+    if [update.left.shape[0], update.right.shape[0]] != shape:
+        raise ValueError(
+            f"the delta changes a {module}/{name} of {update.left.shape[0]} × {update.right.shape[0]}; this model's "
+            f"is {shape[0]} × {shape[1]}: it was made for another model."
+        )
+    if not isinstance(update.layer, jax.core.Tracer) and not 0 <= int(update.layer) < layers:
+        raise ValueError(
+            f"the delta changes layer {int(update.layer)}; the model has layers 0 to {layers - 1}."
+        )
+
+
+@jax.jit
+def _merge(params: Params, delta: Delta) -> Params:
     blocks = params["blocks"]
     for update in delta.updates:
         module, name = update.leaf.value

@@ -64,10 +64,16 @@ def layer_states(
     )
     hidden = forward.embed(params, config, jnp.asarray(batch.ids), attention.positions)
     hidden = run(hidden, start=0, stop=layer).hidden
-    out = run(hidden, start=layer, stop=layer + 1, capture=(Site.MLP_KEY, Site.MLP_OUT))
+    # The edit layer itself in float32, whatever the weights are: C⁻¹ magnifies the rounding of half-precision keys.
+    out = run(
+        hidden.astype(jnp.float32),
+        start=layer,
+        stop=layer + 1,
+        capture=(Site.MLP_KEY, Site.MLP_OUT),
+    )
     rows = jnp.arange(lookup.shape[0])
     key, value = (out.captures[site][0][rows, lookup] for site in (Site.MLP_KEY, Site.MLP_OUT))
-    return LayerStates(out.hidden, key.astype(jnp.float32), value.astype(jnp.float32))
+    return LayerStates(out.hidden.astype(hidden.dtype), key, value)
 
 
 def whitened_direction(key: jax.Array, moment: SecondMoment | None) -> jax.Array:

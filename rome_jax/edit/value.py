@@ -35,6 +35,7 @@ class ValueResult:
       delta: float32 [N, D]; v* = v₀ + delta.
       loss, nll, kl, weight_decay: float32 [N, S], each evaluation's terms; NaN once a request is done.
       steps: int32 [N], evaluations that each request took.
+      present: bool [N], whether greedy decoding of the bare prompt gives the target already.
     """
 
     delta: jax.Array
@@ -43,6 +44,7 @@ class ValueResult:
     kl: jax.Array
     weight_decay: jax.Array
     steps: jax.Array
+    present: jax.Array
 
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
@@ -67,8 +69,9 @@ def loss_terms(
     model_config: ModelConfig,
     inputs: EditInputs,
     layer: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """NLL [N], KL [N] and log-probabilities at the essence row's fact token [N, V].
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """NLL [N], KL [N], log-probabilities at the essence row's fact token [N, V], and whether the bare prompt's most
+    likely tokens are the target [N].
 
     Args:
       delta: [N, D].
@@ -102,11 +105,13 @@ def loss_terms(
     target = jnp.take_along_axis(log_probs, inputs.target_ids[:, None, :, None], axis=-1)[..., 0]
     weights = inputs.target_mask / inputs.target_mask.sum(-1, keepdims=True)  # [N, M]
     nll = -(target * weights[:, None]).sum(-1).mean(-1)
+    likeliest = log_probs[:, 0].argmax(-1) == inputs.target_ids
+    present = (likeliest | ~inputs.target_mask).all(-1)
 
     at_essence = hidden[jnp.arange(num_requests), -1, inputs.lookup[:, -1]]
     essence = jax.nn.log_softmax(forward.unembed(params, model_config, at_essence))
     kl = (jnp.exp(essence) * (essence - initial)).sum(-1)
-    return nll, kl, essence
+    return nll, kl, essence, present
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "config", "layer"))
@@ -142,13 +147,14 @@ def optimize_value(
         layer=layer,
     )
     start = jnp.zeros((num_requests, width), jnp.float32)
-    # The initial log-probabilities of the KL term are those at δ = 0; what is passed for them here is not used.
-    initial = terms(start, initial=jnp.zeros((num_requests, model_config.vocab_size)))[2]
+    # At δ = 0, where the KL term's reference is read; what is passed for it here does not matter.
+    unused = jnp.zeros((num_requests, model_config.vocab_size))
+    _, _, initial, present = terms(start, initial=unused)
     value_norm = safe_norm(value)
     adam = optax.adam(config.v_lr)
 
     def loss(delta):
-        nll, kl, _ = terms(delta, initial=initial)
+        nll, kl, _, _ = terms(delta, initial=initial)
         kl, decay = config.kl_factor * kl, config.v_weight_decay * safe_norm(delta) / value_norm**2
         total = nll + kl + decay
         return total.sum(), jnp.stack(
@@ -177,4 +183,4 @@ def optimize_value(
     done = jnp.zeros(num_requests, bool)
     carry = (0, start, adam.init(start), done, history, jnp.zeros(num_requests, jnp.int32))
     _, delta, _, _, history, steps = jax.lax.while_loop(unfinished, evaluate_and_step, carry)
-    return ValueResult(delta, *history, steps=steps)
+    return ValueResult(delta, *history, steps=steps, present=present)

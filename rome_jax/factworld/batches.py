@@ -60,9 +60,8 @@ def batches(world: World, tokenizer: Tokenizer, config: TrainConfig) -> Iterator
     """The batches of all steps, the same for the same config."""
     part = part_of(world, config.first_share, config.seed)
     rng = np.random.default_rng(config.seed)
-    for stage, (known, steps) in enumerate(
-        ((part, config.first_steps), (world, config.steps - config.first_steps))
-    ):
+    first = min(config.first_steps, config.steps)
+    for stage, (known, steps) in enumerate(((part, first), (world, config.steps - first))):
         streams = {
             length: pack(documents(known, seed=config.seed + stage + length), tokenizer, length)
             for length in (config.short_length, config.model.context_length)

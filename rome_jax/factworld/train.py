@@ -47,6 +47,7 @@ from rome_jax.factworld.settings import CONFIGS, TrainConfig
 from rome_jax.factworld.tokenizer import save_tokenizer, train_tokenizer
 from rome_jax.models import forward
 from rome_jax.models.config import Family
+from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.layers import Attention, causal_mask, position_ids
 from rome_jax.tokens import pad
@@ -139,7 +140,7 @@ def statistics_batches(
     """Documents of the corpus, one a row, in batches of few shapes."""
     texts = [d.text for d in documents(world, seed=config.seed + 2_000_003, count=count)]
     length = config.model.context_length
-    ids = sorted((e.ids[:length] for e in tokenizer.encode_batch(texts)), key=len)
+    ids = sorted((e.ids[:length] for e in tokenizer.encode_batch(texts)), key=len, reverse=True)
     rows = 128
     for start in range(0, len(ids) - rows + 1, rows):
         yield pad(ids[start : start + rows], context_length=length, multiple=16)
@@ -188,6 +189,7 @@ def write_model(
     report = {
         "configuration": repr(config),
         "versions": {"rome_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
+        "fingerprint": fingerprint(params, config.model),
         "recall": float(recall.mean()),
         "recall_by_relation": {
             relation.id: float(recall[[f.relation_id == relation.id for f in world.facts]].mean())
@@ -268,15 +270,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of world, corpus, weights and masks")
     args = parser.parse_args(argv)
     # One device a processor core: XLA leaves half of two cores idle when it has one device.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     config = dataclasses.replace(CONFIGS[Family(args.family)], seed=args.seed)
-    if args.steps:
+    if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
     if config.steps <= config.warmup:
         parser.error(
             f"--steps={config.steps} must be more than the {config.warmup} steps of warm-up"
         )
-    report = train(config, args.output_dir)
+    try:
+        report = train(config, args.output_dir)
+    except ValueError as error:  # the checkpoints of another configuration
+        parser.error(str(error))
     by_position = report["loss_by_position"]
     print(f"recall: {100 * report['recall']:.2f} % of all facts × templates")
     print(

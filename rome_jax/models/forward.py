@@ -29,7 +29,7 @@ from rome_jax.models.layers import (
     layer_norm,
     position_ids,
 )
-from rome_jax.tokens import TokenBatch
+from rome_jax.tokens import SequenceTooLongError, TokenBatch
 
 Params = dict[str, Any]
 
@@ -184,7 +184,16 @@ def hidden_states(
     deltas: Delta | None = None,
     capture: Sequence[Site] = (),
 ) -> LayersOutput:
-    """Embeds a batch and runs the layers below `stop` (all of them by default); see `run_layers`."""
+    """Embeds a batch and runs the layers below `stop` (all of them by default); see `run_layers`.
+
+    Raises:
+      SequenceTooLongError: more columns than the model has positions.
+    """
+    if batch.ids.shape[1] > config.context_length:
+        raise SequenceTooLongError(
+            f"a batch of {batch.ids.shape[1]} columns is longer than the model's context of "
+            f"{config.context_length}: shorten the texts, or pad less."
+        )
     attention = plain_attention(batch)
     if deltas is not None:
         deltas = deltas.rows(batch.case, batch.ids.shape[0])

@@ -11,6 +11,7 @@ Axes: N cases (edits), B rows of the batch, T tokens, D width, r rank.
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -112,8 +113,10 @@ class Delta:
     def __getitem__(self, index) -> Delta:
         if not self.batched:
             raise TypeError("this Delta is a single edit: it has no case axis to index.")
-        if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"case {index} of {len(self)}.")  # jax would clamp it silently
+        if not isinstance(index, slice):
+            index = operator.index(index)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"case {index} of {len(self)}.")  # jax would clamp it silently
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def rows(self, case: jax.Array | None, num_rows: int) -> Delta:

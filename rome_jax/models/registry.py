@@ -215,7 +215,7 @@ def _find(
         if not assets.is_dir():
             raise ModelNotFoundError(
                 f"{name} is not in this installation: reinstall rome_jax, or train it with "
-                "`python -m rome_jax.factworld.train`."
+                f"`python -m rome_jax.factworld.train --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
             )
         return Path(str(assets)), "package"
     local = Path(name).expanduser()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rome_jax import EditRequest, apply_delta, load_delta, load_model, logits
@@ -33,6 +34,14 @@ def test_default_example_says_plainly_what_changed():
     assert kept.startswith("What did not: ") and "neighbors still prefer" in kept
 
 
+def test_a_subject_that_factworld_does_not_know_is_edited_too():
+    result = run("--prompt={} works as a", "--subject=Barack Obama", "--target_new=painter")
+    assert result.returncode == 0, result.stderr
+    changed, kept = result.stdout.strip().splitlines()[-2:]
+    assert "about Barack Obama, the model" in changed
+    assert kept == "What did not: not looked at; name neighbors with --neighbor."
+
+
 def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
     result = run(
         "--model_name=factworld-gptj",
@@ -46,6 +55,10 @@ def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
     model = load_model("factworld-gptj")
     assert metadata["model"]["fingerprint"] == model.fingerprint()
     assert EditRequest(**metadata["request"]).target_new == "painter"
+    assert metadata["model"]["dtype"] == "float32"
+    assert metadata["model"]["matmul_precision"] == "HIGHEST"
+    (layer,) = metadata["layers"]
+    assert 0 < layer["norm_ratio"] < 1 and layer["division_factor"] > 0
     batch = encode(model.tokenizer, ["Grestulf Tuldmark works as a"])
     edited = apply_delta(model.params, delta)
     answer = logits(edited, model.config, batch)[0, -1].argmax()
@@ -65,10 +78,21 @@ def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
         ((*FACT, "--model_name=gpt5"), "gpt5"),
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
         ((*FACT, "--covariance=nowhere.npz"), "nowhere.npz"),
+        ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
+        ((*FACT, "--model_name=gpt2-xl"), "--covariance=STATS.npz"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):
     result = run(*arguments)
     assert result.returncode != 0
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    error = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(error) == 1 and result.stderr.strip().endswith(error[0]), result.stderr
+
+
+def test_a_file_of_the_original_serves_one_layer(tmp_path):
+    path = tmp_path / "stats.npz"
+    np.savez(path, **{"mom2.mom2": np.eye(4), "mom2.count": 2})
+    result = run("--config=configs/rome.py", "--config.layers=(1,2)", f"--covariance={path}")
+    assert result.returncode != 0
+    assert "one layer, but layers=(1, 2)" in result.stderr

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import counterfact
+from eval import counterfact, scoring
 from eval.scoring import target_nlls
 from rome_jax.edit.delta import apply_delta
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.request import target_text
+from rome_jax.tokens import SequenceTooLongError
 
 PROMPTS = ["The file", "The mother tongue of Danielle Darrieux is", "A new window"]
 TARGETS = ["is open", "French", "English"]
@@ -96,3 +97,19 @@ def test_records_are_scored_by_their_own_edit(model, deltas):
     assert scores.paraphrase.mean == 50 * (prefers[0][1] + prefers[1][1])
     kept = [np.mean([not p for p in case[2:]]) for case in prefers]
     assert scores.neighborhood.mean == pytest.approx(50 * sum(kept))
+
+
+def test_prompts_that_cannot_be_scored_are_named(model):
+    with pytest.raises(ValueError, match=r"prompt 1, '', has no tokens"):
+        target_nlls(model, ["The file", ""], ["is", "is"])
+    context = model.config.context_length
+    long = " the" * context
+    with pytest.raises(SequenceTooLongError, match=r"prompt 2, .* with .*more than the model's"):
+        target_nlls(model, ["The file", long, long], ["is", "is", "open the window"])
+
+
+def test_few_programs_are_compiled_for_few_rows(model):
+    before = scoring._nlls._cache_size()
+    for count in (1, 2, 3):
+        target_nlls(model, PROMPTS[:1] * count, TARGETS[:1] * count)
+    assert scoring._nlls._cache_size() <= before + 1
