@@ -2,8 +2,8 @@
 # the virtual environment .venv is made, and refreshed whenever setup.cfg changes.
 
 PYTHON ?= python3
-# More arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models".
-PYTEST_ARGS ?=
+# Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models".
+PYTEST_ARGS ?= -n 2
 # PARITY=1 installs torch too, pinned, and with it runs the live comparisons with Hugging Face models.
 PARITY ?=
 TORCH ?= 2.13.0

@@ -176,7 +176,9 @@ def test_a_file_of_the_original_is_divided_by_its_count(request):
 def test_a_file_of_another_kind_is_refused_by_its_keys(tmp_path):
     path = tmp_path / "moments.npz"
     covariance.save(path, {0: SecondMoment(np.eye(2), 5)})
-    with pytest.raises(ValueError, match=r"holds \['count_0', 'layer_0'\], not the original's"):
+    with pytest.raises(
+        ValueError, match=r"holds \['count_0', 'fingerprint_0', 'layer_0'\], not the original's"
+    ):
         covariance.load_reference(path)
 
 

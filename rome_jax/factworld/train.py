@@ -269,8 +269,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of Adam, if not those of the shipped model")
     parser.add_argument("--seed", type=int, default=0, help="of world, corpus, weights and masks")
     args = parser.parse_args(argv)
-    # One device a processor core: XLA leaves half of two cores idle when it has one device.
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     config = dataclasses.replace(CONFIGS[Family(args.family)], seed=args.seed)
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
@@ -278,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(
             f"--steps={config.steps} must be more than the {config.warmup} steps of warm-up"
         )
+    # One device a processor core: XLA leaves half of two cores idle when it has one device.
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     try:
         report = train(config, args.output_dir)
     except ValueError as error:  # the checkpoints of another configuration

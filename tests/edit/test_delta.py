@@ -173,8 +173,24 @@ def test_independent_edits_are_not_merged(gpt2):
 
 def test_a_leaf_that_the_model_lacks_is_an_error(gpt2):
     update = LowRankUpdate(Leaf.ATTN_QUERY, jnp.int32(0), jnp.ones((18, 1)), jnp.ones((18, 1)))
-    with pytest.raises(KeyError, match="query"):
+    with pytest.raises(ValueError, match="attn/query, which this model does not have"):
         apply_delta(gpt2[0], Delta((update,)))
+
+
+def test_a_delta_of_another_model_is_an_error(gpt2):
+    params = gpt2[0]
+    layers, inner, width = params["blocks"]["mlp"]["down"]["kernel"].shape
+
+    def delta(layer, rows):
+        ones = (jnp.ones((rows, 1)), jnp.ones((width, 1)))
+        return Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(layer), *ones),))
+
+    with pytest.raises(ValueError, match=f"layer {layers}; the model has layers 0 to {layers - 1}"):
+        apply_delta(params, delta(layers, inner))
+    with pytest.raises(
+        ValueError, match=f"{inner + 1} × {width}; this model's is {inner} × {width}"
+    ):
+        apply_delta(params, delta(0, inner + 1))
 
 
 def test_a_half_precision_weight_is_rounded_once(gpt2):

@@ -344,9 +344,9 @@ def test_an_edit_that_is_not_a_number_is_named(requests, results):
 
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
     optimization = results[KeyMode.REFERENCE].layers[0].optimization
-    nll = optimization.nll.at[:, 0].set(-jnp.log(jnp.array([0.4, 0.9, 0.1])))
+    present = jnp.array([False, True, False])
     with pytest.warns(
-        UserWarning, match=r"'English'.*'Slavoj Žižek' \(probability 0\.90"
+        UserWarning, match=r"'English' is the model's present answer.*Slavoj Žižek"
     ) as caught:
-        rome._warn(altered(results, optimization=optimization.replace(nll=nll)), requests)
+        rome._warn(altered(results, optimization=optimization.replace(present=present)), requests)
     assert len(caught) == 1

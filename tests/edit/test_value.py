@@ -210,3 +210,19 @@ def test_requests_have_deltas_of_their_own(free):
     for i, j in ((0, 1), (1, 2), (0, 2)):
         difference = np.linalg.norm(free.delta[i] - free.delta[j])
         assert difference > 0.1 * np.linalg.norm(free.delta[i])
+
+
+def test_a_target_is_present_if_greedy_decoding_gives_all_of_it(model, prepared):
+    """The first request asks for what the model says, the second for another token at its end, the third likewise."""
+    inputs, hidden, value = prepared
+    ids = np.asarray(inputs.target_ids)
+    logits = forward.logits(model.params, model.config, inputs.batch)
+    num_rows = inputs.lookup.shape[1]
+    columns = np.asarray(inputs.target_columns)[:, 0]  # of the bare prompts
+    greedy = np.asarray(logits)[np.arange(len(ids))[:, None] * num_rows, columns].argmax(-1)
+    last = np.asarray(inputs.target_mask).sum(1) - 1
+    wrong = greedy.copy()
+    wrong[[1, 2], last[[1, 2]]] += 1
+    inputs = inputs.replace(target_ids=jnp.asarray(wrong, ids.dtype))
+    once = dataclasses.replace(FREE, v_num_grad_steps=1)
+    assert optimize(model, (inputs, hidden, value), once).present.tolist() == [True, False, False]

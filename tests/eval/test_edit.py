@@ -58,7 +58,7 @@ def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
     assert metadata["model"]["dtype"] == "float32"
     assert metadata["model"]["matmul_precision"] == "HIGHEST"
     (layer,) = metadata["layers"]
-    assert 0 < layer["norm_ratio"] < 1 and layer["division_factor"] > 0
+    assert 0 < layer["norm_ratio"] < 10 and layer["division_factor"] > 0
     batch = encode(model.tokenizer, ["Grestulf Tuldmark works as a"])
     edited = apply_delta(model.params, delta)
     answer = logits(edited, model.config, batch)[0, -1].argmax()
