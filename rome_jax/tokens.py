@@ -58,13 +58,15 @@ def pad(
       left: pad on the left instead of the right.
 
     Raises:
-      ValueError: an empty sequence, named by its index.
+      ValueError: no sequences, or an empty one, named by its index.
       SequenceTooLongError: a sequence longer than `context_length`.
 
     Example:
       >>> pad([[5, 6], [7]]).mask.tolist()
       [[True, True], [True, False]]
     """
+    if not len(sequences):
+        raise ValueError("no sequences: give at least one text.")
     for index, sequence in enumerate(sequences):
         if not len(sequence):
             raise ValueError(

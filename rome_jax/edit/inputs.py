@@ -1,7 +1,6 @@
 """Requests to token arrays: every request in every context, with the columns that the edit looks at.
 
-A context template is a text that ends in "{}", the place of the whole prompt; the first is always "{}" itself. The
-others give the key and the value some generality: the subject does not always open the text (paper, section 3.1).
+Context templates are explained in `contexts`.
 
 Axes: N requests, K templates, T tokens, M target tokens. Row K of a request is "{subject} is a", whose prediction the
 edit must not move.

@@ -7,6 +7,7 @@ Every stage is a pure function of arrays and works on N independent requests at 
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -167,7 +168,7 @@ def compute(
             model.config.context_length,
         )
         result = edit_inputs(model, inputs, config, covariance or {})
-        results.append(jax.tree.map(lambda leaf: leaf[: len(chunk)], result))  # noqa: B023
+        results.append(jax.tree.map(operator.itemgetter(slice(len(chunk))), result))
     result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
     _warn(result, requests)
     return result

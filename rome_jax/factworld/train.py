@@ -206,7 +206,11 @@ def write_model(
         params, config.model, statistics_batches(world, tokenizer, config)
     )
     covariance.save(directory.with_name(f"second_moments_{directory.name}.npz"), moments)
-    (directory / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    temporary = (
+        directory / ".training.json.tmp"
+    )  # last, and whole: it says that all of the rest is there
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.replace(directory / "training.json")
     return report
 
 

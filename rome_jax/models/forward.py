@@ -74,7 +74,7 @@ def run_layers(
     *,
     start: int | jax.Array = 0,
     stop: int | jax.Array | None = None,
-    interventions: Interventions = Interventions(),  # noqa: B008  (frozen and empty)
+    interventions: Interventions = Interventions(),
     capture: Sequence[Site] = (),
     cache: KVCache | None = None,
     remat: bool = False,
@@ -159,13 +159,8 @@ def run_layers(
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Residual stream [..., D] -> float32 logits [..., V]. Give only the positions whose logits are needed."""
     hidden = layer_norm(config, "ln_f").apply({"params": params["ln_f"]}, hidden)
-    kernel = params["wte"]["embedding"].T if config.tie_embeddings else params["lm_head"]["kernel"]
-    logits = jnp.matmul(
-        hidden, kernel, precision=config.precision, preferred_element_type=jnp.float32
-    )
-    if "bias" in params.get("lm_head", {}):
-        logits = logits + params["lm_head"]["bias"].astype(jnp.float32)
-    return logits
+    head = {"params": params.get("lm_head", {})}  # GPT-2's tied head has none of its own
+    return Head(config).apply(head, hidden, params["wte"]["embedding"])
 
 
 def plain_attention(batch: TokenBatch) -> Attention:
@@ -291,7 +286,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """hidden [B, T, D], embedding [V, D] -> float32 logits [B, T, V]."""
+        """hidden [..., D], embedding [V, D] -> float32 logits [..., V]."""
         config = self.config
         kernel = embedding.T
         if not config.tie_embeddings:

@@ -115,7 +115,7 @@ def generate(
     *,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
-    sampling: Sampling = Sampling.greedy(),  # noqa: B008  (frozen)
+    sampling: Sampling = Sampling.greedy(),
     key: jax.Array | None = None,
     deltas: Delta | None = None,
     stop_token: int | None = None,

@@ -31,7 +31,7 @@ class Block(nn.Module):
         attention: Attention,
         cache: KVCache | None = None,
         layer: jax.Array | int = 0,
-        interventions: Interventions = Interventions(),  # noqa: B008  (frozen and empty)
+        interventions: Interventions = Interventions(),
     ) -> BlockOutput:
         at = (layer, interventions)
         normed = layer_norm(self.config, "ln_1")(hidden)

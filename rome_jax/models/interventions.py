@@ -131,7 +131,11 @@ class Delta:
 
         Raises:
           ValueError: no `case` though N is neither 1 nor B.
+
+        A case beyond N gives NaN: inside a compiled program it can be no error, and must not be another edit.
         """
+        if not self.updates:
+            return self
         deltas = self if self.batched else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self)
         if case is None:
             if len(deltas) not in (1, num_rows):
@@ -142,7 +146,7 @@ class Delta:
             case = (
                 jnp.arange(num_rows) if len(deltas) == num_rows else jnp.zeros(num_rows, jnp.int32)
             )
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[case], deltas)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf).at[case].get(mode="fill"), deltas)
 
 
 def apply_patches(

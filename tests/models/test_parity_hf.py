@@ -9,15 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
 
-from rome_jax.models import convert_torch, forward  # noqa: E402
-from rome_jax.models.config import from_hf  # noqa: E402
-from rome_jax.models.huggingface import load_params, save_params  # noqa: E402
-from rome_jax.models.registry import load_model, save_hf  # noqa: E402
-from rome_jax.models.safetensors_io import CheckpointError, read_header  # noqa: E402
-from rome_jax.tokens import pad  # noqa: E402
-from tests.models.checkpoints import GOLDEN, assert_same_params  # noqa: E402
+from rome_jax.models import convert_torch, forward
+from rome_jax.models.config import from_hf
+from rome_jax.models.huggingface import load_params, save_params
+from rome_jax.models.registry import load_model, save_hf
+from rome_jax.models.safetensors_io import CheckpointError, read_header
+from rome_jax.tokens import pad
+from tests.models.checkpoints import GOLDEN, assert_same_params
 
 _COMMON = {"vocab_size": 60, "n_positions": 24, "n_embd": 40, "n_layer": 3, "n_head": 5}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2}
