@@ -6,6 +6,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,18 @@ def test_no_machine_paths_in_text_files():
             if match := MACHINE_PATH.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
     assert not found, "\n".join(found)
+
+
+def test_the_python_of_the_readme_does_what_it_says():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    expression, result = re.search(
+        r"`(rome_jax\.generate_text.*?)` now gives `(.*?)`", README
+    ).groups()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint({expression})"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == result, done.stderr

@@ -165,3 +165,8 @@ def test_spans_agree_with_counting_bytes(tokenizer, data):
     first = next(i for i, stop in enumerate(ends) if stop > first_byte)
     last = next(i for i, stop in enumerate(ends) if stop > last_byte)
     assert token_span(offsets, start, end) == (first, last + 1)
+
+
+def test_no_sequences_is_an_error():
+    with pytest.raises(ValueError, match="no sequences"):
+        pad([])

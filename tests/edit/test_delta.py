@@ -291,3 +291,19 @@ def test_a_damaged_file_is_an_error(tmp_path, content):
     (tmp_path / DELTA_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=r"delta\.safetensors .*damaged"):
         load_delta(tmp_path)
+
+
+def test_a_case_beyond_the_deltas_is_not_another_edit(gpt2):
+    width = gpt2[0]["blocks"]["mlp"]["down"]["kernel"].shape[1:]
+    update = LowRankUpdate(
+        Leaf.MLP_DOWN, jnp.zeros(2, jnp.int32), *(jnp.ones((2, n, 1)) for n in width)
+    )
+    rows = Delta((update,)).rows(jnp.array([1, 2]), 2)
+    assert np.isfinite(rows.updates[0].left[0]).all()
+    assert np.isnan(rows.updates[0].left[1]).all()
+
+
+def test_no_updates_change_nothing(gpt2):
+    params = gpt2[0]
+    assert Delta(()).rows(None, 3) == Delta(())
+    jax.tree.map(np.testing.assert_array_equal, apply_delta(params, Delta(())), params)
