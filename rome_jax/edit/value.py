@@ -14,6 +14,7 @@ Axes: N requests, K templates, T tokens, M target tokens, D width, S steps.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -114,7 +115,22 @@ def loss_terms(
     return nll, kl, essence, present
 
 
-@functools.partial(jax.jit, static_argnames=("model_config", "config", "layer"))
+@struct.dataclass
+class ValueSettings:
+    """The numbers of `ROMEConfig` that the optimisation reads: arrays, so that a sweep over them compiles once."""
+
+    v_lr: jax.Array
+    v_weight_decay: jax.Array
+    clamp_norm_factor: jax.Array
+    kl_factor: jax.Array
+    loss_threshold: jax.Array
+
+    @classmethod
+    def of(cls, config: ROMEConfig) -> ValueSettings:
+        """Those of a configuration."""
+        return cls(*(jnp.float32(getattr(config, f.name)) for f in dataclasses.fields(cls)))
+
+
 def optimize_value(
     params: forward.Params,
     model_config: ModelConfig,
@@ -128,7 +144,7 @@ def optimize_value(
 
     Args:
       params, model_config: the model.
-      config: constants of the optimisation.
+      config: constants of the optimisation; only the number of steps is compiled in.
       inputs: token arrays of the requests.
       hidden: [N·(K + 1), T, D], the residual stream after `layer`.
       value: [N, D], v₀, the present MLP output at the fact token of the first template.
@@ -137,6 +153,24 @@ def optimize_value(
     Returns:
       `ValueResult`.
     """
+    settings = ValueSettings.of(config)
+    return _optimize(
+        params, model_config, settings, inputs, hidden, value, layer, config.v_num_grad_steps
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model_config", "layer", "num_steps"))
+def _optimize(
+    params: forward.Params,
+    model_config: ModelConfig,
+    settings: ValueSettings,
+    inputs: EditInputs,
+    hidden: jax.Array,
+    value: jax.Array,
+    layer: int,
+    num_steps: int,
+) -> ValueResult:
+    """The program behind `optimize_value`."""
     num_requests, width = value.shape
     terms = functools.partial(
         loss_terms,
@@ -151,35 +185,35 @@ def optimize_value(
     unused = jnp.zeros((num_requests, model_config.vocab_size))
     _, _, initial, present = terms(start, initial=unused)
     value_norm = safe_norm(value)
-    adam = optax.adam(config.v_lr)
+    adam = optax.adam(settings.v_lr)
 
     def loss(delta):
         nll, kl, _, _ = terms(delta, initial=initial)
-        kl, decay = config.kl_factor * kl, config.v_weight_decay * safe_norm(delta) / value_norm**2
+        kl = settings.kl_factor * kl
+        decay = settings.v_weight_decay * safe_norm(delta) / value_norm**2
         total = nll + kl + decay
-        return total.sum(), jnp.stack(
-            [total, nll, kl, decay]
-        )  # requests do not interact: one sum, N gradients
+        # Requests do not interact: the gradient of the sum is N gradients.
+        return total.sum(), jnp.stack([total, nll, kl, decay])
 
     def unfinished(carry):
         step, _, _, done, _, _ = carry
-        return (step < config.v_num_grad_steps) & ~done.all()
+        return (step < num_steps) & ~done.all()
 
     def evaluate_and_step(carry):
         step, delta, state, done, history, steps = carry
         (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(delta)
         history = history.at[..., step].set(jnp.where(done, jnp.nan, values))
         steps = jnp.where(done, steps, step + 1)
-        done = done | (values[0] < config.loss_threshold)
+        done = done | (values[0] < settings.loss_threshold)
         # The last evaluation only looks: the δ that is returned is the one whose loss is on record.
-        moving = ~done & (step + 1 < config.v_num_grad_steps)
+        moving = ~done & (step + 1 < num_steps)
         updates, state = adam.update(gradient, state)
         moved = project_to_ball(
-            optax.apply_updates(delta, updates), config.clamp_norm_factor * value_norm
+            optax.apply_updates(delta, updates), settings.clamp_norm_factor * value_norm
         )
         return step + 1, jnp.where(moving[:, None], moved, delta), state, done, history, steps
 
-    history = jnp.full((4, num_requests, config.v_num_grad_steps), jnp.nan)
+    history = jnp.full((4, num_requests, num_steps), jnp.nan)
     done = jnp.zeros(num_requests, bool)
     carry = (0, start, adam.init(start), done, history, jnp.zeros(num_requests, jnp.int32))
     _, delta, _, _, history, steps = jax.lax.while_loop(unfinished, evaluate_and_step, carry)

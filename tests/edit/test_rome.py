@@ -13,7 +13,7 @@ from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.inputs import tokenize
 from rome_jax.edit.key import layer_states
-from rome_jax.edit.value import optimize_value
+from rome_jax.edit.value import _optimize
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Site
 from rome_jax.positions import FactToken
@@ -251,13 +251,19 @@ def test_other_requests_of_the_same_sizes_compile_nothing(
     )
     assert jax.tree.map(np.shape, old) == jax.tree.map(np.shape, new)
     assert (old.batch.mask.sum(1) != new.batch.mask.sum(1)).any()
-    sizes = [f._cache_size() for f in (optimize_value, layer_states)]
+    sizes = [f._cache_size() for f in (_optimize, layer_states)]
     assert min(sizes) > 0
     again = rome.compute(
         model, others, MODES[KeyMode.REFERENCE], covariance=moments, templates=templates
     )
-    assert [f._cache_size() for f in (optimize_value, layer_states)] == sizes
+    assert [f._cache_size() for f in (_optimize, layer_states)] == sizes
     assert relative_error(again.layers[0].value, results[KeyMode.REFERENCE].layers[0].value) > 0.01
+    swept = dataclasses.replace(
+        MODES[KeyMode.CONSISTENT], v_lr=0.1, kl_factor=0.2, clamp_norm_factor=2.0
+    )
+    other = rome.compute(model, others, swept, covariance=moments, templates=templates)
+    assert [f._cache_size() for f in (_optimize, layer_states)] == sizes, "a sweep compiles once"
+    assert relative_error(other.layers[0].value, again.layers[0].value) > 1e-3
 
 
 def test_templates_are_sampled_with_the_key(
