@@ -1,91 +1,37 @@
-"""Second moments of MLP keys, C = E[k kᵀ], and the whitening solve u = C⁻¹ k (paper, equation 2 and appendix E.2).
+"""Second moments of MLP keys: made from batches, kept in files, found for a model.
 
-C is uncentered and taken over all positions of a corpus. The paper calls it a covariance, the original's files a
-second moment ("mom2"). Products run in float32 at highest precision and are summed in float64 on the host, where
-the solve happens too: C is badly conditioned, and it is factored once for a layer.
+A file of ours is `layer_<n>.safetensors`: the upper triangle of C in float32, row by row, and as JSON under the
+metadata key `rome_jax` the fields of `MomentProvenance` and the count of tokens. The original's .npz files are read as
+they are. `rome_jax.statistics` collects over a corpus.
 
-Axes: B rows, T tokens, F MLP width.
+Axes: F MLP width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.resources
-import pathlib
-import zipfile
-import zlib
+import json
+import math
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+from safetensors import SafetensorError, safe_open
 
-from rome_jax.models import forward
+from rome_jax import reference_stats
+from rome_jax.key_sums import KeySums
+from rome_jax.models import forward, safetensors_io
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.fingerprint import fingerprint
-from rome_jax.models.interventions import Site
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import SHIPPED, LanguageModel
+from rome_jax.reference_stats import PUBLISHED, load_reference
+from rome_jax.second_moment import MomentProvenance, SecondMoment
 from rome_jax.tokens import TokenBatch
+from rome_jax.version import __version__
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SecondMoment:
-    """C of one layer.
-
-    Attributes:
-      mean: float64 [F, F], symmetric.
-      count: tokens behind it.
-      fingerprint: of the model it was collected on; empty if that is not known.
-    """
-
-    mean: np.ndarray
-    count: int
-    fingerprint: str = ""
-
-    def __post_init__(self):
-        if self.mean.ndim != 2 or self.mean.shape[0] != self.mean.shape[1]:
-            raise ValueError(f"mean has shape {self.mean.shape}; a second moment is square.")
-
-    @functools.cached_property
-    def _cholesky(self) -> tuple[np.ndarray, bool]:
-        try:
-            return scipy.linalg.cho_factor(self.mean.astype(np.float64), lower=True)
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                f"the second moment of {self.count} tokens and width {self.mean.shape[0]} is not positive "
-                "definite: collect more tokens than its width, or edit without it (mom2_adjustment=False)."
-            ) from None
-
-    def solve(self, keys: jax.typing.ArrayLike) -> np.ndarray:
-        """C⁻¹ k for keys [..., F], by Cholesky in float64; float32 [..., F].
-
-        Raises:
-          ValueError: C is not positive definite, or the width differs.
-
-        Example:
-          >>> SecondMoment(np.diag([1.0, 4.0]), count=10).solve(np.array([2.0, 2.0])).tolist()
-          [2.0, 0.5]
-        """
-        keys = np.asarray(keys, np.float64)
-        if keys.shape[-1] != self.mean.shape[0]:
-            raise ValueError(
-                f"keys of width {keys.shape[-1]} and a second moment of width {self.mean.shape[0]}: "
-                "it was collected on another model."
-            )
-        flat = keys.reshape(-1, keys.shape[-1])
-        return (
-            scipy.linalg.cho_solve(self._cholesky, flat.T).T.reshape(keys.shape).astype(np.float32)
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "stop"))
-def _batch_sums(params: forward.Params, config: ModelConfig, batch: TokenBatch, stop: int):
-    """Σ k kᵀ over a batch's real tokens for each layer below `stop`, [stop, F, F]."""
-    keys = forward.capture(params, config, batch, (Site.MLP_KEY,), stop=stop)[Site.MLP_KEY]
-    keys = jnp.where(batch.mask[..., None], keys.astype(jnp.float32), 0.0)
-    return jnp.einsum("lbtf,lbtg->lfg", keys, keys, precision=jax.lax.Precision.HIGHEST)
+_FILE = re.compile(r"layer_(\d+)\.safetensors")
 
 
 def accumulate(
@@ -93,102 +39,249 @@ def accumulate(
     config: ModelConfig,
     batches: Iterable[TokenBatch],
     *,
-    stop: int | None = None,
+    layers: Iterable[int] | None = None,
 ) -> dict[int, SecondMoment]:
-    """Second moments of all layers below `stop`, in one pass.
+    """Second moments over every real token of some batches, in one pass.
 
     Args:
       params, config: the model.
-      batches: of a few thousand tokens each and of one shape, so that they share a program.
-      stop: layers to run; all by default.
+      batches: padded or packed, of a few thousand tokens each and of one shape, so that they share a program.
+      layers: all by default.
 
     Returns:
-      By layer, over every real token of every batch.
+      By layer. The corpus is not in the provenance: add it, or collect with `rome_jax.statistics`.
 
     Raises:
-      ValueError: no batches.
+      ValueError: no batches, no layers, or a layer that the model does not have.
     """
-    stop = config.num_layers if stop is None else stop
-    total = np.zeros((stop, config.mlp_width, config.mlp_width))
-    count = 0
+    sums = KeySums(params, config, range(config.num_layers) if layers is None else layers)
     for batch in batches:
-        total += np.asarray(_batch_sums(params, config, batch, stop), np.float64)
-        count += int(np.sum(batch.mask))
-    if not count:
+        sums.add(batch)
+    if not sums.tokens:
         raise ValueError("no tokens: give at least one batch.")
-    model = fingerprint(params, config)
-    return {layer: SecondMoment(total[layer] / count, count, model) for layer in range(stop)}
-
-
-def save(path: str | pathlib.Path, moments: Mapping[int, SecondMoment]) -> None:
-    """Writes moments of one model to an .npz, upper triangles in float32, whole or not at all."""
-    path = pathlib.Path(path)
-    arrays = {}
-    for layer, moment in moments.items():
-        upper = np.triu_indices(moment.mean.shape[0])
-        arrays[f"layer_{layer}"] = moment.mean[upper].astype(np.float32)
-        arrays[f"count_{layer}"] = np.int64(moment.count)
-        arrays[f"fingerprint_{layer}"] = np.str_(moment.fingerprint)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
-
-
-def load(path: str | pathlib.Path) -> dict[int, SecondMoment]:
-    """Reads what `save` wrote.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is damaged or holds no layers.
-    """
-    arrays = _read_npz(pathlib.Path(path))
-    layers = sorted(int(name[6:]) for name in arrays if name.startswith("layer_"))
-    if not layers:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)}, no layers: a file of the original needs load_reference."
-        )
+    dtype = str(params["wte"]["embedding"].dtype)
+    known = MomentProvenance(
+        fingerprint=fingerprint(params, config), dtype=dtype, version=__version__
+    )
     return {
-        layer: SecondMoment(
-            _unpack(arrays[f"layer_{layer}"]),
-            int(arrays[f"count_{layer}"]),
-            str(arrays[f"fingerprint_{layer}"]),
-        )
-        for layer in layers
+        layer: mean_of(sums.totals[layer], sums.tokens, dataclasses.replace(known, layer=layer))
+        for layer in sums.totals
     }
 
 
-def load_reference(path: str | pathlib.Path) -> SecondMoment:
-    """Reads a statistics file of the original (its .npz holds the SUM of k kᵀ, and the token count).
+def mean_of(total: np.ndarray, tokens: int, provenance: MomentProvenance) -> SecondMoment:
+    """The second moment of `KeySums.totals` of a layer, [F, F], whose upper triangle alone counts."""
+    triangle = pack_triangle(total, np.float64)
+    return SecondMoment(unpack_triangle(triangle / tokens), tokens, provenance)
+
+
+# Files of ours.
+
+
+def file_of(directory: str | Path, layer: int) -> Path:
+    """Where a layer's second moment is kept in a directory."""
+    return Path(directory) / f"layer_{layer}.safetensors"
+
+
+def files_in(directory: str | Path) -> dict[int, Path]:
+    """The files of second moments in a directory, by layer."""
+    found = {
+        int(match[1]): path
+        for path in Path(directory).iterdir()
+        if (match := _FILE.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def save(directory: str | Path, moments: Mapping[int, SecondMoment]) -> None:
+    """Writes one file a layer, each whole or not at all.
+
+    Args:
+      directory: made if absent; files of other layers in it stay.
+      moments: by layer.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for layer, moment in moments.items():
+        triangle = pack_triangle(moment.mean, np.float32)
+        known = dataclasses.asdict(dataclasses.replace(moment.provenance, layer=layer))
+        safetensors_io.write(
+            file_of(directory, layer),
+            {"triangle": (triangle.dtype, triangle.shape)},
+            [triangle],
+            {"rome_jax": json.dumps(known | {"tokens": moment.count}, sort_keys=True)},
+        )
+
+
+def load(
+    path: str | Path, model: LanguageModel | None = None, layers: Iterable[int] | None = None
+) -> dict[int, SecondMoment]:
+    """Reads what `save` wrote.
+
+    Args:
+      path: a directory, or one file of it.
+      model: what the second moments are for; they must have been collected on it. None does not check.
+      layers: which; all that there are by default.
+
+    Returns:
+      By layer.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is damaged or lacks the original's keys.
+      FileNotFoundError: nothing there, or not the layers asked for.
+      ValueError: a damaged file, one that is not ours, or one that was collected on another model.
     """
-    arrays = _read_npz(pathlib.Path(path))
-    if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count'."
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no second moments at {path}: give a directory that eval.layer_stats wrote, or a file of it."
         )
-    count = int(arrays["mom2.count"])
-    return SecondMoment(arrays["mom2.mom2"].astype(np.float64) / count, count)
+    files = files_in(path) if path.is_dir() else {read_provenance(path)[0].layer: path}
+    wanted = sorted(files) if layers is None else sorted(set(layers))
+    if missing := [layer for layer in wanted if layer not in files]:
+        raise FileNotFoundError(
+            f"{path} holds the second moments of layers {_listed(files)}, not of {_listed(missing)}: collect them "
+            f"with `python -m eval.layer_stats --layers={','.join(map(str, missing))}`."
+        )
+    if not wanted:
+        raise ValueError(f"{path} holds no second moments, layer_<n>.safetensors: name another.")
+    if model is not None:
+        own = model.fingerprint()
+        for layer in wanted:
+            _check_model(files[layer], model, own)
+    return {layer: _load_file(files[layer]) for layer in wanted}
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no second moments at {path}: give the path of an .npz file.")
+def read_provenance(path: str | Path) -> tuple[MomentProvenance, int]:
+    """Where a file of ours comes from and how many tokens are behind it, without its matrix.
+
+    Raises:
+      ValueError: a file that is damaged or not ours.
+    """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            # The original's files hold a class name too, which is not needed and may be a pickle.
-            return {name: arrays[name] for name in arrays if not name.endswith("constructor")}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no .npz file: copy it again.") from error
+        with safe_open(path, framework="np") as file:
+            known = json.loads((file.metadata() or {})["rome_jax"])
+            tokens = known.pop("tokens")
+            return MomentProvenance(**known), int(tokens)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged, or no file of rome_jax ({error}): copy it again; an .npz of the original needs "
+            "load_reference."
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no second moment of rome_jax: give one that eval.layer_stats wrote."
+        ) from error
 
 
-def _unpack(triangle: np.ndarray) -> np.ndarray:
-    width = int(np.sqrt(2 * triangle.size))
-    matrix = np.zeros((width, width))
-    matrix[np.triu_indices(width)] = triangle
-    return matrix + np.triu(matrix, 1).T
+def _load_file(path: Path) -> SecondMoment:
+    known, count = read_provenance(path)
+    with safe_open(path, framework="np") as file:
+        if list(file.keys()) != ["triangle"]:
+            raise ValueError(f"{path} holds {list(file.keys())}, not 'triangle': collect it again.")
+        triangle = file.get_tensor("triangle")
+    try:
+        mean = unpack_triangle(triangle)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): collect it again.") from error
+    if count < 1 or not np.isfinite(triangle).all():
+        raise ValueError(f"{path} is damaged ({count} tokens, or NaN in it): collect it again.")
+    return SecondMoment(mean, count, known)
+
+
+def _check_model(path: Path, model: LanguageModel, own: str) -> None:
+    known, _ = read_provenance(path)
+    if known.fingerprint != own:
+        dtype = model.params["wte"]["embedding"].dtype
+        raise ValueError(
+            f"{path} was collected on {known.model or 'a model without a name'} ({known.dtype} weights "
+            f"{known.fingerprint[:12]}), not on {model.name} ({dtype} weights {own[:12]}): collect second moments of "
+            "this model with eval.layer_stats, or load them without `model` to use them all the same."
+        )
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(layers))) or "none"
+
+
+def pack_triangle(matrix: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """The upper triangle of [F, F] row by row, [F (F + 1) / 2].
+
+    Example:
+      >>> pack_triangle(np.array([[1, 2], [2, 3]]), np.float32).tolist()
+      [1.0, 2.0, 3.0]
+    """
+    width = matrix.shape[0]
+    triangle = np.empty(width * (width + 1) // 2, dtype)
+    start = 0
+    for row in range(width):  # not by indices: they would take sixteen bytes a number
+        triangle[start : start + width - row] = matrix[row, row:]
+        start += width - row
+    return triangle
+
+
+def unpack_triangle(triangle: np.ndarray) -> np.ndarray:
+    """The symmetric float64 [F, F] of a packed upper triangle.
+
+    Raises:
+      ValueError: a size that no triangle has.
+    """
+    width = (math.isqrt(8 * triangle.size + 1) - 1) // 2
+    if triangle.ndim != 1 or width * (width + 1) // 2 != triangle.size:
+        raise ValueError(f"{triangle.shape} is no triangle")
+    matrix = np.empty((width, width))
+    start = 0
+    for row in range(width):
+        matrix[row, row:] = matrix[row:, row] = triangle[start : start + width - row]
+        start += width - row
+    return matrix
+
+
+# The front door.
+
+
+def read(
+    source: str | Path, layers: Iterable[int], model: LanguageModel
+) -> dict[int, SecondMoment]:
+    """Second moments of some layers for a model, whoever wrote them.
+
+    Args:
+      source: a directory of ours or one file of it; an .npz of the original or a folder of them; or "published", which
+        downloads the original's.
+      layers: which are needed.
+      model: what they are for. Ours must have been collected on it; the original's files do not say on what they
+        were, and only their width is checked.
+
+    Returns:
+      By layer.
+
+    Raises:
+      FileNotFoundError: nothing there, or not all of the layers.
+      ValueError: a damaged file, or second moments of another model or layer.
+      OSError: a download that failed.
+
+    Example:
+      >>> moments = read("stats/gpt2-xl/wikipedia_100000_articles", [17], model)  # doctest: +SKIP
+    """
+    layers, path = sorted(set(layers)), Path(source)
+    if str(source) == PUBLISHED:
+        files = {layer: reference_stats.download(model, layer) for layer in layers}
+    elif path.suffix == ".npz":
+        files = reference_stats.one_file(path, layers, model.config)
+    elif path.is_dir() and not files_in(path) and any(path.glob("*.npz")):
+        files = {layer: reference_stats.find(path, layer, model.config) for layer in layers}
+    else:
+        return load(path, model, layers)
+    moments = {layer: load_reference(file) for layer, file in files.items()}
+    for layer, moment in moments.items():
+        if moment.mean.shape[0] != model.config.mlp_width:
+            raise ValueError(
+                f"{files[layer]} has width {moment.mean.shape[0]} and {model.name} has {model.config.mlp_width}: it "
+                "was collected on another model."
+            )
+    return moments
+
+
+# What comes with the package.
 
 
 def load_shipped(name: str) -> dict[int, SecondMoment]:
@@ -204,10 +297,7 @@ def load_shipped(name: str) -> dict[int, SecondMoment]:
     if name not in SHIPPED:
         raise ValueError(
             f"no second moments come with model {name!r} (only with {', '.join(SHIPPED)}): collect them with "
-            "rome_jax.covariance.accumulate, or edit with mom2_adjustment=False."
+            "`python -m eval.layer_stats`, or edit with mom2_adjustment=False."
         )
-    file = f"assets/second_moments_{SHIPPED[name]}.npz"
-    with importlib.resources.as_file(
-        importlib.resources.files("rome_jax.factworld") / file
-    ) as path:
-        return load(path)
+    assets = importlib.resources.files("rome_jax") / "factworld" / "assets"
+    return load(str(assets / f"second_moments_{SHIPPED[name]}"))

@@ -21,11 +21,14 @@ class TokenBatch:
       ids: int32 [B, T]; anything in the padding.
       mask: bool [B, T], True for real tokens, which are contiguous; padding may be left or right.
       case: int32 [B] or None: which of N deltas each row sees.
+      segments: int32 [B, T] or None: which document of its row each token belongs to, where several are packed into
+        one. Documents do not see each other and their positions begin at 0.
     """
 
     ids: jax.Array
     mask: jax.Array
     case: jax.Array | None = None
+    segments: jax.Array | None = None
 
 
 class SequenceTooLongError(ValueError):
@@ -40,6 +43,19 @@ def round_up(length: int, multiple: int) -> int:
       24
     """
     return -(-length // multiple) * multiple
+
+
+def bucket(length: int) -> int:
+    """The least size of 1, 2, ..., 8, 10, 12, 14, 16, 20, 24, ... that is at least `length`.
+
+    Four sizes an octave: few programs, and never more than a quarter of a shape is padding. `round_up` wastes more of
+    short lengths and makes more programs of long ones.
+
+    Example:
+      >>> [bucket(length) for length in (5, 9, 17)]
+      [5, 10, 20]
+    """
+    return round_up(length, 2 ** max(0, (length - 1).bit_length() - 3))
 
 
 def pad(

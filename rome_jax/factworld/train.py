@@ -38,7 +38,8 @@ import orbax.checkpoint as checkpoint
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from rome_jax import covariance
+from rome_jax import statistics
+from rome_jax.corpus import factworld
 from rome_jax.factworld.batches import RESTORED_EVERY, Batch, batches
 from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import World, make_world
@@ -50,7 +51,7 @@ from rome_jax.models.config import Family
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.layers import Attention, causal_mask, position_ids
-from rome_jax.tokens import pad
+from rome_jax.models.registry import load_model
 from rome_jax.version import __version__
 
 NOISE_LEVEL = 3.0  # standard deviations of the token embeddings, as in causal tracing
@@ -134,22 +135,11 @@ def train_step(params, state, batch: Batch, config: TrainConfig):
     return optax.apply_updates(params, updates), state, value
 
 
-def statistics_batches(
-    world: World, tokenizer: Tokenizer, config: TrainConfig, count: int = 20_000
-):
-    """Documents of the corpus, one a row, in batches of few shapes."""
-    texts = [d.text for d in documents(world, seed=config.seed + 2_000_003, count=count)]
-    length = config.model.context_length
-    ids = sorted((e.ids[:length] for e in tokenizer.encode_batch(texts)), key=len, reverse=True)
-    rows = 128
-    for start in range(0, len(ids) - rows + 1, rows):
-        yield pad(ids[start : start + rows], context_length=length, multiple=16)
-
-
 def train(config: TrainConfig, directory: pathlib.Path, *, checkpoint_every: int = 200) -> dict:
     """Trains one model, or goes on with a killed run, and writes it to `directory` as a Hugging Face model.
 
-    Beside the directory go `second_moments_<name>.npz` and, until the end, the checkpoints `<name>.training`.
+    Beside the directory go the second moments, in `second_moments_<name>`, and, until the end, the checkpoints
+    `<name>.training`.
 
     Args:
       config: what to train.
@@ -202,10 +192,10 @@ def write_model(
     }
     save_tokenizer(tokenizer, directory)
     save_params(directory, params, config.model, attributes={"bos_token_id": 0, "eos_token_id": 0})
-    moments = covariance.accumulate(
-        params, config.model, statistics_batches(world, tokenizer, config)
-    )
-    covariance.save(directory.with_name(f"second_moments_{directory.name}.npz"), moments)
+    moments = directory.with_name(f"second_moments_{directory.name}")
+    shutil.rmtree(moments, ignore_errors=True)  # of other weights
+    layers = range(config.model.num_layers)
+    statistics.collect(load_model(directory), factworld(config.seed), layers, moments)
     temporary = (
         directory / ".training.json.tmp"
     )  # last, and whole: it says that all of the rest is there

@@ -23,11 +23,14 @@ from rome_jax.models.config import Family, ModelConfig
 from rome_jax.models.interventions import Delta, Patch, Site, apply_patches
 from rome_jax.models.layers import (
     Attention,
+    BlockOutput,
     Interventions,
     KVCache,
     causal_mask,
     layer_norm,
     position_ids,
+    segment_mask,
+    segment_positions,
 )
 from rome_jax.tokens import SequenceTooLongError, TokenBatch
 
@@ -43,7 +46,7 @@ class LayersOutput:
     Attributes:
       hidden: [B, T, D], the residual stream after the last of them.
       captures: by site, [layers run, B, T, ...].
-      cache: of the whole stack with the layers that ran filled in, if one was given.
+      cache: the one that was given, with the columns that ran filled in.
     """
 
     hidden: jax.Array
@@ -64,6 +67,35 @@ def embed(
     if not config.rotary_dim:
         hidden = hidden + params["wpe"]["embedding"][positions]
     return hidden
+
+
+def run_layer(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    attention: Attention,
+    layer: int | jax.Array,
+    *,
+    interventions: Interventions = Interventions(),
+    cache: KVCache | None = None,
+) -> BlockOutput:
+    """Runs one layer of the stack; `layer` may be traced, so that one program serves them all.
+
+    Args:
+      params, config, hidden, attention, interventions: as for `run_layers`.
+      layer: its index.
+      cache: of this layer alone, [B, H, S, K].
+    """
+    block = BLOCKS[config.family](config)
+    weights = _at(params["blocks"], layer)
+    return block.apply({"params": weights}, hidden, attention, cache, layer, interventions)
+
+
+def _at(stack: Any, index: int | jax.Array) -> Any:
+    """One layer of a stacked tree. Indexing dynamically copies one; slicing out a range would copy them all."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack
+    )
 
 
 def run_layers(
@@ -91,9 +123,9 @@ def run_layers(
         and no reverse-mode gradient.
       interventions: patches and deltas; deltas with case axis B.
       capture: sites to return; RESIDUAL after layer i is the input of layer i + 1.
-      cache: [L, B, H, S, K], read and written at the columns that `attention` names.
-      remat: recompute each layer in the backward pass instead of storing its activations and its slice of the
-        weights; set it where gradients are taken.
+      cache: [stop - start, B, H, S, K], of the layers that run; read and written at the columns that `attention` names.
+      remat: keep only matrix products for the backward pass and recompute the rest, above all each layer's slice of
+        the weights, which would be stored as a copy; set it where gradients are taken.
       unroll: compile every layer apart: slower to compile, about twice as fast to train a small model on a CPU.
 
     Returns:
@@ -103,24 +135,17 @@ def run_layers(
       ValueError: bounds outside the model, or captures with traced bounds.
     """
     stop = config.num_layers if stop is None else stop
-    block = BLOCKS[config.family](config)
     capture = tuple(capture)
 
-    def run_layer(hidden, layer):
-        def at_layer(stack):
-            # Indexing the stack dynamically copies one layer; slicing out a range first would copy them all.
-            return jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stack
-            )
-
-        layer_cache = None if cache is None else at_layer(cache)
-        out = block.apply(
-            {"params": at_layer(params["blocks"])},
+    def run(hidden, layer):
+        out = run_layer(
+            params,
+            config,
             hidden,
             attention,
-            layer_cache,
             layer,
-            interventions,
+            interventions=interventions,
+            cache=None if cache is None else _at(cache, layer - start),
         )
         written = None
         if cache is not None:
@@ -136,7 +161,7 @@ def run_layers(
             raise ValueError(
                 "start and stop must be Python integers when capture or cache is given."
             )
-        last = jax.lax.fori_loop(start, stop, lambda i, h: run_layer(h, i)[0], hidden)
+        last = jax.lax.fori_loop(start, stop, lambda i, h: run(h, i)[0], hidden)
         return LayersOutput(last, {})
 
     if not 0 <= start <= stop <= config.num_layers:
@@ -144,12 +169,11 @@ def run_layers(
             f"start={start}, stop={stop}: the range must lie within 0 to {config.num_layers}."
         )
     if remat:
-        run_layer = jax.checkpoint(run_layer)
-    hidden, (captures, written) = jax.lax.scan(
-        run_layer, hidden, jnp.arange(start, stop), unroll=unroll
-    )
+        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        run = jax.checkpoint(run, policy=kept)
+    hidden, (captures, written) = jax.lax.scan(run, hidden, jnp.arange(start, stop), unroll=unroll)
     if cache is not None:
-        corner = (start, 0, 0, attention.offset, 0)
+        corner = (0, 0, 0, attention.offset, 0)
         cache = jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice(whole, part, corner), cache, written
         )
@@ -164,9 +188,12 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
 
 
 def plain_attention(batch: TokenBatch) -> Attention:
-    """Positions and causal mask of a padded batch."""
+    """Positions and causal mask of a batch, padded or packed."""
     mask = jnp.asarray(batch.mask)
-    return Attention(position_ids(mask), causal_mask(mask))
+    if batch.segments is None:
+        return Attention(position_ids(mask), causal_mask(mask))
+    segments = jnp.asarray(batch.segments)
+    return Attention(segment_positions(segments), causal_mask(mask) & segment_mask(segments))
 
 
 def hidden_states(
@@ -304,3 +331,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Random params of the right shapes: normal(0.02) kernels, as GPT-2 was initialised."""
     token = jnp.zeros((1, 1), jnp.int32)
     return jax.jit(Transformer(config).init)(key, token, jnp.ones((1, 1), bool))["params"]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s: nothing is computed."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))

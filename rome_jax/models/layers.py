@@ -194,6 +194,23 @@ def position_ids(mask: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.arange(mask.shape[-1]) - first[:, None], 0).astype(jnp.int32)
 
 
+def segment_mask(segments: jax.Array) -> jax.Array:
+    """int32 [B, T] -> bool [B, T, T]: whether two tokens of a row belong to one document."""
+    return segments[:, :, None] == segments[:, None, :]
+
+
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """int32 [B, T] -> int32 [B, T] that counts from each document's first token.
+
+    Example:
+      >>> segment_positions(jnp.array([[1, 1, 2, 2, 2]])).tolist()
+      [[0, 1, 0, 1, 2]]
+    """
+    column = jnp.arange(segments.shape[-1], dtype=jnp.int32)
+    begins = jnp.diff(segments, axis=-1, prepend=segments[:, :1] - 1) != 0
+    return column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
+
+
 __all__: Sequence[str] = (
     "MLP",
     "Attention",
@@ -206,4 +223,6 @@ __all__: Sequence[str] = (
     "patched",
     "position_ids",
     "rotate",
+    "segment_mask",
+    "segment_positions",
 )

@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_to_the_same_model(world, tmp_path, monkeypatch):
     first, second = (load_model(tmp_path / name) for name in ("whole", "killed"))
     assert first.fingerprint() == second.fingerprint()
     assert not (tmp_path / "killed.training").exists()
-    moments = covariance.load(tmp_path / "second_moments_killed.npz")
+    moments = covariance.load(tmp_path / "second_moments_killed", second)
     assert sorted(moments) == [0, 1]
     assert json.loads((tmp_path / "killed" / "training.json").read_text()) == resumed
 

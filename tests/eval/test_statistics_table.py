@@ -1,0 +1,46 @@
+"""`python -m eval.statistics_table` as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "eval.statistics_table", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_table_has_a_row_for_each_number_of_tokens():
+    result = run("--num_tokens=0,100,2000", "--num_cases=2")
+    assert result.returncode == 0, result.stderr
+    title, header, line, *rows = result.stdout.splitlines()
+    assert title == "factworld-gpt2, layer 0, width 512, 2 requests"
+    assert header.count("|") == line.count("|") == 7
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[:2] for row in cells[:2]] == [["none", "1"], ["100", "not positive definite"]]
+    assert cells[1][2:] == [""] * 4
+    assert cells[2][0] == "2,000" and float(cells[2][1]) > 1
+    for row in (cells[0], cells[2]):
+        assert row[3].startswith("100.0") and 0 <= float(row[2]) <= 100
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--num_tokens=1,many", "--num_tokens has 'many': give numbers of tokens, or all"),
+        ("--model_name=gpt2-xl", "unknown model 'gpt2-xl'"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flag, message):
+    result = run(flag)
+    assert result.returncode == 1 and result.stdout == ""
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in error
