@@ -1,143 +1,103 @@
-"""Edits one fact with ROME and shows what changed and what did not.
+"""Edits one fact with ROME and shows what changed and what did not; keeps edits, applies them, takes them out.
 
     python -m eval.edit
-    python -m eval.edit --model_name=factworld-gptj --prompt="{} plays the sport of" --subject=... --target_new=...
     python -m eval.edit --model_name=gpt2-xl --covariance=STATS.npz --prompt=... --subject=... --target_new=...
+    python -m eval.edit --save=edits/sport.safetensors
+    python -m eval.edit --inspect=edits
+    python -m eval.edit --apply=edits/sport.safetensors --apply=edits/city.safetensors --export_hf=edited
+    python -m eval.edit --model_name=edited --revert=edits/sport.safetensors --interactive
 
 With no flags it edits a default example of an embedded model. Paraphrases and neighbors of factworld's facts are
-known; for other models name them with --paraphrase and --neighbor.
+known; for other models name them with --paraphrase and --neighbor. --apply and --revert compute no edit: they show
+the requests of their files before and after or, with --prompt, --subject and --target_new, the report on these.
 """
 
 from __future__ import annotations
-
-import sys
-import warnings
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from eval import cli
-from eval.edit_report import Comparison, Prompts, factworld_prompts, print_report, provenance, talk
-from rome_jax import covariance
+from eval import cli, edit_files, edit_inputs
+from eval.edit_report import Comparison, Prompts, print_report, talk
 from rome_jax.edit import rome
-from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.contexts import sample_templates
-from rome_jax.edit.delta import save_delta
-from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.models.registry import load_model
 from rome_jax.request import EditRequest
+from rome_jax.saved_edits import apply_edits, record_edits
 
-_MODEL = flags.DEFINE_string(
-    "model_name",
-    "factworld-gpt2",
-    "factworld-gpt2, factworld-gptj, a local directory or a hub name.",
-)
+_MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
+_DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Text with one {} where the subject stands.")
 _SUBJECT = flags.DEFINE_string("subject", None, "What the fact is about.")
 _TARGET_NEW = flags.DEFINE_string("target_new", None, "What the model shall say next.")
-_TARGET_TRUE = flags.DEFINE_string(
-    "target_true", None, "What it says now, for the report; greedy decoding finds it if not given."
-)
+_TARGET_TRUE = flags.DEFINE_string("target_true", None, "What it says now, if decoding errs.")
 _PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; repeatable.")
-_NEIGHBORS = flags.DEFINE_multi_string(
-    "neighbor", [], "A prompt about another subject, whose answer must stay; repeatable."
-)
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Hyperparameters, such as configs/rome.py:gpt2-xl; by default those of the model.",
-)
+_NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Such as configs/rome.py:gpt2-xl.")
 _COVARIANCE = flags.DEFINE_string(
-    "covariance", None, "Second moments (.npz, ours or the original's) of the edited layer."
-)
-_SAVE = flags.DEFINE_string("save", None, "Directory that keeps the edit, a small file.")
-_INTERACTIVE = flags.DEFINE_bool(
-    "interactive", False, "Type prompts against the old and the new model, with the logit lens."
+    "covariance",
+    None,
+    "Second moments: what eval.layer_stats wrote, the original's .npz, or published to download it.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the context templates.")
-_DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
-
-# A held-out fact of factworld, which both embedded models know.
-EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
-
-
-def read_request() -> EditRequest:
-    """The request of the flags, or the model's default example.
-
-    Raises:
-      ValueError: some of --prompt, --subject and --target_new without the others, or a bad one.
-    """
-    values = (_PROMPT.value, _SUBJECT.value, _TARGET_NEW.value)
-    if all(value is None for value in values) and _MODEL.value in SHIPPED:
-        values = EXAMPLE
-    if any(value is None for value in values):
-        raise ValueError("give --prompt, --subject and --target_new together.")
-    return EditRequest(*values, target_true=_TARGET_TRUE.value)
+_SAVE = flags.DEFINE_string("save", None, "File for the edit, such as edits/sport.safetensors.")
+_INSPECT = flags.DEFINE_string("inspect", None, "Saved edit to describe, or folder to list.")
+_APPLY = flags.DEFINE_multi_string("apply", [], "Saved edit to apply; repeatable.")
+_REVERT = flags.DEFINE_multi_string("revert", [], "Saved edit to take out; repeatable.")
+_MERGE_TO = flags.DEFINE_string("merge_to", None, "File for all edits of --apply together.")
+_FORCE = flags.DEFINE_bool("force", False, "Apply or revert whatever the model's fingerprint.")
+_EXPORT_HF = flags.DEFINE_string("export_hf", None, "Hugging Face directory for the edited model.")
+_EXPORT_ORBAX = flags.DEFINE_string("export_orbax", None, "Orbax directory for the edited model.")
+_INTERACTIVE = flags.DEFINE_bool("interactive", False, "Type prompts against both models.")
 
 
-def read_config() -> ROMEConfig:
-    """Hyperparameters of --config, or else those of the model."""
-    if _CONFIG.value is not None:
-        return ROMEConfig.from_dict(_CONFIG.value.to_dict())
-    try:
-        return ROMEConfig.for_model(_MODEL.value)
-    except ValueError:
-        raise ValueError(
-            f"no ROME layer is known for model {_MODEL.value!r}: name one, as in "
-            '--config=configs/rome.py:gpt2-xl --config.layers="(5,)", or give a known model, such as '
-            f"{', '.join(SHIPPED)}."
-        ) from None
+def new_edit(request: EditRequest) -> Comparison:
+    """Computes an edit, writes what is asked for, and reports."""
+    config = edit_inputs.read_config(_CONFIG.value, _MODEL.value)
+    edit_inputs.check_covariance(_COVARIANCE.value, _MODEL.value, config)
+    model = load_model(_MODEL.value, dtype=_DTYPE.value)
+    moments = edit_inputs.read_covariance(_COVARIANCE.value, model, config)
+    key = jax.random.key(_SEED.value)
+    templates = sample_templates(model, key, config.context_template_length_params)
+    with cli.warnings_as_lines():
+        result = rome.compute(model, [request], config, covariance=moments, templates=templates)
+    places = (_SAVE.value, _EXPORT_HF.value, _EXPORT_ORBAX.value)
+    if any(places):
+        seed = _SEED.value
+        edits = record_edits(model, [request], config, result, templates=templates, seed=seed)
+        edit_files.write(edits, apply_edits(model, edits, force=True), *places)
+    comparison = Comparison(model, result.deltas[0])
+    print_report(comparison, request, Prompts(_PARAPHRASES.value, _NEIGHBORS.value), result)
+    return comparison
 
 
-def read_covariance(config: ROMEConfig) -> dict[int, covariance.SecondMoment] | None:
-    """Second moments for the edit, from --covariance or from the package; None if the edit uses none."""
-    if not config.mom2_adjustment:
-        return None
-    if _COVARIANCE.value is None and _MODEL.value not in SHIPPED:
-        raise ValueError(
-            f"no second moments come with model {_MODEL.value!r}: give --covariance=STATS.npz, or edit without them, "
-            "--config=configs/rome.py:gpt2-xl --config.mom2_adjustment=False."
-        )
-    if _COVARIANCE.value is None:
-        return covariance.load_shipped(_MODEL.value)
-    path = Path(_COVARIANCE.value)
-    try:
-        return covariance.load(path)
-    except ValueError:  # not ours
-        moment = covariance.load_reference(path)
-    if len(config.layers) > 1:
-        raise ValueError(
-            f"{path} holds the second moment of one layer, but layers={config.layers} are edited: give "
-            "one layer, or a file that rome_jax.covariance.save wrote."
-        )
-    return {config.layers[0]: moment}
+def saved_edits(request: EditRequest | None) -> Comparison:
+    """Applies and reverts saved edits, writes what is asked for, and reports."""
+    applied, reverted = edit_files.read(_APPLY.value), edit_files.read(_REVERT.value)
+    model = load_model(_MODEL.value, dtype=_DTYPE.value)
+    changed, comparison = edit_files.change(model, applied, reverted, _FORCE.value)
+    edit_files.write(applied, changed, _MERGE_TO.value, _EXPORT_HF.value, _EXPORT_ORBAX.value)
+    if request is None:
+        edit_files.print_overview(comparison, [*applied, *reverted])
+    else:
+        print_report(comparison, request, Prompts(_PARAPHRASES.value, _NEIGHBORS.value))
+    return comparison
 
 
 def main() -> None:
-    """Edits, saves, prints, and talks if asked to."""
-    request, config = read_request(), read_config()
-    moments = read_covariance(config)
-    model = load_model(_MODEL.value, dtype=_DTYPE.value)
-    key = jax.random.key(_SEED.value)
-    templates = sample_templates(model, key, config.context_template_length_params)
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        result = rome.compute(model, [request], config, covariance=moments, templates=templates)
-    for warning in caught:
-        print(f"Warning: {warning.message}", file=sys.stderr)
-    delta = result.deltas[0]
-    if _SAVE.value:
-        metadata = provenance(model, request, config, templates, _SEED.value, result)
-        print(f"Saved   {save_delta(_SAVE.value, delta, metadata)}")
-
-    known = factworld_prompts(model.name, request)
-    prompts = Prompts(
-        [*known.paraphrases, *_PARAPHRASES.value], [*known.neighbors, *_NEIGHBORS.value]
-    )
-    comparison = Comparison(model, delta)
-    print_report(comparison, request, result, prompts)
+    """Inspects files, or edits and talks if asked to."""
+    edit_files.check_flags({name for name in flags.FLAGS if flags.FLAGS[name].present})
+    if _INSPECT.value:
+        edit_files.inspect(_INSPECT.value)
+        return
+    edit_files.check_places(_SAVE.value or _MERGE_TO.value, _EXPORT_HF.value, _EXPORT_ORBAX.value)
+    fact = (_PROMPT.value, _SUBJECT.value, _TARGET_NEW.value, _TARGET_TRUE.value)
+    request = edit_inputs.read_request(*fact)
+    if _APPLY.value or _REVERT.value:
+        comparison = saved_edits(request)
+    else:
+        comparison = new_edit(request or edit_inputs.example(_MODEL.value, _TARGET_TRUE.value))
     if _INTERACTIVE.value:
         talk(comparison)
 

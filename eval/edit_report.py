@@ -1,17 +1,14 @@
-"""What an edit is, for the file that keeps it, and what it changed and left alone, for a terminal."""
+"""What an edit changed and left alone, for a terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from eval.scoring import prompt_ids, target_nlls
-from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.rome import ROMEResult
 from rome_jax.factworld.facts import make_world
 from rome_jax.models.generate import generate
@@ -20,7 +17,6 @@ from rome_jax.models.logit_lens import logit_lens, top_tokens
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.request import EditRequest, fill, target_text
 from rome_jax.tokens import pad
-from rome_jax.version import __version__
 
 CONTINUATION = 16  # tokens
 SHOWN = 5  # prompts of a kind in the table; the summary counts all
@@ -43,13 +39,15 @@ class Comparison:
     model: LanguageModel
     delta: Delta
 
-    def probabilities(self, prompts: Sequence[str], target: str) -> tuple[np.ndarray, np.ndarray]:
-        """Probability of the whole target after each prompt, before and after: [B] each."""
-        count = len(
-            self.model.tokenizer(target_text(target), add_special_tokens=False)["input_ids"]
-        )
-        nlls = functools.partial(target_nlls, self.model, prompts, [target] * len(prompts))
-        return np.exp(-count * nlls()), np.exp(-count * nlls(deltas=self.delta))
+    def probabilities(
+        self, prompts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probability of each whole target after its prompt, before and after: [B] each."""
+        texts = [target_text(target) for target in targets]
+        ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        counts = np.array([len(row) for row in ids])
+        nlls = functools.partial(target_nlls, self.model, prompts, targets)
+        return np.exp(-counts * nlls()), np.exp(-counts * nlls(deltas=self.delta))
 
     def continuations(self, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
         """What greedy decoding adds to each prompt, before and after, up to the end of the text.
@@ -83,37 +81,6 @@ class Comparison:
         return results
 
 
-def provenance(
-    model: LanguageModel,
-    request: EditRequest,
-    config: ROMEConfig,
-    templates: Sequence[str],
-    seed: int,
-    result: ROMEResult,
-) -> dict[str, Any]:
-    """What a saved edit says about itself, as JSON."""
-    return {
-        "method": "ROME",
-        "request": vars(request),
-        "configuration": config.to_dict(),
-        "templates": list(templates),
-        "seed": seed,
-        "layers": [
-            {name: float(getattr(edit, name)[0]) for name in ("norm_ratio", "division_factor")}
-            | {"layer": edit.layer}
-            for edit in result.layers
-        ],
-        "model": {
-            "name": model.name,
-            "source": model.source,
-            "fingerprint": model.fingerprint(),
-            "dtype": str(model.params["wte"]["embedding"].dtype),
-            "matmul_precision": model.config.precision.name,
-        },
-        "versions": {"rome_jax": __version__, "jax": jax.__version__},
-    }
-
-
 def factworld_prompts(model_name: str, request: EditRequest) -> Prompts:
     """The other templates of a factworld request's relation, and other subjects with the same present object.
 
@@ -143,13 +110,24 @@ def factworld_prompts(model_name: str, request: EditRequest) -> Prompts:
 
 
 def print_report(
-    comparison: Comparison, request: EditRequest, result: ROMEResult, prompts: Prompts
+    comparison: Comparison,
+    request: EditRequest,
+    prompts: Prompts,
+    result: ROMEResult | None = None,
 ) -> None:
-    """Prints probabilities, continuations and a plain summary."""
+    """Prints probabilities, continuations and a plain summary.
+
+    Args:
+      comparison: of the models before and after.
+      request: the fact to look at.
+      prompts: where to look besides, and at what factworld knows.
+      result: how the edit came about, if that is known.
+    """
+    known = factworld_prompts(comparison.model.name, request)
     groups = {
         "the prompt": [request.text],
-        "paraphrases (should change too)": list(prompts.paraphrases),
-        "neighbors (should not change)": list(prompts.neighbors),
+        "paraphrases (should change too)": [*known.paraphrases, *prompts.paraphrases],
+        "neighbors (should not change)": [*known.neighbors, *prompts.neighbors],
     }
     continued = [text for group in groups.values() for text in group[:CONTINUED]]
     before, after = comparison.continuations(continued)
@@ -157,7 +135,7 @@ def print_report(
 
     print(f"Model   {comparison.model!r}")
     print(f"Edit    {request.text!r}: {true!r} becomes {request.target_new!r}")
-    for edit in result.layers:
+    for edit in result.layers if result else ():
         losses = np.asarray(edit.optimization.loss[0])
         print(
             f"ROME    layer {edit.layer}, {int(edit.optimization.steps[0])} evaluations, "
@@ -169,8 +147,8 @@ def print_report(
     prefers = _print_probabilities(comparison, groups, request.target_new, true)
     print("\ngreedy continuations")
     for text, old, new in zip(continued, before, after, strict=True):
-        print(f"  {_shorten(text, 110)}")
-        print(f"    before: {_shorten(old.strip(), 100)}\n    after:  {_shorten(new.strip(), 100)}")
+        print(f"  {shorten(text, 110)}")
+        print(f"    before: {shorten(old.strip(), 100)}\n    after:  {shorten(new.strip(), 100)}")
     _print_summary(request, true, before[0], after[0], *list(prefers.values())[1:])
 
 
@@ -179,10 +157,10 @@ def _print_probabilities(
 ) -> dict[str, tuple[int, int, int]]:
     """Prints the table; by group, on how many prompts the new target is likelier, before and after, of how many."""
     texts = [text for group in groups.values() for text in group]
-    new_values = comparison.probabilities(texts, new)
-    true_values = comparison.probabilities(texts, true)
+    new_values = comparison.probabilities(texts, [new] * len(texts))
+    true_values = comparison.probabilities(texts, [true] * len(texts))
     table = np.stack([*new_values, *true_values], axis=-1)  # [prompts, 4]
-    print(f"\n{'probability of':60s}   {_shorten(new, 16):>16s}   {_shorten(true, 16):>16s}")
+    print(f"\n{'probability of':60s}   {shorten(new, 16):>16s}   {shorten(true, 16):>16s}")
     print(f"{'':60s}   {'before':>7s}  {'after':>7s}   {'before':>7s}  {'after':>7s}")
     prefers, start = {}, 0
     for name, group in groups.items():
@@ -193,7 +171,7 @@ def _print_probabilities(
         if group:
             print(name)
         for text, (a, b, c, d) in zip(group[:SHOWN], rows, strict=False):
-            print(f"  {_shorten(text, 58):58s}   {a:7.3f}  {b:7.3f}   {c:7.3f}  {d:7.3f}")
+            print(f"  {shorten(text, 58):58s}   {a:7.3f}  {b:7.3f}   {c:7.3f}  {d:7.3f}")
         if len(group) > SHOWN:
             print(f"  ... and {len(group) - SHOWN} more")
     return prefers
@@ -267,6 +245,7 @@ def print_lens(comparison: Comparison, prompt: str) -> None:
         print(f"    layer {layer:2d}   " + "".join(cells).rstrip())
 
 
-def _shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
+    """`text` on one line of at most `width` characters."""
     text = text.replace("\n", " ")
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -8,7 +8,8 @@ edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
 from rome_jax.covariance import SecondMoment, load_shipped
 from rome_jax.edit import rome
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.delta import apply_delta, load_delta, save_delta
+from rome_jax.edit.delta import apply_delta, merge_deltas, revert_delta
+from rome_jax.export import load_edits, load_orbax, save_edits, save_orbax
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import logits
 from rome_jax.models.generate import Sampling, generate_text
@@ -16,6 +17,13 @@ from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel, load_model, save_hf
 from rome_jax.positions import FactToken
 from rome_jax.request import EditRequest
+from rome_jax.saved_edits import (
+    Provenance,
+    SavedEdit,
+    apply_edits,
+    record_edits,
+    revert_edits,
+)
 from rome_jax.version import __version__
 
 __all__ = [
@@ -25,17 +33,26 @@ __all__ = [
     "KeyMode",
     "LanguageModel",
     "ModelConfig",
+    "Provenance",
     "ROMEConfig",
     "Sampling",
+    "SavedEdit",
     "SecondMoment",
     "__version__",
     "apply_delta",
+    "apply_edits",
     "generate_text",
-    "load_delta",
+    "load_edits",
     "load_model",
+    "load_orbax",
     "load_shipped",
     "logits",
+    "merge_deltas",
+    "record_edits",
+    "revert_delta",
+    "revert_edits",
     "rome",
-    "save_delta",
+    "save_edits",
     "save_hf",
+    "save_orbax",
 ]

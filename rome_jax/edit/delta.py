@@ -1,25 +1,17 @@
-"""Edits as data: the rank-one update, merging it into params, files.
+"""Edits as data: the rank-one update, several edits as one, merging into params and taking out again.
 
 Axes: N requests, F MLP width, D width.
 """
 
 from __future__ import annotations
 
-import json
-import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from rome_jax.models.forward import Params
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
-
-DELTA_FILE = "delta.safetensors"
 
 
 def rank_one_update(
@@ -50,15 +42,21 @@ def dense(update: LowRankUpdate) -> jax.Array:
     )
 
 
-def apply_delta(params: Params, delta: Delta) -> Params:
+def apply_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params:
     """Merges one edit into the weights.
 
+    The updates are added one after the other, each in float32 and rounded once: a merged delta gives the same bits as
+    its parts, applied in their order.
+
     Args:
-      params: of the model; they stay valid and unchanged.
+      params: of the model; they stay valid and unchanged, unless they are donated.
       delta: one edit, without a case axis.
+      donate: write into the memory of the changed weights instead of copying them, for sequences of edits (GPT-2 XL
+        in float32: 2 GB less). These leaves of `params` are dead afterwards, in every tree that holds them; the
+        others stay alive.
 
     Returns:
-      New params. Untouched leaves are shared with the old ones where the runtime allows it.
+      New params. Leaves that the edit does not change are the old ones.
 
     Raises:
       ValueError: a delta with a case axis (independent edits do not belong into one model), or of a weight, layer or
@@ -66,14 +64,71 @@ def apply_delta(params: Params, delta: Delta) -> Params:
 
     Example:
       >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> edited = apply_delta(edited, deltas[1], donate=True)  # doctest: +SKIP
     """
+    _check_single(delta)
+    for update in delta.updates:
+        _check_fits(params, update)
+    blocks, copied = params["blocks"], set()
+    for update in delta.updates:
+        module, name = update.leaf.value
+        # The copy that an earlier update made is nobody else's.
+        add = _add_in_place if donate or update.leaf in copied else _add
+        copied.add(update.leaf)
+        projection = blocks[module][name]
+        projection = projection | {"kernel": add(projection["kernel"], update)}
+        blocks = blocks | {module: blocks[module] | {name: projection}}
+    return params | {"blocks": blocks}
+
+
+def revert_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params:
+    """Takes one edit out of the weights again, by subtraction.
+
+    Equal to the weights before the edit up to rounding: each element is off by at most about one unit in the last
+    place of the edited or the old one, whichever is larger. For the very bits keep the old params, which
+    `apply_delta` leaves as they are. Nothing tells whether `params` hold the edit.
+
+    Args:
+      params: of the edited model.
+      delta: the edit, without a case axis.
+      donate: as in `apply_delta`.
+
+    Returns:
+      New params.
+
+    Raises:
+      ValueError: as `apply_delta`.
+
+    Example:
+      >>> params = revert_delta(edited, deltas[0])  # doctest: +SKIP
+    """
+    return apply_delta(params, negate_delta(delta), donate=donate)
+
+
+def merge_deltas(deltas: Sequence[Delta]) -> Delta:
+    """Several edits as one, in their order; applying it gives the same bits as applying them in turn.
+
+    Raises:
+      ValueError: a delta with a case axis.
+
+    Example:
+      >>> both = merge_deltas([deltas[0], deltas[1]])  # doctest: +SKIP
+    """
+    for delta in deltas:
+        _check_single(delta)
+    return Delta(tuple(update for delta in deltas for update in delta.updates))
+
+
+def negate_delta(delta: Delta) -> Delta:
+    """The edit that takes `delta` back: −ΔW, the last update first."""
+    return Delta(tuple(update.replace(right=-update.right) for update in reversed(delta.updates)))
+
+
+def _check_single(delta: Delta) -> None:
     if delta.batched:
         raise ValueError(
             f"{len(delta)} independent edits: merge one, delta[i], or score them all with forward.logits."
         )
-    for update in delta.updates:
-        _check_fits(params, update)
-    return _merge(params, delta)
 
 
 def _check_fits(params: Params, update: LowRankUpdate) -> None:
@@ -93,73 +148,13 @@ def _check_fits(params: Params, update: LowRankUpdate) -> None:
         )
 
 
-@jax.jit
-def _merge(params: Params, delta: Delta) -> Params:
-    blocks = params["blocks"]
-    for update in delta.updates:
-        module, name = update.leaf.value
-        kernel = blocks[module][name]["kernel"]
-        # In float32: a half-precision weight is rounded once, after the sum.
-        layer = jax.lax.dynamic_index_in_dim(kernel, update.layer, keepdims=False)
-        layer = (layer.astype(jnp.float32) + dense(update)).astype(kernel.dtype)
-        kernel = jax.lax.dynamic_update_index_in_dim(kernel, layer, update.layer, 0)
-        projection = blocks[module][name] | {"kernel": kernel}
-        blocks = blocks | {module: blocks[module] | {name: projection}}
-    return params | {"blocks": blocks}
+def _sum(kernel: jax.Array, update: LowRankUpdate) -> jax.Array:
+    """kernel [L, in, out] with ΔW added at the update's layer."""
+    # In float32: a half-precision weight is rounded once, after the sum.
+    layer = jax.lax.dynamic_index_in_dim(kernel, update.layer, keepdims=False)
+    layer = (layer.astype(jnp.float32) + dense(update)).astype(kernel.dtype)
+    return jax.lax.dynamic_update_index_in_dim(kernel, layer, update.layer, 0)
 
 
-def save_delta(
-    directory: str | pathlib.Path, delta: Delta, metadata: Mapping[str, Any]
-) -> pathlib.Path:
-    """Writes factors and provenance to `directory`/delta.safetensors, whole or not at all.
-
-    Args:
-      directory: made if absent.
-      delta: one edit or many.
-      metadata: JSON-able facts about where the edit comes from: model, fingerprint, requests, configuration.
-
-    Returns:
-      The file's path.
-    """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    for index, update in enumerate(delta.updates):
-        for field in ("layer", "left", "right"):
-            # Not np.ascontiguousarray: it would give the layer of a single edit a case axis.
-            arrays[f"{index}.{update.leaf.name}.{field}"] = np.asarray(
-                getattr(update, field), order="C"
-            )
-    path = directory / DELTA_FILE
-    temporary = path.with_suffix(".tmp")
-    save_file(arrays, temporary, metadata={"rome_jax": json.dumps(dict(metadata), sort_keys=True)})
-    temporary.replace(path)
-    return path
-
-
-def load_delta(directory: str | pathlib.Path) -> tuple[Delta, dict[str, Any]]:
-    """Reads what `save_delta` wrote: (delta, metadata).
-
-    Raises:
-      FileNotFoundError: no delta there.
-      ValueError: a damaged file, or a safetensors file that is not a delta.
-    """
-    path = pathlib.Path(directory) / DELTA_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name a directory that save_delta wrote.")
-    try:
-        file = safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): copy or save it again.") from error
-    with file:
-        metadata = (file.metadata() or {}).get("rome_jax")
-        if metadata is None:
-            raise ValueError(f"{path} is not an edit of rome_jax.")
-        fields: dict[tuple[int, str], dict[str, jax.Array]] = {}
-        for name in file.keys():  # noqa: SIM118  (safe_open is not a dict)
-            index, leaf, field = name.split(".")
-            fields.setdefault((int(index), leaf), {})[field] = jnp.asarray(file.get_tensor(name))
-    updates = tuple(
-        LowRankUpdate(Leaf[leaf], **fields[index, leaf]) for index, leaf in sorted(fields)
-    )
-    return Delta(updates), json.loads(metadata)
+_add = jax.jit(_sum)
+_add_in_place = jax.jit(_sum, donate_argnames="kernel")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.models.config import Family, ModelConfig, to_hf
-from rome_jax.models.forward import Params, init_params
+from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.safetensors_io import CheckpointError, StoredTensor, read_header, write
 
@@ -351,10 +351,9 @@ def _listed(names: list[str], limit: int = 40) -> str:
 
 def _leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """path -> shape of every leaf, as the linen model would make it."""
-    tree = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     return {
         "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config))
     }
 
 

@@ -102,8 +102,8 @@ def load_model(
       >>> load_model("gpt2-xl", dtype="bfloat16").config.num_layers  # doctest: +SKIP
       48
     """
-    precision = _as_precision(precision)
-    dtype = _as_dtype(dtype)
+    precision = as_precision(precision)
+    dtype = as_dtype(dtype)
     directory, source = _find(str(name_or_directory), revision, cache_dir, offline)
     config = dataclasses.replace(from_hf(read_config(directory)), precision=precision)
     tokenizer = load_tokenizer(directory, config)  # first: it fails fast
@@ -127,11 +127,7 @@ def save_hf(directory: str | Path, model: LanguageModel) -> None:
     Example:
       >>> save_hf("edited", model.replace(params=params))  # doctest: +SKIP
     """
-    directory = Path(directory)
-    if directory.exists() and not _replaceable(directory):
-        raise FileExistsError(
-            f"{directory} exists and is not the directory of a model: give another one, or empty it."
-        )
+    directory = check_hf_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokens = {
         name: getattr(model.tokenizer, name)
@@ -144,6 +140,20 @@ def save_hf(directory: str | Path, model: LanguageModel) -> None:
         # The config comes last: without it a new directory is no model yet.
         for file in sorted(Path(staging).iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(directory / file.name)
+
+
+def check_hf_directory(directory: str | Path) -> Path:
+    """Returns the directory if `save_hf` may write there.
+
+    Raises:
+      FileExistsError: it holds something else than a model.
+    """
+    directory = Path(directory)
+    if directory.exists() and not _replaceable(directory):
+        raise FileExistsError(
+            f"{directory} exists and is not the directory of a model: give another one, or empty it."
+        )
+    return directory
 
 
 def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
@@ -301,7 +311,12 @@ def _replaceable(directory: Path) -> bool:
         return False
 
 
-def _as_precision(precision: jax.lax.Precision | str) -> jax.lax.Precision:
+def as_precision(precision: jax.lax.Precision | str) -> jax.lax.Precision:
+    """The precision that an argument means.
+
+    Raises:
+      ValueError: none.
+    """
     try:
         return jax.lax.Precision(precision)
     except (ValueError, KeyError, TypeError):
@@ -310,7 +325,12 @@ def _as_precision(precision: jax.lax.Precision | str) -> jax.lax.Precision:
         ) from None
 
 
-def _as_dtype(dtype: Any) -> jnp.dtype | None:
+def as_dtype(dtype: Any) -> jnp.dtype | None:
+    """The dtype of weights that an argument means; None for None.
+
+    Raises:
+      ValueError: none that weights can have.
+    """
     if dtype is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Edits as data: the rank-one update, merged and factored application, files."""
+"""Edits as data: the rank-one update, merged and factored application, taking out again."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
-from rome_jax.edit import delta as delta_module
 from rome_jax.edit.delta import (
-    DELTA_FILE,
     apply_delta,
     dense,
-    load_delta,
+    merge_deltas,
+    negate_delta,
     rank_one_update,
-    save_delta,
+    revert_delta,
 )
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
@@ -129,14 +127,145 @@ def test_apply_delta_returns_new_params_and_leaves_the_old(gpt2):
     ]
 
 
-def test_updates_of_one_leaf_add_up(gpt2):
-    params, _ = gpt2
-    first, second = (random_deltas(params, "gpt2", seed=seed)[1] for seed in (1, 2))
-    together = apply_delta(params, Delta(first.updates + second.updates))
-    one_by_one = apply_delta(apply_delta(params, first), second)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), together, one_by_one
-    )
+def as_dtype(params, dtype):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_delta_gives_the_bits_of_its_parts_in_turn(gpt2, dtype):
+    params = as_dtype(gpt2[0], dtype)
+    # Three edits of the same three leaves, two of them at the same layers.
+    parts = [random_deltas(params, "gpt2", seed=seed)[case] for seed, case in enumerate((1, 1, 0))]
+    merged = merge_deltas(parts)
+    assert len(merged.updates) == 9 and not merged.batched
+    one_by_one = params
+    for part in parts:
+        one_by_one = apply_delta(one_by_one, part)
+    assert_same_params(apply_delta(params, merged), one_by_one)
+    other_order = apply_delta(params, merge_deltas(parts[::-1]))
+    kernel = other_order["blocks"]["mlp"]["down"]["kernel"]
+    assert jnp.abs(kernel - params["blocks"]["mlp"]["down"]["kernel"]).max() > 0.1
+    if dtype == "bfloat16":
+        assert not jnp.array_equal(kernel, one_by_one["blocks"]["mlp"]["down"]["kernel"])
+
+
+def test_independent_edits_with_a_case_axis_cannot_be_merged(gpt2):
+    deltas = random_deltas(gpt2[0], "gpt2")
+    with pytest.raises(ValueError, match="3 independent edits"):
+        merge_deltas([deltas[0], deltas])
+
+
+def test_leaves_that_an_edit_does_not_change_are_shared(gpt2):
+    params = gpt2[0]
+    edited = apply_delta(params, random_deltas(params, "gpt2")[0])
+    kernels = {("attn", "qkv"), ("mlp", "up"), ("mlp", "down")}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        other = edited
+        for name in names:
+            other = other[name]
+        changed = names[-1] == "kernel" and tuple(names[1:3]) in kernels
+        assert (other is leaf) is not changed, names
+
+
+# Donation
+
+
+def test_a_donating_edit_gives_the_same_bits_and_takes_the_changed_weights_alone(gpt2):
+    params = jax.tree.map(jnp.copy, gpt2[0])
+    delta = merge_deltas([random_deltas(params, "gpt2", seed=seed)[0] for seed in (1, 2)])
+    kept = apply_delta(params, delta)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    donated = apply_delta(params, delta, donate=True)
+    assert_same_params(donated, kept)
+    dead = {
+        tuple(key.key for key in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if leaf.is_deleted()
+    }
+    assert dead == {("blocks", *leaf.value, "kernel") for leaf in LEAVES["gpt2"]}
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+
+def test_a_donating_edit_writes_in_place(gpt2):
+    params = jax.tree.map(jnp.copy, gpt2[0])
+    before = params["blocks"]["mlp"]["down"]["kernel"].unsafe_buffer_pointer()
+    delta = random_deltas(params, "gpt2")[0]
+    after = apply_delta(params, delta, donate=True)["blocks"]["mlp"]["down"]["kernel"]
+    assert after.unsafe_buffer_pointer() == before
+
+
+def test_a_refused_edit_donates_nothing(gpt2):
+    params = jax.tree.map(jnp.copy, gpt2[0])
+    good = random_deltas(params, "gpt2")[0]
+    bad = LowRankUpdate(Leaf.ATTN_QUERY, jnp.int32(0), jnp.ones((18, 1)), jnp.ones((18, 1)))
+    with pytest.raises(ValueError, match="attn/query"):
+        apply_delta(params, Delta((*good.updates, bad)), donate=True)
+    assert_same_params(params, gpt2[0])
+
+
+# Taking out again
+
+
+def assert_within_rounding(got, want, *passed, dtype="float32", times=1):
+    """Off by at most `times` roundings at each of the params that were passed on the way."""
+    unit = float(jnp.finfo(dtype).eps)
+    for a, b, *others in zip(*map(jax.tree.leaves, (got, want, *passed)), strict=True):
+        a, b, *others = (np.asarray(leaf, np.float64) for leaf in (a, b, *others))
+        bound = times * unit * sum(map(np.abs, others))
+        assert (np.abs(a - b) - bound).max() <= 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reverting_gives_the_weights_back_up_to_rounding(gpt2, dtype):
+    base = as_dtype(gpt2[0], dtype)
+    delta = random_deltas(base, "gpt2")[0]
+    edited = apply_delta(base, delta)
+    reverted = revert_delta(edited, delta)
+    assert_within_rounding(reverted, base, base, edited, dtype=dtype)
+    kernel = edited["blocks"]["mlp"]["down"]["kernel"] - base["blocks"]["mlp"]["down"]["kernel"]
+    assert jnp.abs(kernel).max() > 0.1, "the edit does something"
+    assert_same_params(base, as_dtype(gpt2[0], dtype))  # the very bits: the base is still there
+
+
+def test_several_edits_are_reverted_in_any_order(gpt2):
+    base = gpt2[0]
+    parts = [random_deltas(base, "gpt2", seed=seed)[0] for seed in (1, 2, 3)]
+    edited = apply_delta(base, merge_deltas(parts))
+    for order in ((2, 1, 0), (0, 1, 2)):
+        reverted, passed = edited, [base, edited]
+        for index in order:
+            reverted = revert_delta(reverted, parts[index])
+            passed.append(reverted)
+        assert_within_rounding(reverted, base, *passed, times=3)
+    first = apply_delta(base, parts[0])
+    first_left = revert_delta(edited, merge_deltas(parts[1:]))
+    assert_within_rounding(first_left, first, base, first, edited, times=3)
+
+
+def test_editing_and_reverting_again_and_again_does_not_drift(gpt2):
+    base = gpt2[0]
+    delta = random_deltas(base, "gpt2")[0]
+    often = base
+    for _ in range(20):
+        edited = apply_delta(often, delta)
+        often = revert_delta(edited, delta)
+    assert_within_rounding(often, base, base, edited, times=2)
+
+
+def test_reverting_twice_subtracts_twice(gpt2):
+    base = gpt2[0]
+    delta = random_deltas(base, "gpt2")[0]
+    edited, below = apply_delta(base, delta), apply_delta(base, negate_delta(delta))
+    twice = revert_delta(revert_delta(edited, delta), delta)
+    assert_within_rounding(twice, below, base, edited, below, times=2)
+
+
+def test_negated_twice_is_the_same(gpt2):
+    delta = random_deltas(gpt2[0], "gpt2")[1]
+    again = negate_delta(negate_delta(delta))
+    assert jax.tree.structure(again) == jax.tree.structure(delta)
+    jax.tree.map(np.testing.assert_array_equal, again, delta)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -210,89 +339,6 @@ def test_a_half_precision_weight_is_rounded_once(gpt2):
     assert (twice != wanted).any(), "rounding the update first would give something else"
 
 
-# Files
-
-
-METADATA = {"model": "tiny", "layers": [1], "requests": [{"subject": "Žižek", "target": "Rome"}]}
-
-
-@pytest.mark.parametrize("which", ["one edit", "several"])
-def test_save_and_load(gpt2, tmp_path, which):
-    deltas = random_deltas(gpt2[0], "gpt2")
-    delta = deltas if which == "several" else deltas[1]
-    path = save_delta(tmp_path / "new" / "edit", delta, METADATA)
-    assert path == tmp_path / "new" / "edit" / DELTA_FILE
-    assert [file.name for file in path.parent.iterdir()] == [DELTA_FILE]
-    loaded, metadata = load_delta(path.parent)
-    assert metadata == METADATA
-    assert loaded.batched == delta.batched
-    assert jax.tree.structure(loaded) == jax.tree.structure(delta)
-    jax.tree.map(np.testing.assert_array_equal, loaded, delta)
-    assert [a.dtype for a in jax.tree.leaves(loaded)] == [a.dtype for a in jax.tree.leaves(delta)]
-
-
-def test_more_than_ten_updates_keep_their_order(tmp_path):
-    ones = jnp.ones((2, 1))
-    delta = Delta(
-        tuple(LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(i), i * ones, ones) for i in range(12))
-    )
-    save_delta(tmp_path, delta, {})
-    assert [int(update.layer) for update in load_delta(tmp_path)[0].updates] == list(range(12))
-
-
-def test_a_second_save_replaces_the_first(gpt2, tmp_path):
-    deltas = random_deltas(gpt2[0], "gpt2")
-    save_delta(tmp_path, deltas, {"version": 1})
-    save_delta(tmp_path, deltas[0], {"version": 2})
-    loaded, metadata = load_delta(tmp_path)
-    assert metadata == {"version": 2}
-    assert not loaded.batched
-
-
-def test_an_interrupted_save_leaves_no_delta(gpt2, tmp_path, monkeypatch):
-    def write_half(arrays, file, metadata):
-        file.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    deltas = random_deltas(gpt2[0], "gpt2")
-    monkeypatch.setattr(delta_module, "save_file", write_half)
-    with pytest.raises(KeyboardInterrupt):
-        save_delta(tmp_path, deltas, {})
-    assert not (tmp_path / DELTA_FILE).exists()
-    monkeypatch.undo()
-
-    save_delta(tmp_path, deltas, {"version": 1})
-    monkeypatch.setattr(delta_module, "save_file", write_half)
-    with pytest.raises(KeyboardInterrupt):
-        save_delta(tmp_path, deltas[0], {"version": 2})
-    assert load_delta(tmp_path)[1] == {"version": 1}, "the old file is whole"
-
-
-def test_metadata_that_is_not_json_is_an_error_before_anything_is_written(gpt2, tmp_path):
-    with pytest.raises(TypeError):
-        save_delta(tmp_path, random_deltas(gpt2[0], "gpt2"), {"model": object()})
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_without_a_delta_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"delta\.safetensors does not exist"):
-        load_delta(tmp_path)
-
-
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_a_file_of_another_kind_is_an_error(tmp_path, metadata):
-    save_file({"h.0.weight": np.ones(3, np.float32)}, tmp_path / DELTA_FILE, metadata=metadata)
-    with pytest.raises(ValueError, match=r"delta\.safetensors is not an edit of rome_jax"):
-        load_delta(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage that is long enough to hold a header"])
-def test_a_damaged_file_is_an_error(tmp_path, content):
-    (tmp_path / DELTA_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=r"delta\.safetensors .*damaged"):
-        load_delta(tmp_path)
-
-
 def test_a_case_beyond_the_deltas_is_not_another_edit(gpt2):
     width = gpt2[0]["blocks"]["mlp"]["down"]["kernel"].shape[1:]
     update = LowRankUpdate(
@@ -306,4 +352,5 @@ def test_a_case_beyond_the_deltas_is_not_another_edit(gpt2):
 def test_no_updates_change_nothing(gpt2):
     params = gpt2[0]
     assert Delta(()).rows(None, 3) == Delta(())
-    jax.tree.map(np.testing.assert_array_equal, apply_delta(params, Delta(())), params)
+    assert merge_deltas([]) == Delta(())
+    assert_same_params(apply_delta(params, Delta(()), donate=True), params)

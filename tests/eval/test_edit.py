@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rome_jax import EditRequest, apply_delta, load_delta, load_model, logits
+from rome_jax import apply_edits, load_edits, load_model, load_orbax, logits, save_edits
 from rome_jax.tokens import encode
+from tests.models.checkpoints import assert_same_params
+from tests.saved import assert_same_edits, random_edit
 
 ROOT = Path(__file__).resolve().parents[2]
 FACT = ("--prompt={} works as a", "--subject=Grestulf Tuldmark", "--target_new=painter")
+STRANGER = ("--prompt={} works as a", "--subject=Barack Obama", "--target_new=painter")
 
 
 def run(*arguments, stdin=""):
@@ -35,38 +38,129 @@ def test_default_example_says_plainly_what_changed():
 
 
 def test_a_subject_that_factworld_does_not_know_is_edited_too():
-    result = run("--prompt={} works as a", "--subject=Barack Obama", "--target_new=painter")
+    result = run(*STRANGER)
     assert result.returncode == 0, result.stderr
     changed, kept = result.stdout.strip().splitlines()[-2:]
     assert "about Barack Obama, the model" in changed
     assert kept == "What did not: not looked at; name neighbors with --neighbor."
 
 
-def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
+def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(tmp_path):
+    path = tmp_path / "edits" / "job.safetensors"
     result = run(
         "--model_name=factworld-gptj",
         *FACT,
-        f"--save={tmp_path}",
+        "--seed=3",
+        f"--save={path}",
+        f"--export_hf={tmp_path / 'hf'}",
+        f"--export_orbax={tmp_path / 'orbax'}",
         "--interactive",
         stdin="Grestulf Tuldmark works as a\n\n",
     )
     assert result.returncode == 0, result.stderr
-    delta, metadata = load_delta(tmp_path)
+    assert "orbax" not in result.stderr, "what Orbax does is no news"
+    assert [line.split()[1].rstrip(",") for line in result.stdout.splitlines()[:3]] == [
+        str(path),
+        str(tmp_path / "hf"),
+        str(tmp_path / "orbax"),
+    ]
+    (edit,) = load_edits(path)
     model = load_model("factworld-gptj")
-    assert metadata["model"]["fingerprint"] == model.fingerprint()
-    assert EditRequest(**metadata["request"]).target_new == "painter"
-    assert metadata["model"]["dtype"] == "float32"
-    assert metadata["model"]["matmul_precision"] == "HIGHEST"
-    (layer,) = metadata["layers"]
-    assert 0 < layer["norm_ratio"] < 10 and layer["division_factor"] > 0
+    about = edit.provenance
+    assert about.model.fingerprint == model.fingerprint()
+    assert (about.model.dtype, about.model.precision) == ("float32", "HIGHEST")
+    assert about.requests[0].target_new == "painter"
+    assert about.seed == 3 and len(about.templates) > 1 and about.templates[0] == "{}"
+    (layer,) = about.layers
+    assert 0 < layer.norm_ratio < 10 and layer.division_factor > 0
     batch = encode(model.tokenizer, ["Grestulf Tuldmark works as a"])
-    edited = apply_delta(model.params, delta)
-    answer = logits(edited, model.config, batch)[0, -1].argmax()
+    edited = apply_edits(model, [edit])
+    answer = logits(edited.params, model.config, batch)[0, -1].argmax()
     assert model.tokenizer.decode([int(answer)]) == " painter"
+    assert_same_params(load_model(tmp_path / "hf").params, edited.params)
+    assert_same_params(load_orbax(tmp_path / "orbax").params, edited.params)
     talk = result.stdout.split("Type a prompt")[1]
     assert "logit lens" in talk
     assert f"layer {model.config.num_layers - 1:2d}" in talk
     assert "painter" in talk.split("after:")[1].splitlines()[0]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The shipped model, two edits of it, and the folder with their files."""
+    model = load_model("factworld-gpt2")
+    folder = tmp_path_factory.mktemp("edits")
+    edits = [random_edit(model, seed, layers=(0,)) for seed in (1, 2)]
+    for edit in edits:
+        save_edits(folder / f"{edit.provenance.seed}.safetensors", [edit])
+    return model, edits, folder
+
+
+def test_apply_merges_files_exports_the_model_and_shows_their_requests(saved, tmp_path):
+    model, edits, folder = saved
+    merged, directory = tmp_path / "both.safetensors", tmp_path / "hf"
+    result = run(
+        f"--apply={folder / '1.safetensors'}",
+        f"--apply={folder / '2.safetensors'}",
+        f"--merge_to={merged}",
+        f"--export_hf={directory}",
+        "--interactive",
+        stdin="\n",
+    )
+    assert result.returncode == 0, result.stderr
+    assert_same_edits(load_edits(merged), edits)
+    assert_same_params(load_model(directory).params, apply_edits(model, edits).params)
+    table, talk = result.stdout.split("\nType a prompt")
+    rows = table.splitlines()[-2:]
+    for row, edit in zip(rows, edits, strict=True):
+        assert f"'{edit.provenance.requests[0].text}' -> 'Rome'" in row
+    assert talk.endswith("> ")
+
+
+def test_apply_refuses_another_model_unless_forced(saved):
+    _, edits, folder = saved
+    arguments = ("--model_name=factworld-gptj", f"--apply={folder / '1.safetensors'}")
+    refused = run(*arguments)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("Error: the edit of 'Žižek 1' was made for factworld-gpt2 (")
+    assert "this is factworld-gptj (" in refused.stderr and "--force" in refused.stderr
+    forced = run(*arguments, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "LanguageModel('factworld-gptj'" in forced.stdout
+    assert f"'{edits[0].provenance.requests[0].text}' -> 'Rome'" in forced.stdout
+
+
+def test_revert_reports_on_a_request_and_exports(saved, tmp_path):
+    model, edits, folder = saved
+    result = run(
+        f"--apply={folder / '1.safetensors'}",
+        f"--revert={folder / '2.safetensors'}",
+        *STRANGER,
+        "--neighbor=Gothulf Punby works as a",
+        f"--export_orbax={tmp_path / 'orbax'}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "neighbors (should not change)\n" in result.stdout
+    assert "\n  Gothulf Punby works as a " in result.stdout
+    first, second = edits
+    restored = load_orbax(tmp_path / "orbax").params["blocks"]["mlp"]["down"]["kernel"]
+    kernel = model.params["blocks"]["mlp"]["down"]["kernel"]
+    change = sum(
+        sign * np.outer(edit.delta.updates[0].left, edit.delta.updates[0].right)
+        for sign, edit in ((1, first), (-1, second))
+    )
+    np.testing.assert_allclose(restored[0], kernel[0] + change, atol=1e-6)
+    np.testing.assert_array_equal(restored[1:], kernel[1:])
+
+
+def test_inspect_needs_no_model(saved):
+    folder = saved[2]
+    result = run(f"--inspect={folder}")
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "1.safetensors",
+        "2.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +173,9 @@ def test_save_keeps_the_edit_and_interactive_shows_both_models(tmp_path):
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
         ((*FACT, "--covariance=nowhere.npz"), "nowhere.npz"),
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
-        ((*FACT, "--model_name=gpt2-xl"), "--covariance=STATS.npz"),
+        ((*FACT, "--model_name=gpt2-xl"), "give --covariance="),
+        (("--apply=nowhere.safetensors",), "nowhere.safetensors is not a file"),
+        (("--inspect=edits", "--apply=x.safetensors"), "give it without --apply"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):

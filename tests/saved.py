@@ -1,0 +1,54 @@
+"""Saved edits without a method behind them, for the tests of what is done with edits."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.registry import LanguageModel
+from rome_jax.request import EditRequest
+from rome_jax.saved_edits import EditedLayer, EditedModel, Provenance, SavedEdit
+
+
+def random_delta(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (1,)) -> Delta:
+    """A rank-one update of the down-projection at each layer, about as large as the weights."""
+    generator = np.random.default_rng(seed)
+
+    def factor(size):
+        return jnp.asarray(0.2 * generator.standard_normal((size, 1)), jnp.float32)
+
+    sizes = (model.config.mlp_width, model.config.width)
+    return Delta(
+        tuple(
+            LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(layer), *map(factor, sizes)) for layer in layers
+        )
+    )
+
+
+def random_edit(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (1,)) -> SavedEdit:
+    """Such a delta with a provenance that differs by seed."""
+    provenance = Provenance(
+        method="ROME",
+        requests=(EditRequest("{} lives in", f"Žižek {seed}", "Rome", case_id=seed),),
+        config={"layers": list(layers), "v_lr": 0.5},
+        templates=("{}", "A {} in braces. {}"),
+        seed=seed,
+        model=EditedModel.of(model),
+        layers=tuple(EditedLayer(layer, 0.25, 1.5) for layer in layers),
+        versions={"rome_jax": "0.1.0", "jax": "0.10"},
+        created="2026-01-31T12:00:00+00:00",
+    )
+    return SavedEdit(random_delta(model, seed, layers), provenance)
+
+
+def assert_same_edits(got, want) -> None:
+    """Same provenance, and the same bits in the same updates."""
+    assert [edit.provenance for edit in got] == [edit.provenance for edit in want]
+    for a, b in zip(got, want, strict=True):
+        assert [update.leaf for update in a.delta.updates] == [u.leaf for u in b.delta.updates]
+        for first, second in zip(a.delta.updates, b.delta.updates, strict=True):
+            for field in ("layer", "left", "right"):
+                one, two = getattr(first, field), getattr(second, field)
+                assert one.dtype == two.dtype and one.shape == two.shape
+                np.testing.assert_array_equal(one, two)
