@@ -110,3 +110,40 @@ def _nlls(
     logits = forward.logits(params, config, batch, positions=columns, deltas=deltas)  # [B, M, V]
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target_ids[..., None], -1)[..., 0]
     return -(log_probs * target_mask).sum(-1) / target_mask.sum(-1)
+
+
+def perplexity(model: LanguageModel, texts: Sequence[str], *, batch_size: int = 32) -> float:
+    """exp of the mean negative log-likelihood of all tokens but the first of each text.
+
+    Args:
+      model: with its edits merged.
+      texts: of two tokens or more.
+      batch_size: texts at a time.
+
+    Raises:
+      ValueError: no text has two tokens.
+      SequenceTooLongError: a text that does not fit the context, named.
+
+    Example:
+      >>> perplexity(model, ["The capital of France is Paris."])  # doctest: +SKIP
+    """
+    rows = sorted(prompt_ids(model, texts), key=len)
+    total = count = 0.0
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = pad(part, context_length=model.config.context_length, multiple=32)
+        nll, tokens = _text_nll(model.params, model.config, batch)
+        total, count = total + float(nll), count + int(tokens)
+    if not count:
+        raise ValueError("no text has two tokens: give longer ones.")
+    return float(np.exp(total / count))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _text_nll(
+    params: forward.Params, config: ModelConfig, batch: TokenBatch
+) -> tuple[jax.Array, jax.Array]:
+    log_probs = jax.nn.log_softmax(forward.logits(params, config, batch)[:, :-1])
+    following = jnp.take_along_axis(log_probs, batch.ids[:, 1:, None], axis=-1)[..., 0]
+    mask = batch.mask[:, 1:]
+    return -(following * mask).sum(), mask.sum()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rome_jax.tokens import SequenceTooLongError, encode, pad, round_up, token_span
+from rome_jax.tokens import SequenceTooLongError, bucket, encode, pad, round_up, token_span
 
 ROWS = [[5, 6, 7], [8]]
 
@@ -165,6 +165,15 @@ def test_spans_agree_with_counting_bytes(tokenizer, data):
     first = next(i for i, stop in enumerate(ends) if stop > first_byte)
     last = next(i for i, stop in enumerate(ends) if stop > last_byte)
     assert token_span(offsets, start, end) == (first, last + 1)
+
+
+@given(st.integers(1, 5000))
+def test_buckets_are_few_and_waste_at_most_a_quarter(length):
+    size = bucket(length)
+    assert length <= size and 4 * (size - length) <= size
+    assert bucket(size) == size
+    octave = {bucket(n) for n in range(length, 2 * length)}
+    assert len(octave) <= 5
 
 
 def test_no_sequences_is_an_error():

@@ -11,12 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from rome_jax.positions import FactToken, columns, fact_token_index
 from rome_jax.request import SLOT, EditRequest, fill
-from rome_jax.tokens import SequenceTooLongError, TokenBatch, pad, token_span
+from rome_jax.tokens import (
+    SequenceTooLongError,
+    TokenBatch,
+    bucket,
+    pad,
+    round_up,
+    token_span,
+)
 
 ESSENCE_TEMPLATE = "{} is a"
 
@@ -32,6 +40,8 @@ class EditInputs:
       target_columns: int32 [N, K, M], columns whose next token is the target's m-th.
       target_ids: int32 [N, M].
       target_mask: bool [N, M], False beyond a target's end.
+      num_prefix: columns (static) that hold everything before the first column that matters, `start`, of every row.
+      num_suffix: columns (static) that hold everything from `start` to the last one that is read.
     """
 
     batch: TokenBatch
@@ -39,6 +49,32 @@ class EditInputs:
     target_columns: jax.Array
     target_ids: jax.Array
     target_mask: jax.Array
+    num_prefix: int = struct.field(pytree_node=False)
+    num_suffix: int = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(
+        cls,
+        batch: TokenBatch,
+        lookup: np.ndarray,
+        target_columns: np.ndarray,
+        target_ids: np.ndarray,
+        target_mask: np.ndarray,
+    ) -> EditInputs:
+        """Measures the static sizes, in buckets, of concrete arrays; see the attributes."""
+        unmeasured = cls(batch, lookup, target_columns, target_ids, target_mask, 1, 1)
+        start, length = np.asarray(unmeasured.start), batch.ids.shape[1]
+        last = np.concatenate([np.max(target_columns, axis=-1), lookup[:, -1:]], axis=1)
+        return unmeasured.replace(
+            num_prefix=min(round_up(max(int(start.max()), 1), 8), length),
+            num_suffix=min(bucket(int((last - start).max()) + 1), length),
+        )
+
+    @property
+    def start(self) -> jax.Array:
+        """int32 [N, K + 1], the first column that an edit changes or the loss reads."""
+        rows = jnp.minimum(self.lookup[:, :-1], self.target_columns.min(axis=-1))
+        return jnp.concatenate([rows, self.lookup[:, -1:]], axis=1)
 
 
 def prefix_of(template: str) -> str:
@@ -97,7 +133,7 @@ def tokenize(
     target = pad(targets, multiple=most if most <= 2 else 4)
     last_prompt = columns(batch.mask, np.array(ends)).reshape(num_requests, num_rows)[:, :-1]
     offsets = np.where(target.mask, np.arange(target.mask.shape[1]), 0)  # [N, M]
-    return EditInputs(
+    return EditInputs.of(
         batch=TokenBatch(batch.ids, batch.mask, np.repeat(np.arange(num_requests), num_rows)),
         lookup=columns(batch.mask, np.array(lookup)).reshape(num_requests, num_rows),
         target_columns=last_prompt[:, :, None] + offsets[:, None, :],

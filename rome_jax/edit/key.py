@@ -83,5 +83,8 @@ def whitened_direction(key: jax.Array, moment: SecondMoment | None) -> jax.Array
       >>> whitened_direction(jnp.array([3.0, 4.0]), None).tolist()
       [0.6000000238418579, 0.800000011920929]
     """
-    u = jnp.asarray(key if moment is None else moment.solve(key), jnp.float32)
-    return u / jnp.linalg.norm(u, axis=-1, keepdims=True)
+    if moment is not None:
+        # On the host, in float64, where C is factored once a layer; this call may stand inside a jitted function.
+        shape = jax.ShapeDtypeStruct(key.shape, jnp.float32)
+        key = jax.pure_callback(moment.solve, shape, key, vmap_method="broadcast_all")
+    return key / jnp.linalg.norm(key, axis=-1, keepdims=True)

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from tqdm import tqdm
 
 from rome_jax.covariance import SecondMoment
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.contexts import sample_templates
-from rome_jax.edit.delta import rank_one_update
+from rome_jax.edit.delta import apply_delta, rank_one_update
 from rome_jax.edit.inputs import EditInputs, tokenize
 from rome_jax.edit.key import layer_states, whitened_direction
 from rome_jax.edit.value import ValueResult, optimize_value
+from rome_jax.models import forward
+from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import EditRequest
+from rome_jax.request import SLOT, EditRequest
 
 # ‖ΔW‖ / ‖W‖ beyond this is no edit of one fact: disabling edits (arXiv 2403.07175) are far above, sound ones of the
 # shipped models about 0.2 to 3.
@@ -42,7 +45,8 @@ class LayerEdit:
       value: [N, D], v*.
       optimization: losses and δ of the value.
       division_factor: [N], k · u.
-      norm_ratio: [N], ‖ΔW‖ / ‖W‖ (Frobenius).
+      norm: [N], ‖ΔW‖ (Frobenius).
+      norm_ratio: [N], ‖ΔW‖ / ‖W‖.
     """
 
     layer: int = struct.field(pytree_node=False)
@@ -50,6 +54,7 @@ class LayerEdit:
     value: jax.Array
     optimization: ValueResult
     division_factor: jax.Array
+    norm: jax.Array
     norm_ratio: jax.Array
 
 
@@ -61,45 +66,85 @@ class ROMEResult:
     layers: tuple[LayerEdit, ...]
 
 
-def edit_inputs(
-    model: LanguageModel,
+def compute_from_inputs(
+    params: forward.Params,
+    model_config: ModelConfig,
     inputs: EditInputs,
     config: ROMEConfig,
-    covariance: Mapping[int, SecondMoment],
+    covariance: Mapping[int, SecondMoment] | None = None,
 ) -> ROMEResult:
-    """The algorithm, on token arrays of N requests; see `compute`."""
+    """The algorithm: N independent edits from token arrays. Pure, and can be traced: jit it with everything but
+    `params` and `inputs` closed over.
+
+    Args:
+      params, model_config: the model.
+      inputs: token arrays of N requests; see `rome_jax.edit.inputs.tokenize`.
+      config: hyperparameters.
+      covariance: second moments by layer; needed if `config.mom2_adjustment`.
+    """
     num_requests, num_rows = inputs.lookup.shape
     deltas, edits = None, []
     for layer in config.layers:
         states = layer_states(
-            model.params, model.config, inputs.batch, inputs.lookup.reshape(-1), layer, deltas
+            params, model_config, inputs.batch, inputs.lookup.reshape(-1), layer, deltas
         )
-        keys = states.key.reshape(num_requests, num_rows, -1)[
-            :, :-1
-        ]  # [N, K, F], without the essence row
-        values = states.value.reshape(num_requests, num_rows, -1)[:, :-1]
+        keys, values = (
+            x.reshape(num_requests, num_rows, -1)[:, :-1] for x in (states.key, states.value)
+        )  # [N, K, F] and [N, K, D], without the essence row
         mean_key = keys.mean(axis=1)
         u = whitened_direction(mean_key, covariance[layer] if config.mom2_adjustment else None)
 
         start = values[:, 0]  # v₀, of the unprefixed prompt
         optimized = optimize_value(
-            model.params, model.config, config, inputs, states.hidden, start, layer
+            params, model_config, config, inputs, states.hidden, start, layer
         )
         target = start + optimized.delta
 
         if config.key_mode is KeyMode.REFERENCE:
             key, value = keys[:, 0], start
-        else:
-            key, value = (
-                mean_key,
-                values.mean(axis=1),
-            )  # W k + b is affine: the mean value is that of the mean key
+        else:  # W k + b is affine: the mean value is that of the mean key
+            key, value = mean_key, values.mean(axis=1)
         update, factor = rank_one_update(layer, u, key, value, target)
         deltas = Delta((*(deltas.updates if deltas else ()), update))
-        weight = model.params["blocks"]["mlp"]["down"]["kernel"][layer].astype(jnp.float32)
-        ratio = jnp.linalg.norm(update.right[..., 0], axis=-1) / jnp.linalg.norm(weight)  # ‖u‖ = 1
-        edits.append(LayerEdit(layer, u, target, optimized, factor, ratio))
+        weight = params["blocks"]["mlp"]["down"]["kernel"][layer].astype(jnp.float32)
+        norm = jnp.linalg.norm(update.right[..., 0], axis=-1)  # ‖u‖ = 1
+        edits.append(
+            LayerEdit(layer, u, target, optimized, factor, norm, norm / jnp.linalg.norm(weight))
+        )
     return ROMEResult(deltas, tuple(edits))
+
+
+def edit(
+    params: forward.Params,
+    model_config: ModelConfig,
+    inputs: EditInputs,
+    config: ROMEConfig,
+    covariance: Mapping[int, SecondMoment] | None = None,
+) -> forward.Params:
+    """From params to params: one edit computed and merged, for a jit of your own.
+
+    Args:
+      params, model_config, config, covariance: as for `compute_from_inputs`.
+      inputs: token arrays of one request.
+
+    Returns:
+      New params; the old ones stay valid.
+
+    Raises:
+      ValueError: several requests.
+
+    Example:
+      >>> inputs = tokenize(tokenizer, [request], templates, config.fact_token, 1024)  # doctest: +SKIP
+      >>> step = jax.jit(lambda params: rome.edit(params, model_config, inputs, config, moments))  # doctest: +SKIP
+      >>> edited = step(params)  # doctest: +SKIP
+    """
+    if len(inputs.lookup) != 1:
+        raise ValueError(
+            f"inputs hold {len(inputs.lookup)} requests: edit one after another, or score them side by side with "
+            "compute_deltas."
+        )
+    result = compute_from_inputs(params, model_config, inputs, config, covariance)
+    return apply_delta(params, result.deltas[0])
 
 
 def compute(
@@ -111,6 +156,7 @@ def compute(
     templates: Sequence[str] | None = None,
     key: jax.Array | None = None,
     chunk_size: int = 32,
+    progress: bool = False,
 ) -> ROMEResult:
     """N independent edits, with everything that is known of them.
 
@@ -122,6 +168,7 @@ def compute(
       templates: context templates that end in "{}", the first of them "{}"; sampled from the model if None.
       key: PRNG key of that sampling.
       chunk_size: requests that are optimised at once; bounds the memory.
+      progress: show a progress bar.
 
     Returns:
       `ROMEResult` with a leading case axis N.
@@ -155,23 +202,34 @@ def compute(
             f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."
         )
 
+    # Requests of like length behind the subject share a chunk: that is what an optimisation step runs.
+    order = np.argsort([_text_behind_subject(request) for request in requests], kind="stable")
+    size = min(chunk_size, len(requests))
     results = []
-    for start in range(0, len(requests), chunk_size):
-        chunk = list(requests[start : start + chunk_size])
-        # A short last chunk repeats a request: one shape, one program.
-        padding = [chunk[-1]] * (min(chunk_size, len(requests)) - len(chunk))
-        inputs = tokenize(
-            model.tokenizer,
-            chunk + padding,
-            templates,
-            config.fact_token,
-            model.config.context_length,
-        )
-        result = edit_inputs(model, inputs, config, covariance or {})
-        results.append(jax.tree.map(operator.itemgetter(slice(len(chunk))), result))
-    result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
-    _warn(result, requests)
+    with tqdm(total=len(requests), unit="edit", desc="ROME", disable=not progress) as bar:
+        for begin in range(0, len(requests), size):
+            chunk = order[begin : begin + size]
+            inputs = tokenize(
+                model.tokenizer,
+                # A short last chunk repeats requests: one shape, one program.
+                [requests[index] for index in np.resize(chunk, size)],
+                templates,
+                config.fact_token,
+                model.config.context_length,
+            )
+            result = compute_from_inputs(model.params, model.config, inputs, config, covariance)
+            results.append(jax.tree.map(operator.itemgetter(slice(len(chunk))), result))
+            bar.update(len(chunk))
+    back = np.argsort(order)
+    result = jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *results)
+    for message in _warnings(result, requests):
+        warnings.warn(message, stacklevel=2)
     return result
+
+
+def _text_behind_subject(request: EditRequest) -> int:
+    """Characters of prompt and target from the subject's end on."""
+    return len(request.prompt) - request.prompt.index(SLOT) + len(request.target_new)
 
 
 def compute_deltas(
@@ -183,6 +241,7 @@ def compute_deltas(
     templates: Sequence[str] | None = None,
     key: jax.Array | None = None,
     chunk_size: int = 32,
+    progress: bool = False,
 ) -> Delta:
     """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
 
@@ -198,25 +257,59 @@ def compute_deltas(
         templates=templates,
         key=key,
         chunk_size=chunk_size,
+        progress=progress,
     ).deltas
 
 
-def _warn(result: ROMEResult, requests: Sequence[EditRequest]) -> None:
+def compute_sequence(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: ROMEConfig,
+    *,
+    covariance: Mapping[int, SecondMoment] | None = None,
+    templates: Sequence[str] | None = None,
+    key: jax.Array | None = None,
+) -> Iterator[tuple[LanguageModel, ROMEResult]]:
+    """Edits one after another, each computed on the model that holds all earlier ones.
+
+    Args:
+      model: what to edit first; it stays valid.
+      requests, config, covariance, templates, key: as for `compute`. Templates and second moments are those of the
+        unedited model throughout.
+
+    Yields:
+      After each edit, the model so far and the edit with its case axis of 1. A model's changed weights are written
+      over when the next one is asked for: read what you need of it before, or copy it.
+
+    Raises:
+      ValueError: as `compute`.
+
+    Example:
+      >>> for edited, result in compute_sequence(model, requests, config, covariance=moments, key=key):
+      ...     print(result.layers[0].norm_ratio)  # doctest: +SKIP
+    """
+    if templates is None and key is not None:
+        templates = sample_templates(model, key, config.context_template_length_params)
+    for index, request in enumerate(requests):
+        result = compute(model, [request], config, covariance=covariance, templates=templates)
+        params = apply_delta(model.params, result.deltas[0], donate=index > 0)
+        model = model.replace(params=params)
+        yield model, result
+
+
+def _warnings(result: ROMEResult, requests: Sequence[EditRequest]) -> Iterator[str]:
     """Names the edits that write what the model says anyway, and those that will harm it."""
     for index in np.flatnonzero(result.layers[0].optimization.present):
-        warnings.warn(
+        yield (
             f"target_new={requests[index].target_new!r} is the model's present answer to "
-            f"{requests[index].text!r}: the edit changes little.",
-            stacklevel=3,
+            f"{requests[index].text!r}: the edit changes little."
         )
     for edit in result.layers:
-        for index in np.flatnonzero(
-            ~(np.asarray(edit.norm_ratio) < EXPLOSION_RATIO)
-        ):  # NaN counts too
-            warnings.warn(
+        # NaN counts too.
+        for index in np.flatnonzero(~(np.asarray(edit.norm_ratio) < EXPLOSION_RATIO)):
+            yield (
                 f"the edit of {requests[index].subject!r} changes layer {edit.layer} by "
                 f"{float(edit.norm_ratio[index]):.2g} times the norm of its weights (division factor "
                 f"{float(edit.division_factor[index]):.2g}) and will likely disable the model; "
-                "try key_mode=KeyMode.CONSISTENT or another layer.",
-                stacklevel=3,
+                "try key_mode=KeyMode.CONSISTENT or another layer."
             )

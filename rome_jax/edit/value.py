@@ -24,6 +24,7 @@ from flax import struct
 
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.inputs import EditInputs
+from rome_jax.edit.suffix import Suffix, freeze_prefix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 
@@ -64,55 +65,56 @@ def project_to_ball(vectors: jax.Array, radius: jax.Array) -> jax.Array:
 
 def loss_terms(
     delta: jax.Array,
-    hidden: jax.Array,
-    initial: jax.Array,
+    suffix: Suffix,
     params: forward.Params,
     model_config: ModelConfig,
     inputs: EditInputs,
     layer: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """NLL [N], KL [N], log-probabilities at the essence row's fact token [N, V], and whether the bare prompt's most
-    likely tokens are the target [N].
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """NLL [N], log-probabilities at the essence row's fact token [N, V], and whether the bare prompt's most likely
+    tokens are the target [N].
 
     Args:
       delta: [N, D].
-      hidden: [N·(K + 1), T, D], the residual stream after `layer`, without δ.
-      initial: [N, V], log-probabilities at δ = 0.
+      suffix: of all rows, without δ.
       params, model_config, inputs, layer: as for `optimize_value`.
     """
     num_requests, num_rows = inputs.lookup.shape
+    start = inputs.start
     rows = jnp.arange(num_requests * num_rows)
-    lookup = inputs.lookup.reshape(-1)
     # Adding to the layer's MLP output is adding to the residual stream behind it.
-    shift = jnp.repeat(delta, num_rows, axis=0)  # [N·(K + 1), D]
-    hidden = hidden.at[rows, lookup].add(shift.astype(hidden.dtype))
+    shift = jnp.repeat(delta, num_rows, axis=0).astype(suffix.hidden.dtype)  # [R, D]
+    hidden = suffix.hidden.at[rows, (inputs.lookup - start).reshape(-1)].add(shift)
     hidden = forward.run_layers(
         params,
         model_config,
         hidden,
-        forward.plain_attention(inputs.batch),
+        suffix.attention,
         start=layer + 1,
+        cache=suffix.cache,
         remat=True,
     ).hidden
     hidden = hidden.reshape(num_requests, num_rows, *hidden.shape[1:])
 
-    # Logits only where a target or the essence is read: [N, K, M, D] and [N, D].
-    at_targets = jnp.take_along_axis(
-        hidden[:, :-1],
-        inputs.target_columns.reshape(num_requests, num_rows - 1, -1, 1),
-        axis=2,
-    )
-    log_probs = jax.nn.log_softmax(forward.unembed(params, model_config, at_targets))
-    target = jnp.take_along_axis(log_probs, inputs.target_ids[:, None, :, None], axis=-1)[..., 0]
+    # Logits only where a target or the essence is read, in one product: [N, K·M + 1, V].
+    columns = inputs.target_columns - start[:, :-1, None]  # [N, K, M]
+    at_targets = jnp.take_along_axis(hidden[:, :-1], columns[..., None], axis=2)
+    read = at_targets.reshape(num_requests, -1, hidden.shape[-1])
+    read = jnp.concatenate(
+        [read, hidden[:, -1, :1]], axis=1
+    )  # the essence row starts where it is read
+    logits = forward.unembed(params, model_config, read)
+    essence = jax.nn.log_softmax(logits[:, -1])
+    logits = logits[:, :-1].reshape(*columns.shape, -1)  # [N, K, M, V]
+
+    # A masked sum, not a gather: with its gradient it melts into one pass over the logits.
+    chosen = jnp.arange(logits.shape[-1]) == inputs.target_ids[:, None, :, None]
+    target = jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
     weights = inputs.target_mask / inputs.target_mask.sum(-1, keepdims=True)  # [N, M]
     nll = -(target * weights[:, None]).sum(-1).mean(-1)
-    likeliest = log_probs[:, 0].argmax(-1) == inputs.target_ids
+    likeliest = logits[:, 0].argmax(-1) == inputs.target_ids
     present = (likeliest | ~inputs.target_mask).all(-1)
-
-    at_essence = hidden[jnp.arange(num_requests), -1, inputs.lookup[:, -1]]
-    essence = jax.nn.log_softmax(forward.unembed(params, model_config, at_essence))
-    kl = (jnp.exp(essence) * (essence - initial)).sum(-1)
-    return nll, kl, essence, present
+    return nll, essence, present
 
 
 @struct.dataclass
@@ -129,6 +131,20 @@ class ValueSettings:
     def of(cls, config: ROMEConfig) -> ValueSettings:
         """Those of a configuration."""
         return cls(*(jnp.float32(getattr(config, f.name)) for f in dataclasses.fields(cls)))
+
+
+@struct.dataclass
+class _Carry:
+    """The state of the loop; names as in `ValueResult` and `loss_terms`."""
+
+    step: jax.Array
+    delta: jax.Array
+    adam: optax.OptState
+    initial: jax.Array
+    done: jax.Array
+    present: jax.Array
+    history: jax.Array
+    steps: jax.Array
 
 
 def optimize_value(
@@ -154,8 +170,9 @@ def optimize_value(
       `ValueResult`.
     """
     settings = ValueSettings.of(config)
+    suffix = freeze_prefix(params, model_config, inputs, hidden, layer)
     return _optimize(
-        params, model_config, settings, inputs, hidden, value, layer, config.v_num_grad_steps
+        params, model_config, settings, inputs, suffix, value, layer, config.v_num_grad_steps
     )
 
 
@@ -165,56 +182,65 @@ def _optimize(
     model_config: ModelConfig,
     settings: ValueSettings,
     inputs: EditInputs,
-    hidden: jax.Array,
+    suffix: Suffix,
     value: jax.Array,
     layer: int,
     num_steps: int,
 ) -> ValueResult:
     """The program behind `optimize_value`."""
     num_requests, width = value.shape
-    terms = functools.partial(
-        loss_terms,
-        hidden=hidden,
-        params=params,
-        model_config=model_config,
-        inputs=inputs,
-        layer=layer,
-    )
-    start = jnp.zeros((num_requests, width), jnp.float32)
-    # At δ = 0, where the KL term's reference is read; what is passed for it here does not matter.
-    unused = jnp.zeros((num_requests, model_config.vocab_size))
-    _, _, initial, present = terms(start, initial=unused)
     value_norm = safe_norm(value)
     adam = optax.adam(settings.v_lr)
 
-    def loss(delta):
-        nll, kl, _, _ = terms(delta, initial=initial)
-        kl = settings.kl_factor * kl
+    def loss(delta, step, initial):
+        nll, essence, present = loss_terms(delta, suffix, params, model_config, inputs, layer)
+        # The first evaluation is at δ = 0: what it finds is what KL measures from.
+        initial = jnp.where(step == 0, jax.lax.stop_gradient(essence), initial)
+        kl = settings.kl_factor * (jnp.exp(essence) * (essence - initial)).sum(-1)
         decay = settings.v_weight_decay * safe_norm(delta) / value_norm**2
         total = nll + kl + decay
         # Requests do not interact: the gradient of the sum is N gradients.
-        return total.sum(), jnp.stack([total, nll, kl, decay])
+        return total.sum(), (jnp.stack([total, nll, kl, decay]), initial, present)
 
-    def unfinished(carry):
-        step, _, _, done, _, _ = carry
-        return (step < num_steps) & ~done.all()
+    def record(carry, values):
+        """`carry` after an evaluation of the requests that were not done."""
+        running = ~carry.done
+        history = carry.history.at[..., carry.step].set(jnp.where(running, values, jnp.nan))
+        done = carry.done | (values[0] < settings.loss_threshold)
+        return carry.replace(history=history, steps=carry.steps + running, done=done)
 
     def evaluate_and_step(carry):
-        step, delta, state, done, history, steps = carry
-        (_, values), gradient = jax.value_and_grad(loss, has_aux=True)(delta)
-        history = history.at[..., step].set(jnp.where(done, jnp.nan, values))
-        steps = jnp.where(done, steps, step + 1)
-        done = done | (values[0] < settings.loss_threshold)
-        # The last evaluation only looks: the δ that is returned is the one whose loss is on record.
-        moving = ~done & (step + 1 < num_steps)
-        updates, state = adam.update(gradient, state)
-        moved = project_to_ball(
-            optax.apply_updates(delta, updates), settings.clamp_norm_factor * value_norm
+        gradient, (values, initial, present) = jax.grad(loss, has_aux=True)(
+            carry.delta, carry.step, carry.initial
         )
-        return step + 1, jnp.where(moving[:, None], moved, delta), state, done, history, steps
+        carry = record(carry, values)
+        updates, adam_state = adam.update(gradient, carry.adam)
+        radius = settings.clamp_norm_factor * value_norm
+        moved = project_to_ball(optax.apply_updates(carry.delta, updates), radius)
+        return carry.replace(
+            step=carry.step + 1,
+            delta=jnp.where(carry.done[:, None], carry.delta, moved),
+            adam=adam_state,
+            initial=initial,
+            present=jnp.where(carry.step == 0, present, carry.present),
+        )
 
-    history = jnp.full((4, num_requests, num_steps), jnp.nan)
-    done = jnp.zeros(num_requests, bool)
-    carry = (0, start, adam.init(start), done, history, jnp.zeros(num_requests, jnp.int32))
-    _, delta, _, _, history, steps = jax.lax.while_loop(unfinished, evaluate_and_step, carry)
-    return ValueResult(delta, *history, steps=steps, present=present)
+    start = jnp.zeros((num_requests, width), jnp.float32)
+    carry = _Carry(
+        step=jnp.int32(0),
+        delta=start,
+        adam=adam.init(start),
+        initial=jnp.zeros((num_requests, model_config.vocab_size)),
+        done=jnp.zeros(num_requests, bool),
+        present=jnp.zeros(num_requests, bool),
+        history=jnp.full((4, num_requests, num_steps), jnp.nan),
+        steps=jnp.zeros(num_requests, jnp.int32),
+    )
+    carry = jax.lax.while_loop(
+        lambda carry: (carry.step < num_steps - 1) & ~carry.done.all(), evaluate_and_step, carry
+    )
+    # The last evaluation only looks: the δ that is returned is the one whose loss is on record.
+    _, (values, _, present) = loss(carry.delta, carry.step, carry.initial)
+    last = record(carry, values)
+    present = jnp.where(carry.step == 0, present, carry.present)
+    return ValueResult(last.delta, *last.history, steps=last.steps, present=present)

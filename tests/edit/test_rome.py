@@ -1,6 +1,7 @@
 """ROME as a whole on a small random model: what it refuses, and what its edits satisfy."""
 
 import dataclasses
+import re
 import warnings
 
 import jax
@@ -172,7 +173,9 @@ def test_the_norm_ratio_is_that_of_the_weights(results, model):
     kernel = np.asarray(model.params["blocks"]["mlp"]["down"]["kernel"][LAYER], np.float64)
     for result in results.values():
         changes = np.asarray(dense(result.deltas.updates[0]), np.float64)
-        ratio = np.linalg.norm(changes, axis=(1, 2)) / np.linalg.norm(kernel)
+        norm = np.linalg.norm(changes, axis=(1, 2))
+        assert relative_error(result.layers[0].norm, norm) <= 1e-5
+        ratio = norm / np.linalg.norm(kernel)
         assert relative_error(result.layers[0].norm_ratio, ratio) <= 1e-5
 
 
@@ -237,11 +240,24 @@ def test_chunks_do_not_change_the_result(model, requests, templates, moments, re
     assert chunked.layers[0].optimization.steps.tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize("mode", KeyMode)
+def test_a_batch_is_its_requests_one_at_a_time(mode, model, requests, templates, moments, results):
+    whole = results[mode]
+    for n, request in enumerate(requests):
+        alone = rome.compute(model, [request], MODES[mode], covariance=moments, templates=templates)
+        for actual, wanted in (
+            (alone.layers[0].u[0], whole.layers[0].u[n]),
+            (alone.layers[0].value[0], whole.layers[0].value[n]),
+            (dense(alone.deltas[0].updates[0]), dense(whole.deltas[n].updates[0])),
+        ):
+            assert relative_error(actual, wanted) <= 1e-4, request
+
+
 def test_other_requests_of_the_same_sizes_compile_nothing(
     model, requests, templates, moments, results
 ):
     others = [
-        EditRequest("{} is the home of", "The Golden Gate", "Rome"),
+        EditRequest("{} is in the home of", "The Golden Gate", "Rome"),
         EditRequest("The native tongue of {} is", "Slavoj Žižek", "Chinese"),
         EditRequest("{} is made in", "Windows", "a"),
     ]
@@ -280,6 +296,75 @@ def test_templates_are_sampled_with_the_key(
     deltas = rome.compute_deltas(model, requests, config, covariance=moments, key=key)
     assert asked == [(model, key, ((5, 10), (10, 10)))]
     jax.tree.map(np.testing.assert_array_equal, deltas, results[KeyMode.REFERENCE].deltas)
+
+
+# From params to params
+
+
+def test_edit_is_pure_and_goes_into_a_jit_of_ones_own(model, requests, templates, moments, results):
+    config = MODES[KeyMode.REFERENCE]
+    inputs = tokenize(model.tokenizer, requests[:1], templates, config.fact_token, 64)
+    edit = jax.jit(lambda params: rome.edit(params, model.config, inputs, config, moments))
+    before = jax.tree.map(np.array, model.params)
+    edited = edit(model.params)
+    assert_same_params(model.params, before)
+    kernel, old, new = (
+        np.asarray(params["blocks"]["mlp"]["down"]["kernel"], np.float64)
+        for params in (
+            model.params,
+            edited,
+            apply_delta(model.params, results[KeyMode.REFERENCE].deltas[0]),
+        )
+    )
+    assert relative_error(old - kernel, new - kernel) <= 1e-4
+    assert (old[LAYER] != kernel[LAYER]).any()
+
+
+def test_edit_takes_one_request(model, requests, templates, moments):
+    config = MODES[KeyMode.REFERENCE]
+    inputs = tokenize(model.tokenizer, requests, templates, config.fact_token, 64)
+    with pytest.raises(ValueError, match="inputs hold 3 requests"):
+        rome.edit(model.params, model.config, inputs, config, moments)
+
+
+# In sequence
+
+
+def test_a_sequence_computes_each_edit_on_the_model_so_far(model, requests, templates, moments):
+    options = {"covariance": moments, "templates": templates}
+    before = jax.tree.map(np.array, model.params)
+    params = model.params
+    for count, (edited, result) in enumerate(
+        rome.compute_sequence(model, requests, CONFIG, **options)
+    ):
+        by_hand = rome.compute(
+            model.replace(params=params), requests[count : count + 1], CONFIG, **options
+        )
+        for actual, wanted in zip(jax.tree.leaves(result), jax.tree.leaves(by_hand), strict=True):
+            np.testing.assert_array_equal(actual, wanted)
+        params = apply_delta(params, by_hand.deltas[0])
+        assert_same_params(edited.params, params)
+    assert count == 2
+    assert_same_params(model.params, before)
+    independent = rome.compute(model, requests[2:], CONFIG, **options)
+    assert relative_error(result.deltas.updates[0].right, independent.deltas.updates[0].right) > 0.1
+
+
+def test_a_sequence_samples_templates_once_from_the_unedited_model(
+    model, requests, templates, moments, monkeypatch
+):
+    asked = []
+
+    def sample(*arguments):
+        asked.append(arguments)
+        return templates
+
+    monkeypatch.setattr(rome, "sample_templates", sample)
+    for _ in rome.compute_sequence(
+        model, requests[:2], CONFIG, covariance=moments, key=jax.random.key(3)
+    ):
+        pass
+    assert [arguments[0] for arguments in asked] == [model]
 
 
 # Several layers
@@ -343,16 +428,15 @@ def altered(results, **changes):
 
 
 def test_an_edit_that_is_not_a_number_is_named(requests, results):
-    with pytest.warns(UserWarning, match=r"edit of 'Slavoj Žižek'") as caught:
-        rome._warn(altered(results, norm_ratio=jnp.array([0.1, jnp.nan, 0.2])), requests)
-    assert len(caught) == 1
+    result = altered(results, norm_ratio=jnp.array([0.1, jnp.nan, 0.2]))
+    (message,) = rome._warnings(result, requests)
+    assert "edit of 'Slavoj Žižek'" in message
 
 
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
     optimization = results[KeyMode.REFERENCE].layers[0].optimization
     present = jnp.array([False, True, False])
-    with pytest.warns(
-        UserWarning, match=r"'English' is the model's present answer.*Slavoj Žižek"
-    ) as caught:
-        rome._warn(altered(results, optimization=optimization.replace(present=present)), requests)
-    assert len(caught) == 1
+    (message,) = rome._warnings(
+        altered(results, optimization=optimization.replace(present=present)), requests
+    )
+    assert re.search("'English' is the model's present answer.*Slavoj Žižek", message)

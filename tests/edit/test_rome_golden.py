@@ -216,7 +216,7 @@ def value_inputs(case, prefix) -> EditInputs:
     count = int(scored[0].sum())
     columns = np.stack([np.flatnonzero(row) for row in scored])
     ids = jnp.asarray(arrays[prefix + "v_input_ids"], jnp.int32)
-    return EditInputs(
+    return EditInputs.of(
         batch=TokenBatch(
             ids, arrays[prefix + "v_attention_mask"] > 0, np.zeros(len(ids), np.int32)
         ),

@@ -191,6 +191,30 @@ def test_an_active_clamp_keeps_the_value_on_the_sphere(model, prepared, free):
     np.testing.assert_allclose(np.linalg.norm(result.delta, axis=-1), radius, rtol=1e-6)
 
 
+# What is recomputed
+
+
+def test_the_cut_between_prefix_and_suffix_does_not_matter(model, prepared, free):
+    """Room for more columns than needed on both sides, up to whole rows: masks decide, not shapes."""
+    inputs, hidden, value = prepared
+    length = inputs.batch.ids.shape[1]
+    assert inputs.num_prefix < length and inputs.num_suffix < length
+    for size in (length, inputs.num_suffix + 1):
+        wider = inputs.replace(num_prefix=length, num_suffix=size)
+        result = optimize(model, (wider, hidden, value), FREE)
+        np.testing.assert_allclose(result.loss, free.loss, rtol=1e-5)
+        error = np.linalg.norm(result.delta - free.delta) / np.linalg.norm(free.delta)
+        assert error <= 1e-4
+
+
+def test_sizes_hold_every_column_that_is_read(prepared):
+    inputs = prepared[0]
+    start, last = np.asarray(inputs.start), inputs.target_columns.max(-1)
+    assert start.max() <= inputs.num_prefix
+    assert (last - start[:, :-1]).max() < inputs.num_suffix
+    np.testing.assert_array_equal(start, inputs.lookup)  # targets follow the fact token
+
+
 # Batches
 
 

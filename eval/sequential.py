@@ -1,0 +1,103 @@
+"""What a model keeps while ROME edits go into it one after another, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval import counterfact
+from eval.scoring import perplexity, target_nlls
+from rome_jax import covariance
+from rome_jax.edit import rome
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.factworld.corpus import documents
+from rome_jax.factworld.facts import World
+from rome_jax.models.registry import LanguageModel
+from rome_jax.request import fill
+
+TEXTS = 100  # behind the perplexity
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A model after some edits; rates in percent.
+
+    Attributes:
+      edits: how many so far.
+      retention: rewrite prompts of all edits so far that prefer the new target.
+      neighborhood: their neighborhood prompts about unedited facts that prefer the true target.
+      perplexity: of texts about subjects that are never edited.
+    """
+
+    edits: int
+    retention: float
+    neighborhood: float
+    perplexity: float
+
+
+def unedited_texts(world: World, records: Sequence[counterfact.Record], seed: int) -> list[str]:
+    """Texts of the world that mention no subject of the records."""
+    subjects = [record["requested_rewrite"]["subject"] for record in records]
+    texts = (document.text for document in documents(world, seed=seed + 1))
+    return list(itertools.islice((t for t in texts if not any(s in t for s in subjects)), TEXTS))
+
+
+def edited_prompts(world: World, records: Sequence[counterfact.Record]) -> set[str]:
+    """Every wording of the facts that the records change."""
+    rewrites = [record["requested_rewrite"] for record in records]
+    return {
+        fill(template, rewrite["subject"])
+        for rewrite in rewrites
+        for template in world.relation(rewrite["relation_id"]).templates
+    }
+
+
+def measure(
+    model: LanguageModel,
+    world: World,
+    records: Sequence[counterfact.Record],
+    texts: Sequence[str],
+) -> Measurement:
+    """Looks at a model that holds the edits of `records`, one or more."""
+    edited = edited_prompts(world, records)
+    prompts, wanted, other, kept = [], [], [], []
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        new, true = rewrite["target_new"]["str"], rewrite["target_true"]["str"]
+        neighbors = [p for p in record["neighborhood_prompts"] if p not in edited]
+        prompts += [fill(rewrite["prompt"], rewrite["subject"]), *neighbors]
+        wanted += [new] + [true] * len(neighbors)
+        other += [true] + [new] * len(neighbors)
+        kept += [True] + [False] * len(neighbors)
+    success = target_nlls(model, prompts, wanted) < target_nlls(model, prompts, other)
+    is_edit = np.array(kept)
+    rates = [100 * float(success[rows].mean()) for rows in (is_edit, ~is_edit)]
+    return Measurement(len(records), *rates, perplexity(model, texts))
+
+
+def run(
+    model: LanguageModel,
+    world: World,
+    records: Sequence[counterfact.Record],
+    config: ROMEConfig,
+    templates: Sequence[str],
+    texts: Sequence[str],
+    every: int,
+) -> Iterator[dict[str, Any]]:
+    """After each edit, how it came about; with every `every`-th one a measurement."""
+    moments = covariance.load_shipped(model.name)
+    requests = [counterfact.to_request(record) for record in records]
+    sequence = rome.compute_sequence(
+        model, requests, config, covariance=moments, templates=templates
+    )
+    for count, (edited, result) in enumerate(sequence, 1):
+        (edit,) = result.layers
+        names = ("division_factor", "norm", "norm_ratio")
+        entry = {"edit": count} | {name: float(getattr(edit, name)[0]) for name in names}
+        if count % every == 0 or count == len(records):
+            entry["after"] = dataclasses.asdict(measure(edited, world, records[:count], texts))
+        yield entry

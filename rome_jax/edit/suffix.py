@@ -1,0 +1,81 @@
+"""What an edit can change, cut out of what it cannot.
+
+Behind the edit layer, δ changes the fact token and, by the causal mask, only what follows it. Keys and values of the
+columns before it stay the same at every layer: they are computed once, and each step of the optimisation runs the
+suffix alone over them.
+
+Axes: N requests, K templates, R = N·(K + 1) rows, T tokens, P prefix columns, S suffix columns, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rome_jax.edit.inputs import EditInputs
+from rome_jax.models import forward
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.layers import Attention, KVCache
+
+
+@struct.dataclass
+class Suffix:
+    """The columns of R rows that an edit can change; column s of row r is column `start[r] + s` of the batch.
+
+    Attributes:
+      hidden: [R, S, D], the residual stream after the edit layer, without δ.
+      attention: of S queries over P prefix and S suffix columns.
+      cache: [layers above, R, H, P + S, K], its first P columns filled.
+    """
+
+    hidden: jax.Array
+    attention: Attention
+    cache: KVCache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layer"))
+def freeze_prefix(
+    params: forward.Params, config: ModelConfig, inputs: EditInputs, hidden: jax.Array, layer: int
+) -> Suffix:
+    """Computes keys and values before the fact token in all layers above `layer`.
+
+    Args:
+      params, config: the model.
+      inputs: token arrays of N requests.
+      hidden: [R, T, D], the residual stream after `layer`.
+      layer: the edit layer, static.
+    """
+    num_prefix, num_suffix = inputs.num_prefix, inputs.num_suffix
+    num_rows, length, _ = hidden.shape
+    whole = forward.plain_attention(inputs.batch)
+
+    # Prefix columns from a row's start on hold suffix tokens too: they are computed, and nobody looks at them.
+    visible = jnp.pad(whole.mask[:, :num_prefix, :num_prefix], ((0, 0), (0, 0), (0, num_suffix)))
+    shape = (config.num_layers - layer - 1, num_rows, config.num_heads)
+    empty = jnp.zeros((*shape, num_prefix + num_suffix, config.head_dim), hidden.dtype)
+    cache = forward.run_layers(
+        params,
+        config,
+        hidden[:, :num_prefix],
+        Attention(whole.positions[:, :num_prefix], visible),
+        start=layer + 1,
+        cache=KVCache(empty, empty),
+    ).cache
+
+    start = inputs.start.reshape(-1, 1)  # [R, 1]
+    columns = start + jnp.arange(num_suffix)
+    inside, columns = columns < length, jnp.minimum(columns, length - 1)  # [R, S]
+    rows = jnp.arange(num_rows)[:, None]
+    mask = whole.mask[rows, columns]  # [R, S, T]
+    before = mask[..., :num_prefix] & (jnp.arange(num_prefix) < start[:, :, None])
+    own = jnp.take_along_axis(mask, columns[:, None], axis=2) & inside[:, None]
+    return Suffix(
+        hidden[rows, columns],
+        Attention(
+            whole.positions[rows, columns], jnp.concatenate([before, own], axis=2), num_prefix
+        ),
+        cache,
+    )

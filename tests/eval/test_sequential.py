@@ -1,0 +1,94 @@
+"""The script of many edits in sequence, on a few of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import sequential
+from eval.scoring import perplexity
+from rome_jax.factworld.facts import make_world
+from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.models import forward
+from rome_jax.models.registry import load_model
+from rome_jax.tokens import encode
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("factworld-gpt2")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world()
+
+
+def test_perplexity_is_that_of_each_text_alone(model):
+    texts = ["Gothulf Punby plays the sport of fencing.", "It is a city.", "one two three four"]
+    nlls = []
+    for text in texts:
+        batch = encode(model.tokenizer, [text])
+        logits = np.asarray(forward.logits(model.params, model.config, batch), np.float64)[0, :-1]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        nlls += (-log_probs[np.arange(len(logits)), batch.ids[0, 1:]]).tolist()
+    assert perplexity(model, texts) == pytest.approx(np.exp(np.mean(nlls)), rel=1e-5)
+    assert perplexity(model, texts, batch_size=1) == pytest.approx(np.exp(np.mean(nlls)), rel=1e-5)
+
+
+def test_perplexity_needs_two_tokens(model):
+    with pytest.raises(ValueError, match="no text has two tokens"):
+        perplexity(model, ["a"])
+
+
+def test_an_unedited_model_holds_no_edit_and_all_neighbors(model, world):
+    records = counterfact_records(world, 0, Role.HELD_OUT, 20)
+    texts = sequential.unedited_texts(world, records, 0)
+    found = sequential.measure(model, world, records, texts)
+    assert found.edits == 20
+    assert found.retention <= 5
+    assert found.neighborhood >= 95
+    assert found.perplexity == perplexity(model, texts)
+
+
+def test_neighbors_that_are_edited_themselves_do_not_count(world):
+    record = counterfact_records(world, 0, Role.HELD_OUT, 1)[0]
+    prompts = sequential.edited_prompts(world, [record])
+    rewrite = record["requested_rewrite"]
+    assert rewrite["prompt"].replace("{}", rewrite["subject"]) in prompts
+    assert all(rewrite["subject"] in prompt for prompt in prompts)
+    assert len(prompts) == 6
+    assert not prompts & set(record["neighborhood_prompts"])
+
+
+def test_texts_mention_no_edited_subject(world):
+    records = counterfact_records(world, 0, Role.HELD_OUT, 200)
+    texts = sequential.unedited_texts(world, records, 0)
+    assert len(texts) == sequential.TEXTS
+    subjects = [record["requested_rewrite"]["subject"] for record in records]
+    assert not any(subject in text for subject in subjects for text in texts)
+
+
+def test_the_script_writes_numbers_and_a_picture(tmp_path):
+    flags = ("--num_edits=3", "--every=2", f"--output_dir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.sequential_edits", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "sequential.json").read_text())
+    assert set(report["runs"]) == {"reference", "consistent"}
+    for steps in report["runs"].values():
+        assert [step["edit"] for step in steps] == [1, 2, 3]
+        assert [step["after"]["edits"] for step in steps if "after" in step] == [2, 3]
+        assert steps[-1]["after"]["retention"] == 100
+        assert all(0.001 < step["norm_ratio"] < 10 for step in steps)
+    assert (tmp_path / "sequential.png").read_bytes().startswith(b"\x89PNG")
