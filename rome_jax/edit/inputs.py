@@ -63,18 +63,25 @@ class EditInputs:
     ) -> EditInputs:
         """Measures the static sizes, in buckets, of concrete arrays; see the attributes."""
         unmeasured = cls(batch, lookup, target_columns, target_ids, target_mask, 1, 1)
-        start, length = np.asarray(unmeasured.start), batch.ids.shape[1]
-        last = np.concatenate([np.max(target_columns, axis=-1), lookup[:, -1:]], axis=1)
+        start, last = np.asarray(unmeasured.start), np.asarray(unmeasured.read.max(axis=-1))
+        length = batch.ids.shape[1]
         return unmeasured.replace(
             num_prefix=min(round_up(max(int(start.max()), 1), 8), length),
             num_suffix=min(bucket(int((last - start).max()) + 1), length),
         )
 
     @property
+    def read(self) -> jax.Array:
+        """int32 [N, K + 1, M], the columns whose predictions the loss reads; the essence row's fact token M times."""
+        essence = jnp.broadcast_to(
+            self.lookup[:, -1:, None], (len(self.lookup), 1, self.target_columns.shape[-1])
+        )
+        return jnp.concatenate([self.target_columns, essence], axis=1)
+
+    @property
     def start(self) -> jax.Array:
-        """int32 [N, K + 1], the first column that an edit changes or the loss reads."""
-        rows = jnp.minimum(self.lookup[:, :-1], self.target_columns.min(axis=-1))
-        return jnp.concatenate([rows, self.lookup[:, -1:]], axis=1)
+        """int32 [N, K + 1], the first column of each row that an edit changes or the loss reads."""
+        return jnp.minimum(self.lookup, self.read.min(axis=-1))
 
 
 def prefix_of(template: str) -> str:
@@ -96,7 +103,7 @@ def tokenize(
     templates: Sequence[str],
     fact_token: FactToken,
     context_length: int,
-    multiple: int = 8,
+    multiple: int = 4,
 ) -> EditInputs:
     """Builds the arrays of `EditInputs`, padded on the right.
 

@@ -79,3 +79,55 @@ def freeze_prefix(
         ),
         cache,
     )
+
+
+def run_suffix(
+    params: forward.Params,
+    config: ModelConfig,
+    suffix: Suffix,
+    hidden: jax.Array,
+    read: jax.Array,
+    layer: int,
+) -> jax.Array:
+    """Runs the suffix through all layers above `layer`; for reverse-mode gradients too.
+
+    Args:
+      params, config: the model.
+      suffix: what it attends to.
+      hidden: [R, S, D], the residual stream after `layer`, with δ.
+      read: int32 [R, M], the suffix columns that are wanted.
+      layer: the edit layer, static.
+
+    Returns:
+      [R, M, D], the residual stream after the last layer.
+    """
+    last = config.num_layers - 1
+    if layer == last:
+        return jnp.take_along_axis(hidden, read[..., None], axis=1)
+    cache = jax.tree.map(lambda leaf: leaf[:-1], suffix.cache)
+    hidden = forward.run_layers(
+        params,
+        config,
+        hidden,
+        suffix.attention,
+        start=layer + 1,
+        stop=last,
+        cache=cache,
+        remat=True,
+    ).hidden
+
+    def last_layer(hidden):
+        # All columns give keys and values, and only those that are read go on; theirs come a second time, unseen.
+        room = ((0, 0), (0, 0), (0, read.shape[1]))
+        cache = jax.tree.map(lambda leaf: jnp.pad(leaf[-1], (*room, (0, 0))), suffix.cache)
+        attention = suffix.attention.replace(mask=jnp.pad(suffix.attention.mask, room))
+        cache = forward.run_layer(params, config, hidden, attention, last, cache=cache).cache
+        attention = Attention(
+            jnp.take_along_axis(attention.positions, read, axis=1),
+            jnp.take_along_axis(attention.mask, read[..., None], axis=1),
+            attention.mask.shape[-1] - read.shape[1],
+        )
+        hidden = jnp.take_along_axis(hidden, read[..., None], axis=1)
+        return forward.run_layer(params, config, hidden, attention, last, cache=cache).hidden
+
+    return forward.checkpoint(last_layer)(hidden)

@@ -24,7 +24,7 @@ from flax import struct
 
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.inputs import EditInputs
-from rome_jax.edit.suffix import Suffix, freeze_prefix
+from rome_jax.edit.suffix import Suffix, freeze_prefix, run_suffix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 
@@ -85,27 +85,16 @@ def loss_terms(
     # Adding to the layer's MLP output is adding to the residual stream behind it.
     shift = jnp.repeat(delta, num_rows, axis=0).astype(suffix.hidden.dtype)  # [R, D]
     hidden = suffix.hidden.at[rows, (inputs.lookup - start).reshape(-1)].add(shift)
-    hidden = forward.run_layers(
-        params,
-        model_config,
-        hidden,
-        suffix.attention,
-        start=layer + 1,
-        cache=suffix.cache,
-        remat=True,
-    ).hidden
-    hidden = hidden.reshape(num_requests, num_rows, *hidden.shape[1:])
 
     # Logits only where a target or the essence is read, in one product: [N, K·M + 1, V].
-    columns = inputs.target_columns - start[:, :-1, None]  # [N, K, M]
-    at_targets = jnp.take_along_axis(hidden[:, :-1], columns[..., None], axis=2)
-    read = at_targets.reshape(num_requests, -1, hidden.shape[-1])
-    read = jnp.concatenate(
-        [read, hidden[:, -1, :1]], axis=1
-    )  # the essence row starts where it is read
-    logits = forward.unembed(params, model_config, read)
+    read = (inputs.read - start[..., None]).reshape(len(rows), -1)  # [R, M]
+    hidden = run_suffix(params, model_config, suffix, hidden, read, layer)  # [R, M, D]
+    hidden = hidden.reshape(num_requests, -1, hidden.shape[-1])
+    repeated = read.shape[-1] - 1  # of the essence row
+    hidden = hidden[:, : hidden.shape[1] - repeated]
+    logits = forward.unembed(params, model_config, hidden)
     essence = jax.nn.log_softmax(logits[:, -1])
-    logits = logits[:, :-1].reshape(*columns.shape, -1)  # [N, K, M, V]
+    logits = logits[:, :-1].reshape(*inputs.target_columns.shape, -1)  # [N, K, M, V]
 
     # A masked sum, not a gather: with its gradient it melts into one pass over the logits.
     chosen = jnp.arange(logits.shape[-1]) == inputs.target_ids[:, None, :, None]

@@ -91,6 +91,12 @@ def run_layer(
     return block.apply({"params": weights}, hidden, attention, cache, layer, interventions)
 
 
+# Keeps matrix products for the backward pass and recomputes the rest, above all each layer's slice of the weights.
+checkpoint = functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+)
+
+
 def _at(stack: Any, index: int | jax.Array) -> Any:
     """One layer of a stacked tree. Indexing dynamically copies one; slicing out a range would copy them all."""
     return jax.tree.map(
@@ -124,8 +130,8 @@ def run_layers(
       interventions: patches and deltas; deltas with case axis B.
       capture: sites to return; RESIDUAL after layer i is the input of layer i + 1.
       cache: [stop - start, B, H, S, K], of the layers that run; read and written at the columns that `attention` names.
-      remat: keep only matrix products for the backward pass and recompute the rest, above all each layer's slice of
-        the weights, which would be stored as a copy; set it where gradients are taken.
+      remat: `checkpoint` each layer instead of storing all that it computes and a copy of its weights; set it where
+        gradients are taken.
       unroll: compile every layer apart: slower to compile, about twice as fast to train a small model on a CPU.
 
     Returns:
@@ -168,9 +174,10 @@ def run_layers(
         raise ValueError(
             f"start={start}, stop={stop}: the range must lie within 0 to {config.num_layers}."
         )
+    if start == stop and not capture:
+        return LayersOutput(hidden, {}, cache)
     if remat:
-        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        run = jax.checkpoint(run, policy=kept)
+        run = checkpoint(run)
     hidden, (captures, written) = jax.lax.scan(run, hidden, jnp.arange(start, stop), unroll=unroll)
     if cache is not None:
         corner = (0, 0, 0, attention.offset, 0)

@@ -111,16 +111,18 @@ def test_cache_serves_any_columns_and_any_range_of_layers(tiny):
     batch = pad(PROMPTS)
     want = forward.hidden_states(params, config, batch).hidden
     attention = forward.plain_attention(batch)
-    shape = (config.num_layers, 4, config.num_heads, batch.ids.shape[1], config.head_dim)
-    cache = KVCache(jnp.zeros(shape), jnp.zeros(shape))
+    ranges = [(0, 1), (1, config.num_layers)]
+    shape = (4, config.num_heads, batch.ids.shape[1], config.head_dim)
+    caches = [KVCache(*[jnp.zeros((stop - start, *shape))] * 2) for start, stop in ranges]
 
     @jax.jit
-    def run(ids, cache, first):
+    def run(ids, caches, first):
         columns = (first, 4, 1)
         positions = jax.lax.dynamic_slice_in_dim(attention.positions, *columns)
         mask = jax.lax.dynamic_slice_in_dim(attention.mask, *columns)
         hidden = forward.embed(params, config, ids, positions)
-        for start, stop in [(0, 1), (1, config.num_layers)]:
+        written = []
+        for (start, stop), cache in zip(ranges, caches, strict=True):
             out = forward.run_layers(
                 params,
                 config,
@@ -130,11 +132,12 @@ def test_cache_serves_any_columns_and_any_range_of_layers(tiny):
                 stop=stop,
                 cache=cache,
             )
-            hidden, cache = out.hidden, out.cache
-        return hidden, cache
+            hidden = out.hidden
+            written.append(out.cache)
+        return hidden, written
 
-    early, cache = run(batch.ids[:, :4], cache, 0)
-    late, cache = run(batch.ids[:, 4:], cache, 4)
+    early, caches = run(batch.ids[:, :4], caches, 0)
+    late, _ = run(batch.ids[:, 4:], caches, 4)
     got = jnp.concatenate([early, late], axis=1)
     np.testing.assert_allclose(got[batch.mask], want[batch.mask], rtol=1e-4, atol=1e-4)
 
