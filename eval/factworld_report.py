@@ -39,6 +39,9 @@ _SWEEP = flags.DEFINE_integer(
     lower_bound=0,
 )
 _TRACED = flags.DEFINE_integer("num_traced", 100, "Facts traced; 0 skips it.", lower_bound=0)
+_CHUNK = flags.DEFINE_integer(
+    "chunk_size", 8, "Requests optimised together; bounds the memory.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of templates, noise and records.")
 
 SAMPLES = 10  # noise samples a prompt, as in the paper
@@ -132,7 +135,13 @@ def main() -> None:
     def edit_and_score(config: ROMEConfig, records) -> counterfact.Scores:
         requests = [counterfact.to_request(record) for record in records]
         deltas = rome.compute_deltas(
-            model, requests, config, covariance=moments, templates=templates
+            model,
+            requests,
+            config,
+            covariance=moments,
+            templates=templates,
+            chunk_size=_CHUNK.value,
+            progress=True,
         )
         return counterfact.score(model, records, deltas)
 
