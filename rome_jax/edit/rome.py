@@ -190,7 +190,7 @@ def compute(
         model.config.check_layer(layer, "layers")
         if config.mom2_adjustment and layer not in (covariance or {}):
             raise ValueError(
-                f"covariance has no second moment of layer {layer}: collect it (rome_jax.covariance.accumulate) "
+                f"covariance has no second moment of layer {layer}: collect it (python -m eval.layer_stats) "
                 "or set mom2_adjustment=False."
             )
     if templates is None:
