@@ -1,9 +1,12 @@
-# make demo | test | lint | format | clean. Needs Python 3.11 or newer and nothing else:
+# make demo | test | table | lint | format | clean. Needs Python 3.11 or newer and nothing else:
 # the virtual environment .venv is made, and refreshed whenever setup.cfg changes.
 
 PYTHON ?= python3
 # Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models".
 PYTEST_ARGS ?= -n 2
+# `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It goes on where it was
+# stopped. TABLE_ARGS are flags of eval.compare, for example TABLE_ARGS="--algs=ROME,KN --output=table.md".
+TABLE_ARGS ?=
 # PARITY=1 installs torch too, pinned, and with it runs the live comparisons with Hugging Face models.
 PARITY ?=
 TORCH ?= 2.13.0
@@ -11,17 +14,21 @@ TORCH ?= 2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 REQUIREMENTS_base := -e .
+REQUIREMENTS_plot := -e '.[plot]'
 REQUIREMENTS_test := -e '.[test]'
 REQUIREMENTS_parity := -e '.[test,parity]' 'torch==$(TORCH)'
 CHECKS := $(VENV)/.installed-$(if $(filter 1,$(PARITY)),parity,test)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test table lint format clean
 
 demo: $(VENV)/.installed-base
 	$(PY) -m eval.edit
 
 test: $(CHECKS)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+table: $(VENV)/.installed-plot
+	$(PY) -m eval.compare $(TABLE_ARGS)
 
 lint: $(CHECKS)
 	$(PY) -m ruff check .

@@ -4,7 +4,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from rome_jax.edit.config import FTConfig, FTVariant
+from rome_jax.edit.baseline_config import FTConfig, FTVariant
 
 
 def get_config(argument: str = "factworld-gpt2,unconstr") -> ConfigDict:

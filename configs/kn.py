@@ -3,7 +3,7 @@
 
 from ml_collections import ConfigDict
 
-from rome_jax.edit.config import KNConfig
+from rome_jax.edit.baseline_config import KNConfig
 
 
 def get_config(model_name: str = "factworld-gpt2") -> ConfigDict:

@@ -1,32 +1,33 @@
-"""Edits one fact with ROME and shows what changed and what did not; keeps edits, applies them, takes them out.
+"""Edits one fact and shows what changed and what did not; keeps edits, applies them, takes them out.
 
     python -m eval.edit
+    python -m eval.edit --alg_name=FT-L
     python -m eval.edit --model_name=gpt2-xl --covariance=STATS.npz --prompt=... --subject=... --target_new=...
     python -m eval.edit --save=edits/sport.safetensors
     python -m eval.edit --inspect=edits
     python -m eval.edit --apply=edits/sport.safetensors --apply=edits/city.safetensors --export_hf=edited
     python -m eval.edit --model_name=edited --revert=edits/sport.safetensors --interactive
 
-With no flags it edits a default example of an embedded model. Paraphrases and neighbors of factworld's facts are
-known; for other models name them with --paraphrase and --neighbor. --apply and --revert compute no edit: they show
-the requests of their files before and after or, with --prompt, --subject and --target_new, the report on these.
+With no flags it edits a default example of an embedded model with ROME. Paraphrases and neighbors of factworld's
+facts are known; for other models name them with --paraphrase and --neighbor. --apply and --revert compute no edit:
+they show the requests of their files before and after or, with --prompt, --subject and --target_new, the report on
+these.
 """
 
 from __future__ import annotations
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from eval import cli, edit_files, edit_inputs, methods
 from eval.edit_report import Comparison, Prompts, print_report, talk
-from eval.methods import Algorithm
+from eval.methods import Algorithm, Editor
 from rome_jax.edit import rome
-from rome_jax.edit.contexts import sample_templates
 from rome_jax.models.registry import load_model
 from rome_jax.request import EditRequest
 from rome_jax.saved_edits import apply_edits, record_edits
 
+_ALGORITHM = flags.DEFINE_enum("alg_name", "ROME", [a.value for a in Algorithm], "The method.")
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
 _DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Text with one {} where the subject stands.")
@@ -36,10 +37,14 @@ _TARGET_TRUE = flags.DEFINE_string("target_true", None, "What it says now, if de
 _PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; repeatable.")
 _NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Such as configs/rome.py:gpt2-xl.")
+_HPARAMS = flags.DEFINE_string("hparams_fname", None, "Hyperparameter file of the original (JSON).")
 _COVARIANCE = flags.DEFINE_string(
     "covariance",
     None,
     "Second moments: what eval.layer_stats wrote, the original's .npz, or published to download it.",
+)
+_HYPERNETWORK = flags.DEFINE_string(
+    "hypernetwork", None, "Of MEND or KE: what eval.train_hypernetwork wrote, or a published .pt."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the context templates.")
 _SAVE = flags.DEFINE_string("save", None, "File for the edit, such as edits/sport.safetensors.")
@@ -55,21 +60,45 @@ _INTERACTIVE = flags.DEFINE_bool("interactive", False, "Type prompts against bot
 
 def new_edit(request: EditRequest) -> Comparison:
     """Computes an edit, writes what is asked for, and reports."""
-    config = methods.read_config(Algorithm.ROME, _MODEL.value, _CONFIG.value)
+    algorithm, seed = Algorithm(_ALGORITHM.value), _SEED.value
+    values = (_CONFIG.value, _HPARAMS.value, _HYPERNETWORK.value)
+    config = methods.read_config(algorithm, _MODEL.value, *values)
     methods.check_covariance(_COVARIANCE.value, _MODEL.value, config)
     model = load_model(_MODEL.value, dtype=_DTYPE.value)
-    moments = methods.read_covariance(_COVARIANCE.value, model, config)
-    key = jax.random.key(_SEED.value)
-    templates = sample_templates(model, key, config.context_template_length_params)
+    editor = Editor.prepare(
+        algorithm,
+        model,
+        config,
+        covariance_source=_COVARIANCE.value,
+        hypernetwork_source=_HYPERNETWORK.value,
+        seed=seed,
+    )
+    layers = ()
     with cli.warnings_as_lines():
-        result = rome.compute(model, [request], config, covariance=moments, templates=templates)
+        if algorithm is Algorithm.ROME:
+            result = rome.compute(model, [request], config, **editor.options)
+            deltas, layers = result.deltas, result.layers
+        else:
+            deltas = editor.compute([request])
     places = (_SAVE.value, _EXPORT_HF.value, _EXPORT_ORBAX.value)
     if any(places):
-        seed = _SEED.value
-        edits = record_edits(model, [request], config, result, templates=templates, seed=seed)
+        templates = editor.options.get("templates", ())
+        network = editor.options.get("hypernetwork")
+        edits = record_edits(
+            model,
+            [request],
+            algorithm,
+            config,
+            deltas,
+            layers=layers,
+            templates=templates,
+            seed=seed if templates else None,
+            hypernetwork=network.digest() if network else None,
+        )
         edit_files.write(edits, apply_edits(model, edits, force=True), *places)
-    comparison = Comparison(model, result.deltas[0])
-    print_report(comparison, request, Prompts(_PARAPHRASES.value, _NEIGHBORS.value), result)
+    comparison = Comparison(model, deltas[0])
+    prompts = Prompts(_PARAPHRASES.value, _NEIGHBORS.value)
+    print_report(comparison, request, prompts, algorithm, layers)
     return comparison
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import jax
+
 from eval.edit_report import Comparison, shorten
-from rome_jax.edit.delta import merge_deltas, negate_delta
+from rome_jax.edit.delta import dense, merge_deltas, negate_delta, weight_name
 from rome_jax.export import (
     SUFFIX,
     check_edit_path,
@@ -15,11 +17,20 @@ from rome_jax.export import (
     save_edits,
     save_orbax,
 )
+from rome_jax.models.interventions import LowRankUpdate
 from rome_jax.models.registry import LanguageModel, check_hf_directory, save_hf
 from rome_jax.request import EditRequest
 from rome_jax.saved_edits import SavedEdit, apply_edits, revert_edits
 
-_NEW_EDIT = ("save", "config", "covariance", "seed")
+_NEW_EDIT = (
+    "alg_name",
+    "save",
+    "config",
+    "hparams_fname",
+    "covariance",
+    "hypernetwork",
+    "seed",
+)
 _REPORT = ("target_true", "paraphrase", "neighbor")
 
 
@@ -150,21 +161,25 @@ def _print_details(edit: SavedEdit) -> None:
     about = edit.provenance
     config = ", ".join(f"{name}={value}" for name, value in about.config.items())
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    seed = "given" if about.seed is None else f"sampled from seed {about.seed}"
+    method = about.method
+    if about.hypernetwork:
+        method += f", hypernetwork {about.hypernetwork[:12]}"
+    if about.templates:
+        source = "given" if about.seed is None else f"sampled from seed {about.seed}"
+        method += f", {len(about.templates)} context templates, {source}"
     for request in about.requests:
         print(f"  request    {_said(request)} (case {request.case_id})")
-    print(f"  method     {about.method}, {len(about.templates)} context templates, {seed}")
+    print(f"  method     {method}")
     for layer in about.layers:
+        factor = layer.division_factor
         print(
-            f"  layer      {layer.layer}: ‖ΔW‖/‖W‖ {layer.norm_ratio:.3f}, "
-            f"division factor {layer.division_factor:.3g}"
+            f"  change     {layer.weight} of layer {layer.layer}: ‖ΔW‖/‖W‖ {layer.norm_ratio:.3f}"
+            + ("" if factor is None else f", division factor {factor:.3g}")
         )
     for update in edit.delta.updates:
-        rows, rank = update.left.shape
-        print(
-            f"  weights    {'/'.join(update.leaf.value)} of layer {int(update.layer)}: "
-            f"{rows} × {update.right.shape[0]}, rank {rank}"
-        )
+        shape = " × ".join(map(str, jax.eval_shape(dense, update).shape))
+        kind = f"rank {update.left.shape[1]}" if isinstance(update, LowRankUpdate) else "dense"
+        print(f"  weights    {weight_name(update)} of layer {int(update.layer)}: {shape}, {kind}")
     print(f"  model      {about.model.name}, {about.model.source}")
     print(f"             {about.model.dtype} weights, matmul precision {about.model.precision}")
     print(f"             fingerprint {about.model.fingerprint}")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eval.scoring import prompt_ids, target_nlls
-from rome_jax.edit.rome import ROMEResult
+from rome_jax.edit.delta import apply_delta, weight_changes
+from rome_jax.edit.rome import LayerEdit
 from rome_jax.factworld.facts import make_world
 from rome_jax.models.generate import generate
 from rome_jax.models.interventions import Delta
@@ -34,10 +35,18 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One model before and after one edit; the edited one is never built."""
+    """One model before and after one edit."""
 
     model: LanguageModel
     delta: Delta
+
+    @functools.cached_property
+    def sides(self) -> tuple[tuple[LanguageModel, Delta | None], ...]:
+        """What forward passes take before and after: a factored delta as it is, a dense one merged."""
+        if self.delta.factored:
+            return (self.model, None), (self.model, self.delta)
+        params = apply_delta(self.model.params, self.delta)
+        return (self.model, None), (self.model.replace(params=params), None)
 
     def probabilities(
         self, prompts: Sequence[str], targets: Sequence[str]
@@ -46,8 +55,11 @@ class Comparison:
         texts = [target_text(target) for target in targets]
         ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         counts = np.array([len(row) for row in ids])
-        nlls = functools.partial(target_nlls, self.model, prompts, targets)
-        return np.exp(-counts * nlls()), np.exp(-counts * nlls(deltas=self.delta))
+        before, after = (
+            np.exp(-counts * target_nlls(model, prompts, targets, deltas=deltas))
+            for model, deltas in self.sides
+        )
+        return before, after
 
     def continuations(self, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
         """What greedy decoding adds to each prompt, before and after, up to the end of the text.
@@ -57,27 +69,26 @@ class Comparison:
         Raises:
           ValueError: a prompt without tokens, or one that does not fit the context.
         """
-        model = self.model
-        rows = prompt_ids(model, prompts)
-        context, stop = model.config.context_length, model.tokenizer.eos_token_id
+        tokenizer, context = self.model.tokenizer, self.model.config.context_length
+        rows = prompt_ids(self.model, prompts)
         fitting = [index for index, row in enumerate(rows) if len(row) < context]
         results = [NO_ROOM] * len(rows), [NO_ROOM] * len(rows)
         if not fitting:
             return results
         batch = pad([rows[index] for index in fitting])
         tokens = min(CONTINUATION, context - batch.ids.shape[1])
-        for result, deltas in zip(results, (None, self.delta), strict=True):
+        for result, (model, deltas) in zip(results, self.sides, strict=True):
             out = generate(
                 model.params,
                 model.config,
                 batch,
                 max_new_tokens=tokens,
                 deltas=deltas,
-                stop_token=stop,
+                stop_token=tokenizer.eos_token_id,
             )
-            texts = out.texts(model.tokenizer, with_prompt=False)
+            texts = out.texts(tokenizer, with_prompt=False)
             for index, text in zip(fitting, texts, strict=True):
-                result[index] = text.removesuffix(model.tokenizer.eos_token or "")
+                result[index] = text.removesuffix(tokenizer.eos_token or "")
         return results
 
 
@@ -113,7 +124,8 @@ def print_report(
     comparison: Comparison,
     request: EditRequest,
     prompts: Prompts,
-    result: ROMEResult | None = None,
+    method: str | None = None,
+    layers: Sequence[LayerEdit] = (),
 ) -> None:
     """Prints probabilities, continuations and a plain summary.
 
@@ -121,7 +133,8 @@ def print_report(
       comparison: of the models before and after.
       request: the fact to look at.
       prompts: where to look besides, and at what factworld knows.
-      result: how the edit came about, if that is known.
+      method: that made the edit; None prints nothing of how it came about.
+      layers: of a `ROMEResult`, whose first edit it is.
     """
     known = factworld_prompts(comparison.model.name, request)
     groups = {
@@ -135,14 +148,8 @@ def print_report(
 
     print(f"Model   {comparison.model!r}")
     print(f"Edit    {request.text!r}: {true!r} becomes {request.target_new!r}")
-    for edit in result.layers if result else ():
-        losses = np.asarray(edit.optimization.loss[0])
-        print(
-            f"ROME    layer {edit.layer}, {int(edit.optimization.steps[0])} evaluations, "
-            f"loss {losses[0]:.2f} -> {np.nanmin(losses):.2f}, "
-            f"‖ΔW‖/‖W‖ {float(edit.norm_ratio[0]):.3f}, "
-            f"division factor {float(edit.division_factor[0]):.3g}"
-        )
+    for line in _how(comparison, layers) if method else ():
+        print(f"{method:7s} {line}")
 
     prefers = _print_probabilities(comparison, groups, request.target_new, true)
     print("\ngreedy continuations")
@@ -150,6 +157,26 @@ def print_report(
         print(f"  {shorten(text, 110)}")
         print(f"    before: {shorten(old.strip(), 100)}\n    after:  {shorten(new.strip(), 100)}")
     _print_summary(request, true, before[0], after[0], *list(prefers.values())[1:])
+
+
+def _how(comparison: Comparison, layers: Sequence[LayerEdit]) -> list[str]:
+    """What an edit did to each layer, or to each weight if nothing more is known."""
+    if not layers:
+        return [
+            f"{change.weight} of layer {change.layer}: ‖ΔW‖/‖W‖ {change.norm_ratio:.3f}, "
+            + ("dense" if change.rank is None else f"rank {change.rank}")
+            for change in weight_changes(comparison.model.params, comparison.delta)
+        ]
+    lines = []
+    for edit in layers:
+        losses = np.asarray(edit.optimization.loss[0])
+        lines.append(
+            f"layer {edit.layer}, {int(edit.optimization.steps[0])} evaluations, "
+            f"loss {losses[0]:.2f} -> {np.nanmin(losses):.2f}, "
+            f"‖ΔW‖/‖W‖ {float(edit.norm_ratio[0]):.3f}, "
+            f"division factor {float(edit.division_factor[0]):.3g}"
+        )
+    return lines
 
 
 def _print_probabilities(
@@ -236,9 +263,9 @@ def print_lens(comparison: Comparison, prompt: str) -> None:
     print(f"  before:{before}\n  after: {after}")
     batch = pad(prompt_ids(model, [prompt]), context_length=model.config.context_length, multiple=8)
     columns = []
-    for deltas in (None, comparison.delta):
-        lens = logit_lens(model.params, model.config, batch, deltas=deltas)[:, 0]
-        columns.append(top_tokens(lens, model.tokenizer, k=1))
+    for side, deltas in comparison.sides:
+        lens = logit_lens(side.params, side.config, batch, deltas=deltas)[:, 0]
+        columns.append(top_tokens(lens, side.tokenizer, k=1))
     print("  logit lens   " + "before".ljust(24) + "after")
     for layer, row in enumerate(zip(*columns, strict=True)):
         cells = [f"{text!r} {probability:.2f}".ljust(24) for ((text, probability),) in row]

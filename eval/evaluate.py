@@ -49,6 +49,7 @@ def main() -> None:
         inputs.model,
         config,
         covariance_source=evaluation_flags.COVARIANCE.value,
+        hypernetwork_source=evaluation_flags.HYPERNETWORK.value,
         seed=evaluation_flags.SEED.value,
         chunk_size=evaluation_flags.CHUNK.value,
     )

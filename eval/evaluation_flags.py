@@ -28,6 +28,11 @@ COVARIANCE = flags.DEFINE_string(
     None,
     "Second moments: what eval.layer_stats wrote, the original's .npz, or published to download it.",
 )
+HYPERNETWORK = flags.DEFINE_string(
+    "hypernetwork",
+    None,
+    "Of MEND or KE: what eval.train_hypernetwork wrote, or a published .pt file; default: the model's own.",
+)
 _DATASET = flags.DEFINE_enum(
     "ds_name", "cf", [d.value for d in DatasetName], "CounterFact or zsRE."
 )
@@ -85,7 +90,8 @@ def read_method() -> tuple[Algorithm, Hyperparameters]:
       ValueError: bad ones, or none are known; see `methods.read_config`.
     """
     algorithm = Algorithm(_ALGORITHM.value)
-    return algorithm, methods.read_config(algorithm, _MODEL.value, _CONFIG.value, _HPARAMS.value)
+    values = (_CONFIG.value, _HPARAMS.value, HYPERNETWORK.value)
+    return algorithm, methods.read_config(algorithm, _MODEL.value, *values)
 
 
 def load_inputs(

@@ -69,6 +69,8 @@ class Settings:
             "covariance": source,
             "template_seed": editor.seed if "templates" in editor.options else None,
         }
+        if "hypernetwork" in editor.options:
+            edit["hypernetwork"] = editor.options["hypernetwork"].digest()
         scores = {
             **runs.describe_model(editor.model),
             "ds_name": dataset.name.value,

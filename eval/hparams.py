@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.published import read_json
-from rome_jax.edit.config import FTConfig, Hyperparameters, KNConfig, MEMITConfig, ROMEConfig
+from rome_jax.edit.baseline_config import (
+    FTConfig,
+    KEConfig,
+    KNConfig,
+    MENDConfig,
+)
+from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
 from rome_jax.models.interventions import Leaf
 
 # The weight that is edited, by its module path; "transformer.h.{}." goes before.
@@ -36,8 +42,10 @@ _INERT = {
     ROMEConfig: _STATISTICS,
     MEMITConfig: _STATISTICS,
     FTConfig: {"max_length", "wd_power_law"},
-    # What the original's KN never reads, and how many steps it runs at once.
+    # What the original's KN and KE never read, how many steps run at once, and which published file is loaded.
     KNConfig: {"lr_scale", "n_toks", "batch_size"},
+    MENDConfig: {"n_toks", "counterfact", "zsre", "mini"},
+    KEConfig: {"lr_scale", "n_toks", "counterfact", "zsre", "mini"},
 }
 _MUST_BE = {FTConfig: {"kl_factor": 0}, MEMITConfig: {"layer_selection": "all"}}
 
@@ -80,8 +88,12 @@ def _ours(content: Mapping[str, Any], config_type: type[Hyperparameters]) -> dic
         values["norm_constraint"] = (
             values.get("norm_constraint") or None
         )  # the original writes false
-    elif config_type is KNConfig:  # all layers of the model that the file names
-        values["layers"] = KNConfig.for_model(content.get("model_name", "")).layers
+    elif config_type in (
+        KNConfig,
+        MENDConfig,
+        KEConfig,
+    ):  # the layers of the model that the file names
+        values["layers"] = config_type.for_model(content.get("model_name", "")).layers
     elif leaf is not Leaf.MLP_DOWN:
         raise ValueError(
             f"rewrite_module_tmp={content['rewrite_module_tmp']!r} is not the down-projection, which "

@@ -13,16 +13,26 @@ from ml_collections import ConfigDict
 
 from eval import hparams
 from rome_jax import covariance
-from rome_jax.edit import fine_tune, knowledge_neurons, memit, rome
-from rome_jax.edit.config import (
+from rome_jax.edit import (
+    fine_tune,
+    hypernetworks,
+    ke,
+    knowledge_neurons,
+    memit,
+    mend,
+    released_hypernetworks,
+    rome,
+)
+from rome_jax.edit.baseline_config import (
     FTConfig,
     FTVariant,
-    Hyperparameters,
+    KEConfig,
     KNConfig,
-    MEMITConfig,
-    ROMEConfig,
+    MENDConfig,
 )
+from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
 from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.hypernetworks import Hypernetwork, Kind
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.request import EditRequest
@@ -36,6 +46,8 @@ class Algorithm(enum.StrEnum):
     FT_L = "FT-L"
     FT_ATTN = "FT-attn"
     KN = "KN"
+    MEND = "MEND"
+    KE = "KE"
     MEMIT = "MEMIT"
 
 
@@ -76,6 +88,10 @@ METHODS: Mapping[Algorithm, Method] = {
     Algorithm.KN: Method(
         KNConfig.for_model, KNConfig, "configs/kn.py:%s", True, knowledge_neurons.compute_deltas
     ),
+    Algorithm.MEND: Method(
+        MENDConfig.for_model, MENDConfig, "configs/mend.py:%s", True, mend.compute_deltas
+    ),
+    Algorithm.KE: Method(KEConfig.for_model, KEConfig, "configs/ke.py:%s", True, ke.compute_deltas),
     Algorithm.MEMIT: Method(
         MEMITConfig.for_model, MEMITConfig, "configs/memit.py:%s", True, memit.compute_deltas
     ),
@@ -87,8 +103,9 @@ def read_config(
     model_name: str,
     values: ConfigDict | None = None,
     hparams_fname: str | Path | None = None,
+    hypernetwork: str | None = None,
 ) -> Hyperparameters:
-    """Hyperparameters of --config, of a JSON file of the original, or else those that belong to the model.
+    """Hyperparameters of --config, of a JSON file of the original, or else those of a hypernetwork or the model.
 
     Raises:
       ValueError: both are given; neither, and none are known; or bad values: what to do.
@@ -100,6 +117,8 @@ def read_config(
         return hparams.read(hparams_fname, method.config_type)
     if values is not None:
         return method.config_type.from_dict(values.to_dict())
+    if algorithm in list(Kind) and hypernetwork and not hypernetwork.endswith(".pt"):
+        return hypernetworks.load(hypernetwork).config
     try:
         return method.for_model(model_name)
     except ValueError:
@@ -144,6 +163,31 @@ def read_covariance(
     return covariance.read(source, config.layers, model)
 
 
+def read_hypernetwork(
+    source: str | None, model: LanguageModel, algorithm: Algorithm, config: Hyperparameters
+) -> Hypernetwork | None:
+    """The network of --hypernetwork, or the one that comes with the model; None if the method has none.
+
+    Args:
+      source: what eval.train_hypernetwork wrote, or a published .pt file.
+      model: that it must belong to.
+      algorithm, config: the method.
+
+    Raises:
+      ValueError: a network of another model or configuration, a damaged file, or none for this model.
+      OSError: nothing there.
+    """
+    if algorithm not in list(Kind):
+        if source is not None:
+            raise ValueError(f"--hypernetwork={source} is for {', '.join(Kind)}: leave it out.")
+        return None
+    if source is None:
+        return hypernetworks.load_shipped(Kind(algorithm), model)
+    if source.endswith(".pt"):
+        return released_hypernetworks.read(source, model, config)
+    return hypernetworks.load(source, model)
+
+
 @dataclasses.dataclass(frozen=True)
 class Editor:
     """A method made ready for one model: all that its edits share is computed once.
@@ -151,7 +195,7 @@ class Editor:
     Attributes:
       algorithm, model, config: which edits these are.
       seed: of the context templates.
-      options: further arguments of the method's `compute_deltas`: second moments, templates, chunk size.
+      options: further arguments of `compute_deltas`: second moments, templates, a hypernetwork, chunk size.
     """
 
     algorithm: Algorithm
@@ -168,25 +212,30 @@ class Editor:
         config: Hyperparameters,
         *,
         covariance_source: str | None = None,
+        hypernetwork_source: str | None = None,
         seed: int = 0,
         chunk_size: int = 8,
     ) -> Editor:
-        """Reads second moments and samples context templates, where the method uses them.
+        """Reads second moments and hypernetworks and samples context templates, where the method uses them.
 
         Args:
           algorithm, model, config: which edits.
           covariance_source: as the flag --covariance.
+          hypernetwork_source: as the flag --hypernetwork.
           seed: of the context templates.
           chunk_size: requests that are optimised at once; bounds the memory.
 
         Raises:
-          ValueError, OSError: as `read_covariance`.
+          ValueError, OSError: as `read_covariance` and `read_hypernetwork`.
         """
         options: dict[str, Any] = {"chunk_size": chunk_size}
         options["covariance"] = read_covariance(covariance_source, model, config)
         lengths = getattr(config, "context_template_length_params", None)
         if lengths is not None:
             options["templates"] = sample_templates(model, jax.random.key(seed), lengths)
+        network = read_hypernetwork(hypernetwork_source, model, algorithm, config)
+        if network is not None:
+            options["hypernetwork"] = network
         return cls(algorithm, model, config, seed, options)
 
     @property

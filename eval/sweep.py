@@ -65,6 +65,7 @@ def main() -> None:
         dataset,
         inputs.generation,
         evaluation_flags.COVARIANCE.value,
+        evaluation_flags.HYPERNETWORK.value,
         evaluation_flags.SEED.value,
     )
     results = Path(evaluation_flags.RESULTS.value)

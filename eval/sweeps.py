@@ -50,6 +50,7 @@ class Sweep:
       algorithm, model: which method, on which model.
       dataset, generation: what is asked; no texts are generated if None.
       covariance_source: as the flag --covariance.
+      hypernetwork_source: as the flag --hypernetwork.
       seed: of the context templates.
     """
 
@@ -59,6 +60,7 @@ class Sweep:
     dataset: Dataset
     generation: GenerationTests | None = None
     covariance_source: str | None = None
+    hypernetwork_source: str | None = None
     seed: int = 0
 
     @property
@@ -101,6 +103,7 @@ class Sweep:
                 self.model,
                 point.config,
                 covariance_source=self.covariance_source,
+                hypernetwork_source=self.hypernetwork_source,
                 seed=self.seed,
                 chunk_size=chunk_size,
             )

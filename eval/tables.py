@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from eval.metrics import Estimate
 from eval.summaries import State, Summary
@@ -74,6 +74,14 @@ _COLUMNS = (
     _Column("time", "Time", "s", "seconds an edit", "z.3f"),
 )
 
+# The columns of the paper's tables: symbol -> metric. CounterFact has no accuracies, zsRE little else.
+PAPER: Mapping[str, str] = {
+    column.symbol: column.metric
+    for column in _COLUMNS
+    if column.group
+    in ("Score", "Efficacy", "Generalization", "Specificity", "Fluency", "Consistency")
+}
+
 
 def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
     """A row for each run, below one for the unedited model, which runs share that agree on it.
@@ -109,6 +117,21 @@ def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
             table.append(Row(name, rows[0].num_cases, unedited))
         table += rows
     return table
+
+
+def select(rows: Sequence[Row], metrics: Collection[str]) -> list[Row]:
+    """The same rows with some of their metrics.
+
+    Example:
+      >>> select([Row("ROME", 4, {"score": Estimate(90.0, 1.0, 4), "time": Estimate(1.0, 0.0, 4)})], ["score"])
+      [Row(name='ROME', num_cases=4, metrics={'score': Estimate(mean=90.0, spread=1.0, count=4)})]
+    """
+    return [
+        dataclasses.replace(
+            row, metrics={name: value for name, value in row.metrics.items() if name in metrics}
+        )
+        for row in rows
+    ]
 
 
 def _same(one: Estimate, other: Estimate) -> bool:

@@ -6,8 +6,9 @@ edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
 """
 
 from rome_jax.covariance import SecondMoment, load_shipped
-from rome_jax.edit import rome
-from rome_jax.edit.config import KeyMode, ROMEConfig
+from rome_jax.edit import fine_tune, ke, knowledge_neurons, memit, mend, rome
+from rome_jax.edit.baseline_config import FTConfig, FTVariant, KEConfig, KNConfig, MENDConfig
+from rome_jax.edit.config import KeyMode, MEMITConfig, ROMEConfig
 from rome_jax.edit.delta import apply_delta, merge_deltas, revert_delta
 from rome_jax.export import load_edits, load_orbax, save_edits, save_orbax
 from rome_jax.models.config import ModelConfig
@@ -29,9 +30,15 @@ from rome_jax.version import __version__
 __all__ = [
     "Delta",
     "EditRequest",
+    "FTConfig",
+    "FTVariant",
     "FactToken",
+    "KEConfig",
+    "KNConfig",
     "KeyMode",
     "LanguageModel",
+    "MEMITConfig",
+    "MENDConfig",
     "ModelConfig",
     "Provenance",
     "ROMEConfig",
@@ -41,12 +48,17 @@ __all__ = [
     "__version__",
     "apply_delta",
     "apply_edits",
+    "fine_tune",
     "generate_text",
+    "ke",
+    "knowledge_neurons",
     "load_edits",
     "load_model",
     "load_orbax",
     "load_shipped",
     "logits",
+    "memit",
+    "mend",
     "merge_deltas",
     "record_edits",
     "revert_delta",

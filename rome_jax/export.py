@@ -1,7 +1,8 @@
 """Edits and models as files: delta files and Orbax checkpoints. `rome_jax.save_hf` writes Hugging Face directories.
 
 edits/sport.safetensors    one edit or several, in order. The tensors `<update>.<leaf>.<layer | left | right>` are
-                           the factors of their updates; the header holds the `Provenance` of each, as JSON
+                           the factors of their updates, `<update>.<leaf>.<part>.<layer | change>` dense ones;
+                           the header holds the `Provenance` of each, as JSON
 checkpoint/                model.json, tokenizer/ and params/; the last is an Orbax checkpoint of its own
 """
 
@@ -20,10 +21,10 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import safe_open
 
-from rome_jax.edit.delta import merge_deltas
+from rome_jax.edit.delta import Update, merge_deltas
 from rome_jax.models.config import from_hf, to_hf
 from rome_jax.models.forward import param_shapes
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.models.registry import LanguageModel, as_dtype, as_precision, load_tokenizer
 from rome_jax.models.safetensors_io import CheckpointError, StoredTensor, read_header, write
 from rome_jax.saved_edits import Provenance, SavedEdit
@@ -32,7 +33,9 @@ from rome_jax.version import __version__
 
 SUFFIX = ".safetensors"
 FORMAT = 1  # of both forms; raised when an old reader would misread a new file
-_FACTORS = {"layer": 0, "left": 2, "right": 2}  # tensors of a low-rank update: their dimensions
+# Tensors of an update: their dimensions.
+_FACTORS = {"layer": 0, "left": 2, "right": 2}
+_DENSE = {Part.KERNEL: {"layer": 0, "change": 2}, Part.BIAS: {"layer": 0, "change": 1}}
 _MODEL, _TOKENIZER, _PARAMS = "model.json", "tokenizer", "params"
 
 
@@ -66,9 +69,9 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
     }
     metadata = {"rome_jax": json.dumps(header)}
     arrays = {
-        f"{index}.{update.leaf.name}.{field}": np.asarray(getattr(update, field))
+        f"{index}.{name}": array
         for index, update in enumerate(updates)
-        for field in _FACTORS
+        for name, array in _tensors(update).items()
     }
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,20 +128,35 @@ def load_edits(path: str | Path) -> tuple[SavedEdit, ...]:
     return edits
 
 
+def _tensors(update: Update) -> dict[str, np.ndarray]:
+    """The arrays of an update by their names in a file."""
+    if isinstance(update, DenseUpdate):
+        weight, fields = f"{update.leaf.name}.{update.part.name}", _DENSE[update.part]
+    else:
+        weight, fields = update.leaf.name, _FACTORS
+    return {f"{weight}.{field}": np.asarray(getattr(update, field)) for field in fields}
+
+
+def _update(index: int, weight: str, arrays: Mapping[str, jax.Array]) -> Update:
+    """The update that `_tensors` took apart."""
+    leaf, *parts = weight.split(".")
+    where = (Leaf[leaf], *(Part[part] for part in parts))
+    kind, fields = (DenseUpdate, _DENSE[where[1]]) if parts else (LowRankUpdate, _FACTORS)
+    if {field: array.ndim for field, array in arrays.items()} != fields:
+        raise ValueError(f"update {index} consists of {', '.join(arrays)}")
+    return kind(*where, **arrays)
+
+
 def _read(
     parts: Sequence[Mapping[str, Any]], tensors: Mapping[str, StoredTensor]
 ) -> tuple[SavedEdit, ...]:
     """The edits of a header and the tensors beside it."""
     fields: dict[tuple[int, str], dict[str, jax.Array]] = {}
     for name, tensor in tensors.items():
-        index, leaf, field = name.split(".")
-        fields.setdefault((int(index), leaf), {})[field] = jnp.array(tensor.read())
-    updates = []
-    for index, leaf in sorted(fields):
-        factors = fields[index, leaf]
-        if {field: array.ndim for field, array in factors.items()} != _FACTORS:
-            raise ValueError(f"update {index} consists of {', '.join(factors)}")
-        updates.append(LowRankUpdate(Leaf[leaf], **factors))
+        where, field = name.rsplit(".", 1)
+        index, weight = where.split(".", 1)
+        fields.setdefault((int(index), weight), {})[field] = jnp.array(tensor.read())
+    updates = [_update(index, weight, fields[index, weight]) for index, weight in sorted(fields)]
     counts = [part["updates"] for part in parts]
     if sum(counts) != len(updates):
         raise ValueError(f"{len(updates)} updates instead of {sum(counts)}")

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.delta import apply_delta, merge_deltas, negate_delta
-from rome_jax.edit.rome import ROMEResult
+from rome_jax.edit.config import Hyperparameters
+from rome_jax.edit.delta import apply_delta, merge_deltas, negate_delta, weight_changes
+from rome_jax.edit.rome import LayerEdit
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 from rome_jax.request import EditRequest
@@ -60,11 +60,19 @@ class EditedModel:
 
 @dataclasses.dataclass(frozen=True)
 class EditedLayer:
-    """What an edit did to one layer: ‖ΔW‖ / ‖W‖ and the division factor k · u."""
+    """What an edit did to a weight of one layer.
+
+    Attributes:
+      layer: its index.
+      norm_ratio: ‖ΔW‖ / ‖W‖.
+      division_factor: k · u, of ROME.
+      weight: its name, as in `WeightChange`.
+    """
 
     layer: int
     norm_ratio: float
-    division_factor: float
+    division_factor: float | None = None
+    weight: str = "mlp/down"  # the only one that early files know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +82,14 @@ class Provenance:
     Attributes:
       method: its name, such as "ROME".
       requests: the facts that it writes.
-      config: hyperparameters as plain values; `ROMEConfig.from_dict` reads ROME's.
-      templates: context templates.
+      config: hyperparameters as plain values; `from_dict` of the method's configuration reads them.
+      templates: context templates; none of methods without.
       seed: they were sampled from; None if they were given.
       model: what was edited.
-      layers: what it did to each layer.
+      layers: what it did to each weight.
       versions: of the packages that computed it.
       created: date and time, ISO 8601, in UTC.
+      hypernetwork: `Hypernetwork.digest` of the one that computed it, of MEND and KE.
     """
 
     method: str
@@ -92,6 +101,7 @@ class Provenance:
     layers: tuple[EditedLayer, ...]
     versions: Mapping[str, str]
     created: str
+    hypernetwork: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
@@ -114,69 +124,73 @@ class SavedEdit:
     """One edit, and where it comes from.
 
     Attributes:
-      delta: what it adds to the weights, low-rank and without a case axis.
+      delta: what it adds to the weights, without a case axis.
       provenance: all that is known of it.
-
-    Raises:
-      ValueError: a dense delta.
     """
 
     delta: Delta
     provenance: Provenance
 
-    def __post_init__(self):
-        if not self.delta.factored:
-            raise ValueError(
-                f"the delta of {self.provenance.method} is dense, as large as the weights: merge it with apply_delta "
-                "and save the model (save_hf, save_orbax)."
-            )
-
 
 def record_edits(
     model: LanguageModel,
     requests: Sequence[EditRequest],
-    config: ROMEConfig,
-    result: ROMEResult,
+    method: str,
+    config: Hyperparameters,
+    deltas: Delta,
     *,
-    templates: Sequence[str],
+    layers: Sequence[LayerEdit] = (),
+    templates: Sequence[str] = (),
     seed: int | None = None,
+    hypernetwork: str | None = None,
 ) -> tuple[SavedEdit, ...]:
-    """The edits that `rome.compute` has found, with their provenance, ready for `save_edits`.
+    """The edits that a method's `compute_deltas` has found, with their provenance, ready for `save_edits`.
 
     Args:
       model, requests, config: what it was called with.
-      result: what it returned.
-      templates: the context templates.
+      method: its name, such as "ROME".
+      deltas: what it returned, with case axis N.
+      layers: of a `ROMEResult`: how ROME's edits came about.
+      templates: the context templates, if the method uses them.
       seed: that they were sampled from; None if they were given.
+      hypernetwork: digest of the one that computed them, if the method uses one.
 
     Returns:
       One `SavedEdit` a request.
 
+    Raises:
+      ValueError: not as many edits as requests, or edits of another model.
+
     Example:
-      >>> (edit,) = record_edits(model, [request], config, result, templates=templates)  # doctest: +SKIP
+      >>> deltas = fine_tune.compute_deltas(model, [request], config)  # doctest: +SKIP
+      >>> (edit,) = record_edits(model, [request], "FT-L", config, deltas)  # doctest: +SKIP
     """
+    if len(deltas) != len(requests):
+        raise ValueError(f"{len(deltas)} deltas for {len(requests)} requests: give one a request.")
     edited = EditedModel.of(model)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     edits = []
     for index, request in enumerate(requests):
-        layers = tuple(
-            EditedLayer(
-                edit.layer, float(edit.norm_ratio[index]), float(edit.division_factor[index])
-            )
-            for edit in result.layers
-        )
+        delta = deltas[index]
+        factors = {edit.layer: float(edit.division_factor[index]) for edit in layers}
         provenance = Provenance(
-            method="ROME",
+            method=str(method),
             requests=(request,),
             config=json.loads(json.dumps(config.to_dict())),  # as a file gives it back
             templates=tuple(templates),
             seed=seed,
             model=edited,
-            layers=layers,
+            layers=tuple(
+                EditedLayer(
+                    change.layer, change.norm_ratio, factors.get(change.layer), change.weight
+                )
+                for change in weight_changes(model.params, delta)
+            ),
             versions={"rome_jax": __version__, "jax": jax.__version__},
             created=created,
+            hypernetwork=hypernetwork,
         )
-        edits.append(SavedEdit(result.deltas[index], provenance))
+        edits.append(SavedEdit(delta, provenance))
     return tuple(edits)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.models.registry import LanguageModel
 from rome_jax.request import EditRequest
 from rome_jax.saved_edits import EditedLayer, EditedModel, Provenance, SavedEdit
@@ -42,13 +45,36 @@ def random_edit(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (
     return SavedEdit(random_delta(model, seed, layers), provenance)
 
 
+def dense_edit(model: LanguageModel, seed: int = 0) -> SavedEdit:
+    """What fine-tuning changes: the kernel and the bias of layer 0, each with ‖ΔW‖/‖W‖ of about 1/2; no templates."""
+    generator = np.random.default_rng(seed)
+    down = model.params["blocks"]["mlp"]["down"]
+    updates = []
+    for part in Part:
+        weight = np.asarray(down[part.value][0])
+        change = generator.standard_normal(weight.shape) * weight.std() / 2
+        change = jnp.asarray(change, jnp.float32)
+        updates.append(DenseUpdate(Leaf.MLP_DOWN, part, jnp.int32(0), change))
+    provenance = dataclasses.replace(
+        random_edit(model, seed).provenance,
+        method="FT-L",
+        config={"layers": [0], "lr": 1e-3},
+        templates=(),
+        seed=None,
+        layers=(
+            EditedLayer(0, 0.5, weight="mlp/down"),
+            EditedLayer(0, 0.5, weight="mlp/down bias"),
+        ),
+    )
+    return SavedEdit(Delta(tuple(updates)), provenance)
+
+
 def assert_same_edits(got, want) -> None:
     """Same provenance, and the same bits in the same updates."""
     assert [edit.provenance for edit in got] == [edit.provenance for edit in want]
     for a, b in zip(got, want, strict=True):
-        assert [update.leaf for update in a.delta.updates] == [u.leaf for u in b.delta.updates]
-        for first, second in zip(a.delta.updates, b.delta.updates, strict=True):
-            for field in ("layer", "left", "right"):
-                one, two = getattr(first, field), getattr(second, field)
-                assert one.dtype == two.dtype and one.shape == two.shape
-                np.testing.assert_array_equal(one, two)
+        # The structure holds kinds, leaves and parts.
+        assert jax.tree.structure(a.delta) == jax.tree.structure(b.delta)
+        for one, two in zip(jax.tree.leaves(a.delta), jax.tree.leaves(b.delta), strict=True):
+            assert one.dtype == two.dtype and one.shape == two.shape
+            np.testing.assert_array_equal(one, two)

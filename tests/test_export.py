@@ -17,7 +17,7 @@ from rome_jax.models.registry import load_model, save_hf
 from rome_jax.models.safetensors_io import CheckpointError
 from rome_jax.saved_edits import apply_edits
 from tests.models.checkpoints import FAMILIES, assert_same_params
-from tests.saved import assert_same_edits, random_edit
+from tests.saved import assert_same_edits, dense_edit, random_edit
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,38 @@ def test_half_precision_factors_come_back(edits, tmp_path):
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16") if leaf.ndim else leaf, edits[0].delta)
     edit = dataclasses.replace(edits[0], delta=half)
     assert_same_edits(load_edits(save_edits(tmp_path / "half.safetensors", [edit])), [edit])
+
+
+def test_dense_edits_come_back_beside_low_rank_ones(model, edits, tmp_path):
+    mixed = [edits[1], dense_edit(model), edits[0]]
+    path = save_edits(tmp_path / "mixed.safetensors", mixed)
+    assert_same_edits(load_edits(path), mixed)
+    dense = [f"{i}.MLP_DOWN.{part}" for i, part in ((2, "KERNEL"), (3, "BIAS"))]
+    names = {name for name in load_file(path) if name[0] in "23"}
+    assert names == {f"{weight}.{field}" for weight in dense for field in ("layer", "change")}
+
+
+def test_a_file_from_before_edits_named_their_weights_is_read(edits, tmp_path):
+    def forget_the_weights(tensors, header):
+        for part in header["edits"]:
+            for layer in part["provenance"]["layers"]:
+                del layer["weight"]
+
+    path = rewritten(save_edits(tmp_path / "old.safetensors", edits), forget_the_weights)
+    assert_same_edits(load_edits(path), edits)
+
+
+@pytest.mark.parametrize(
+    "name", ["0.MLP_DOWN.BIAS.change", "0.MLP_DOWN.WEIGHT.change", "0.MLP_DOWN.KERNEL.left"]
+)
+def test_a_dense_update_that_contradicts_itself_is_an_error(model, tmp_path, name):
+    def rename(tensors, header):
+        tensors[name] = tensors.pop("0.MLP_DOWN.KERNEL.change")
+
+    path = rewritten(save_edits(tmp_path / "edit.safetensors", [dense_edit(model)]), rename)
+    with pytest.raises(ValueError, match=r"is not an edit that rome_jax 0\.1\.0 reads") as error:
+        load_edits(path)
+    one_sentence(error)
 
 
 def test_more_than_ten_updates_keep_their_order(model, tmp_path):

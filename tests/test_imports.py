@@ -17,10 +17,19 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "rome_jax"
-STAGES = tuple(f"rome_jax.edit.{name}" for name in ("contexts", "key", "value", "delta"))
+STAGES = tuple(
+    f"rome_jax.edit.{name}" for name in ("contexts", "key", "value", "delta", "gradients")
+)
 METHODS = tuple(
     f"rome_jax.edit.{name}"
-    for name in ("rome", "memit", "fine_tune", "knowledge_neurons", "mend", "ke")
+    for name in (
+        *("rome", "memit", "fine_tune", "knowledge_neurons", "mend", "ke"),
+        *(
+            "hypernetworks",
+            "hypernetwork_losses",
+            "hypernetwork_training",
+        ),  # what MEND and KE share
+    )
 )
 
 

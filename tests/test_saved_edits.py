@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.models.interventions import Delta
 from rome_jax.request import EditRequest
 from rome_jax.saved_edits import (
-    EditedLayer,
     WrongModelError,
     apply_edits,
     record_edits,
     revert_edits,
 )
 from tests.models.checkpoints import assert_same_params
-from tests.saved import random_delta, random_edit
+from tests.saved import dense_edit, random_delta, random_edit
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +38,70 @@ def one_sentence(error) -> str:
 # Recording
 
 
+REQUESTS = [EditRequest("{} lives in", name, "Rome", "Paris", 7) for name in ("Ann", "Bob")]
+
+
 def test_record_edits_keeps_everything_that_is_known(model):
-    requests = [EditRequest("{} lives in", name, "Rome", "Paris", 7) for name in ("Ann", "Bob")]
     config = ROMEConfig(layers=(1, 3), key_mode=KeyMode.CONSISTENT)
-    one = random_delta(model, layers=(1, 3))
-    result = SimpleNamespace(
-        deltas=jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), one),
-        layers=[
-            SimpleNamespace(
-                layer=layer,
-                norm_ratio=jnp.array([0.5, 1.0]) * layer,
-                division_factor=jnp.array([2.0, 4.0]) * layer,
-            )
-            for layer in (1, 3)
-        ],
+    parts = [random_delta(model, seed, layers=(1, 3)) for seed in (0, 1)]
+    deltas = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    factors = [
+        SimpleNamespace(layer=layer, division_factor=jnp.array([2.0, 4.0]) * layer)
+        for layer in (1, 3)
+    ]
+    edits = record_edits(
+        model,
+        REQUESTS,
+        "ROME",
+        config,
+        deltas,
+        layers=factors,
+        templates=["{}", "So. {}"],
+        seed=5,
     )
-    edits = record_edits(model, requests, config, result, templates=["{}", "So. {}"], seed=5)
-    for index, (edit, request) in enumerate(zip(edits, requests, strict=True)):
+    kernel = model.params["blocks"]["mlp"]["down"]["kernel"]
+    for index, (edit, request) in enumerate(zip(edits, REQUESTS, strict=True)):
         about = edit.provenance
         assert about.method == "ROME" and about.requests == (request,)
         assert ROMEConfig.from_dict(about.config) == config
         assert (about.templates, about.seed) == (("{}", "So. {}"), 5)
-        assert about.layers == tuple(
-            EditedLayer(layer, 0.5 * (index + 1) * layer, 2.0 * (index + 1) * layer)
-            for layer in (1, 3)
-        )
+        for layer, update in zip(about.layers, parts[index].updates, strict=True):
+            at = int(update.layer)
+            norm = np.linalg.norm(update.left) * np.linalg.norm(update.right)  # of rank one
+            assert (layer.layer, layer.weight) == (at, "mlp/down")
+            assert layer.norm_ratio == pytest.approx(norm / np.linalg.norm(kernel[at]), rel=1e-6)
+            assert layer.division_factor == 2.0 * (index + 1) * at
         assert about.model.fingerprint == model.fingerprint()
         assert (about.model.name, about.model.source) == (model.name, model.source)
         assert (about.model.dtype, about.model.precision) == ("float32", "HIGHEST")
         assert set(about.versions) == {"rome_jax", "jax"}
         assert about.created.endswith("+00:00")
-        jax.tree.map(np.testing.assert_array_equal, edit.delta, result.deltas[index])
+        jax.tree.map(np.testing.assert_array_equal, edit.delta, deltas[index])
+
+
+def test_record_edits_of_a_method_without_templates(model):
+    config = FTConfig(layers=(0,), norm_constraint=1e-3)
+    delta = dense_edit(model).delta
+    deltas = jax.tree.map(lambda leaf: leaf[None], delta)
+    (edit,) = record_edits(model, REQUESTS[:1], "FT-L", config, deltas)
+    about = edit.provenance
+    assert FTConfig.from_dict(about.config) == config
+    assert (about.method, about.templates, about.seed) == ("FT-L", (), None)
+    assert [(layer.layer, layer.weight) for layer in about.layers] == [
+        (0, "mlp/down"),
+        (0, "mlp/down bias"),
+    ]
+    for layer in about.layers:
+        assert layer.division_factor is None
+        assert layer.norm_ratio == pytest.approx(0.5, rel=0.3)
+    jax.tree.map(np.testing.assert_array_equal, edit.delta, delta)
+
+
+def test_record_edits_wants_an_edit_for_each_request(model):
+    deltas = jax.tree.map(lambda leaf: leaf[None], random_delta(model))
+    with pytest.raises(ValueError, match="1 deltas for 2 requests") as error:
+        record_edits(model, REQUESTS, "ROME", ROMEConfig(layers=(1,)), deltas)
+    one_sentence(error)
 
 
 # Applying
@@ -187,6 +220,19 @@ def test_reverting_goes_back_up_to_rounding_and_the_base_is_still_there(model):
     assert reverted.source == f"{model.source} + 2 edits - 2 edits"
     assert model.fingerprint() == fingerprint  # bit-identical: it was kept
     assert_same_params(apply_edits(model, edits).params, edited.params)
+
+
+def test_a_dense_edit_is_applied_beside_others_and_taken_out(model):
+    dense, other = dense_edit(model), random_edit(model)
+    edited = apply_edits(model, [dense, other])
+    for update in dense.delta.updates:
+        weight, old = (
+            m.params["blocks"]["mlp"]["down"][update.part.value][0] for m in (edited, model)
+        )
+        np.testing.assert_array_equal(weight, old + update.change)
+    assert largest_difference(revert_edits(edited, [dense]), apply_edits(model, [other])) < 1e-6
+    with pytest.raises(WrongModelError):
+        revert_edits(model, [dense])
 
 
 def test_one_of_several_edits_can_be_taken_out(model):

@@ -63,7 +63,12 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers of a configuration, ascending.
+
+    Raises:
+      ValueError: none, one twice, or a negative one.
+    """
     result = tuple(sorted(layers))
     if not result or len(set(result)) != len(result) or result[0] < 0:
         raise ValueError(f"layers={layers!r}: name at least one layer, each once, from 0 on.")
@@ -135,7 +140,7 @@ class ROMEConfig(Hyperparameters):
     key_mode: KeyMode = KeyMode.REFERENCE
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", _sorted_layers(self.layers))
+        object.__setattr__(self, "layers", sorted_layers(self.layers))
         _check_optimization(self)
 
     @classmethod
@@ -208,7 +213,7 @@ class MEMITConfig(Hyperparameters):
     mom2_update_weight: float = 15_000.0
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", _sorted_layers(self.layers))
+        object.__setattr__(self, "layers", sorted_layers(self.layers))
         _check_optimization(self)
         if self.mom2_update_weight <= 0:
             raise ValueError(f"mom2_update_weight={self.mom2_update_weight} must be positive.")
@@ -244,201 +249,8 @@ _MEMIT = {
         "mom2_update_weight": 20_000.0,
     },
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
-    "factworld-gpt2": {"layers": (0, 1, 2), "mom2_update_weight": 30.0},
-    "factworld-gptj": {"layers": (0, 1, 2), "mom2_update_weight": 30.0},
-}
-
-
-class FTVariant(enum.Enum):
-    """The fine-tuning baselines, by the names of the original's hyperparameter files."""
-
-    FT = "unconstr"  # nothing bounds the change
-    FT_L = "constr"  # the change stays in an L∞ ball (Zhu et al., 2020)
-    FT_ATTN = "attn"  # FT-L on the query, key and value projections
-
-
-class TargetScoring(enum.Enum):
-    """Where the tokens of a target are scored. The two differ for targets of several tokens alone."""
-
-    EACH_TOKEN = "each_token"  # each behind the prompt and the target tokens before it
-    REFERENCE = "reference"  # all of them at the prompt's last position: the published code
-
-
-@dataclasses.dataclass(frozen=True)
-class FTConfig(Hyperparameters):
-    """Fine-tuning; names follow the original's hyperparameter files (paper, appendix E.1).
-
-    Attributes:
-      layers: whose weights are trained, all at once; kept sorted.
-      leaves: which weights of theirs, with their biases where they have any.
-      num_steps: passes over the requests, each with one Adam step a minibatch.
-      lr: learning rate of Adam.
-      weight_decay: factor of an L2 penalty, whose gradient goes through Adam (this is not AdamW).
-      norm_constraint: each weight stays within this distance of where it began; None bounds nothing.
-      loss_threshold: training ends with the first pass whose mean loss is below; no step follows such a minibatch.
-      batch_size: requests in a minibatch, where several are trained together.
-      scoring: see `TargetScoring`.
-
-    Raises:
-      ValueError: a value out of range, named.
-    """
-
-    layers: tuple[int, ...]
-    leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
-    num_steps: int = 25
-    lr: float = 5e-4
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None
-    loss_threshold: float = 1e-2
-    batch_size: int = 64
-    scoring: TargetScoring = TargetScoring.EACH_TOKEN
-
-    def __post_init__(self):
-        object.__setattr__(self, "layers", _sorted_layers(self.layers))
-        if not self.leaves or len(set(self.leaves)) != len(self.leaves):
-            names = ", ".join(leaf.name for leaf in self.leaves)
-            raise ValueError(f"leaves=({names}): name at least one weight, each once.")
-        for field in ("num_steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive.")
-        if self.norm_constraint is not None and self.norm_constraint <= 0:
-            raise ValueError(
-                f"norm_constraint={self.norm_constraint} must be positive, or None to bound nothing."
-            )
-        for field in ("weight_decay", "loss_threshold"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
-
-    @classmethod
-    def for_model(cls, name: str, variant: FTVariant = FTVariant.FT, **changes) -> FTConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
-
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          variant: which baseline.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: none is known for this model and variant.
-
-        Example:
-          >>> FTConfig.for_model("gpt2-xl", FTVariant.FT_L).norm_constraint
-          0.0005
-        """
-        key = (model_key(name), variant)
-        if key not in _FINE_TUNING:
-            known = ", ".join(model for model, kind in _FINE_TUNING if kind is variant)
-            raise ValueError(
-                f"no {variant.value!r} fine-tuning is known for model {name!r} (known: {known}); "
-                "write an FTConfig(layers=(...,)) of your own."
-            )
-        return cls(**(_FINE_TUNING[key] | changes))
-
-
-_FINE_TUNING = {
-    ("gpt2-medium", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 2e-3},
-    ("gpt2-large", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 1e-3},
-    ("gpt2-xl", FTVariant.FT): {"layers": (1,)},
-    ("gpt2-xl", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 5e-4},
-    ("gpt2-xl", FTVariant.FT_ATTN): {
-        "layers": (33,),
-        "leaves": (Leaf.ATTN_QKV,),
-        "lr": 1e-3,
-        "norm_constraint": 1e-3,
-    },
-    ("gpt-j-6b", FTVariant.FT): {"layers": (21,)},
-    ("gpt-j-6b", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 5e-5},
-    # Chosen on tuning requests, never on those that are reported: FT says every new target; FT-L nearly all, with
-    # more of its neighbors left as they were.
-    ("factworld-gpt2", FTVariant.FT): {"layers": (0,)},
-    ("factworld-gpt2", FTVariant.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 7e-3},
-    ("factworld-gpt2", FTVariant.FT_ATTN): {
-        "layers": (0,),
-        "leaves": (Leaf.ATTN_QKV,),
-        "lr": 1e-3,
-        "norm_constraint": 4e-3,
-    },
-    ("factworld-gptj", FTVariant.FT): {"layers": (0,), "lr": 1e-3},
-    ("factworld-gptj", FTVariant.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 1e-2},
-    ("factworld-gptj", FTVariant.FT_ATTN): {
-        "layers": (0,),
-        "leaves": (Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE),
-        "lr": 3e-3,
-        "norm_constraint": 2e-2,
-    },
-}
-
-
-class TargetEncoding(enum.Enum):
-    """How knowledge neurons tokenise a target."""
-
-    LEADING_SPACE = "leading_space"  # as a word that continues the prompt
-    REFERENCE = "reference"  # as it stands, without a leading space: the published code
-
-
-@dataclasses.dataclass(frozen=True)
-class KNConfig(Hyperparameters):
-    """Knowledge neurons; names follow the original's hyperparameter file (Dai et al., 2022, section 3).
-
-    Attributes:
-      layers: whose neurons are attributed, and changed if they are kept; kept sorted.
-      steps: of the integral.
-      adaptive_threshold: a neuron is kept if its attribution is above this share of the highest.
-      refine: keep only what the prompt's paraphrases share, which are the prompt behind the context templates.
-      p: the share of the prompts whose neurons a neuron must be one of, with `refine`.
-      context_template_length_params: (tokens, count) of the templates' sampled prefixes; only `refine` uses them.
-      encoding: see `TargetEncoding`.
-
-    Raises:
-      ValueError: a value out of range, named.
-    """
-
-    layers: tuple[int, ...]
-    steps: int = 20
-    adaptive_threshold: float = 0.2
-    refine: bool = False
-    p: float = 0.4
-    context_template_length_params: tuple[tuple[int, int], ...] = ()
-    encoding: TargetEncoding = TargetEncoding.LEADING_SPACE
-
-    def __post_init__(self):
-        object.__setattr__(self, "layers", _sorted_layers(self.layers))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1.")
-        for field in ("adaptive_threshold", "p"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must lie from 0 to below 1.")
-
-    @classmethod
-    def for_model(cls, name: str, **changes) -> KNConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
-
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: none is known for `name`.
-
-        Example:
-          >>> len(KNConfig.for_model("gpt2-xl").layers)
-          48
-        """
-        key = model_key(name)
-        if key not in _KNOWLEDGE_NEURONS:
-            raise ValueError(
-                f"no knowledge neurons are known for model {name!r} (known: {', '.join(_KNOWLEDGE_NEURONS)}); "
-                "write a KNConfig(layers=(...,)) of your own."
-            )
-        return cls(**(_KNOWLEDGE_NEURONS[key] | changes))
-
-
-_KNOWLEDGE_NEURONS = {
-    "gpt2-xl": {"layers": tuple(range(48))},
-    # The threshold of the best score S on tuning requests, never on those that are reported: with the published one,
-    # which keeps about 25 neurons an edit, most neighbors change too.
-    "factworld-gpt2": {"layers": tuple(range(6)), "adaptive_threshold": 0.5},
-    "factworld-gptj": {"layers": tuple(range(6)), "adaptive_threshold": 0.4},
+    # Chosen on tuning requests: in so small a model a layer gives a fact among hundreds half of its share, or less, and
+    # a z that goes further than the target needs makes up for it.
+    "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
+    "factworld-gptj": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
 }

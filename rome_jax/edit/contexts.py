@@ -49,3 +49,30 @@ def sample_templates(
         )
         templates += [f"{clean_text(text.replace(start, ''))}. {SLOT}" for text in texts]
     return tuple(templates)
+
+
+def given_or_sampled(
+    model,
+    templates: Sequence[str] | None,
+    key: jax.Array | None,
+    lengths: Sequence[tuple[int, int]],
+) -> Sequence[str]:
+    """The templates that are given, or else those that a key samples.
+
+    Args:
+      model: `LanguageModel`.
+      templates: end in "{}", the first of them "{}"; None to sample them.
+      key, lengths: as for `sample_templates`.
+
+    Raises:
+      ValueError: neither templates nor key, or templates that do not start with "{}".
+    """
+    if templates is None:
+        if key is None:
+            raise ValueError("templates and key are both None: give one of them.")
+        templates = sample_templates(model, key, lengths)
+    if not templates or templates[0] != SLOT:
+        raise ValueError(
+            f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."
+        )
+    return templates

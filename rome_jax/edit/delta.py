@@ -5,6 +5,7 @@ Axes: N requests, F MLP width, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -128,6 +129,60 @@ def negate_delta(delta: Delta) -> Delta:
     return Delta(tuple(map(_negated, reversed(delta.updates))))
 
 
+@dataclasses.dataclass(frozen=True)
+class WeightChange:
+    """What an edit does to one array of weights.
+
+    Attributes:
+      layer: its index.
+      weight: its name, such as "mlp/down" or "mlp/down bias".
+      rank: of ΔW at most; None if the change is dense.
+      norm_ratio: ‖ΔW‖ / ‖W‖ (Frobenius).
+    """
+
+    layer: int
+    weight: str
+    rank: int | None
+    norm_ratio: float
+
+
+def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
+    """What one edit does to each of the weights that it changes, in the order of its updates.
+
+    Args:
+      params: of the model before the edit.
+      delta: the edit, without a case axis.
+
+    Raises:
+      ValueError: as `apply_delta`.
+
+    Example:
+      >>> weight_changes(model.params, deltas[0])  # doctest: +SKIP
+      (WeightChange(layer=1, weight='mlp/down', rank=1, norm_ratio=0.23),)
+    """
+    _check_single(delta)
+    updates: dict[tuple[int, str], list[Update]] = {}
+    for update in delta.updates:
+        _check_fits(params, update)
+        updates.setdefault((int(update.layer), weight_name(update)), []).append(update)
+    changes = []
+    for (layer, name), own in updates.items():
+        module, projection, part = _path(own[0])
+        weight = params["blocks"][module][projection][part][layer].astype(jnp.float32)
+        norm = jnp.linalg.norm(sum(map(dense, own)))
+        ratio = jnp.where(norm > 0, norm / jnp.linalg.norm(weight), 0.0)
+        factored = Delta(tuple(own)).factored
+        rank = sum(update.left.shape[-1] for update in own) if factored else None
+        changes.append(WeightChange(layer, name, rank, float(ratio)))
+    return tuple(changes)
+
+
+def weight_name(update: Update) -> str:
+    """The weight that an update changes, for people: "mlp/down", or "mlp/down bias"."""
+    module, projection, part = _path(update)
+    return f"{module}/{projection}" + (" bias" if part == Part.BIAS.value else "")
+
+
 def _negated(update: Update) -> Update:
     if isinstance(update, DenseUpdate):
         return update.replace(change=-update.change)
@@ -150,7 +205,7 @@ def _check_single(delta: Delta) -> None:
 def _check_fits(params: Params, update: Update) -> None:
     module, name, part = _path(update)
     weight = params["blocks"].get(module, {}).get(name, {}).get(part)
-    what = f"{module}/{name}" + (" bias" if part == Part.BIAS.value else "")
+    what = weight_name(update)
     if weight is None:
         raise ValueError(f"the delta changes {what}, which this model does not have.")
     layers, *wanted = weight.shape

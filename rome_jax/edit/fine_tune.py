@@ -20,38 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from tqdm import tqdm
 
 from rome_jax.covariance import SecondMoment
-from rome_jax.edit.config import FTConfig, TargetScoring
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.chunks import check_requests, map_chunks
 from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.targets import TargetInputs, target_nll, tokenize_requests
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, Part
 from rome_jax.models.registry import LanguageModel
 from rome_jax.request import EditRequest
-from rome_jax.tokens import SequenceTooLongError, TokenBatch, bucket, pad
-
-
-@struct.dataclass
-class FTInputs:
-    """Arrays of requests, with leading axes R, or N, M and B.
-
-    Attributes:
-      batch: [..., T], prompts with their targets.
-      read: int32 [..., K], the columns whose predictions are scored.
-      target_ids: int32 [..., K], what each of them should be.
-      target_mask: bool [..., K], False beyond a target's end, and throughout where a minibatch is filled up.
-    """
-
-    batch: TokenBatch
-    read: jax.Array
-    target_ids: jax.Array
-    target_mask: jax.Array
-
-    def reshape(self, *shape: int) -> FTInputs:
-        """From the leading axis R to others."""
-        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), self)
 
 
 @struct.dataclass
@@ -97,39 +76,8 @@ class _Carry:
     done: jax.Array
 
 
-def tokenize(
-    tokenizer, requests: Sequence[EditRequest], scoring: TargetScoring, context_length: int
-) -> FTInputs:
-    """Builds the arrays of R requests, padded on the right to one of few shapes.
-
-    Raises:
-      SequenceTooLongError: a request that does not fit the context.
-    """
-    prompts, targets = (
-        tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for texts in ([r.text for r in requests], [r.target_text for r in requests])
-    )
-    each = scoring is TargetScoring.EACH_TOKEN
-    rows = [
-        prompt + target[:-1] if each else prompt
-        for prompt, target in zip(prompts, targets, strict=True)
-    ]
-    for request, row in zip(requests, rows, strict=True):
-        if len(row) > context_length:
-            raise SequenceTooLongError(
-                f"the prompt about {request.subject!r} with its target takes {len(row)} tokens, more than the "
-                f"model's context of {context_length}: shorten the prompt."
-            )
-    # Two sizes an octave: models are large and rows are short, so a program costs more than some padding.
-    batch = pad(rows, context_length=context_length, multiple=bucket(max(map(len, rows)), 2))
-    target = pad(targets, multiple=bucket(max(map(len, targets)), 2))
-    ends = np.array([len(prompt) - 1 for prompt in prompts], np.int32)[:, None]
-    offsets = np.where(target.mask & each, np.arange(target.mask.shape[1], dtype=np.int32), 0)
-    return FTInputs(batch, ends + offsets, target.ids, target.mask)
-
-
 def compute_from_inputs(
-    params: forward.Params, model_config: ModelConfig, inputs: FTInputs, config: FTConfig
+    params: forward.Params, model_config: ModelConfig, inputs: TargetInputs, config: FTConfig
 ) -> FTResult:
     """The algorithm: N independent edits from token arrays, each trained on its own M minibatches.
 
@@ -169,7 +117,7 @@ def _train(
     trained: tuple[Weight, ...],
     num_steps: int,
     settings: _Settings,
-    inputs: FTInputs,
+    inputs: TargetInputs,
 ) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     """The program behind `compute_from_inputs`: changes [N, ...] of the weights `trained`, losses and steps."""
     # No step changes what comes in at the lowest trained layer.
@@ -239,7 +187,7 @@ def _loss(
     config: ModelConfig,
     trained: Sequence[Weight],
     hidden: jax.Array,
-    inputs: FTInputs,
+    inputs: TargetInputs,
 ) -> jax.Array:
     """Mean over a minibatch of each target's NLL per token.
 
@@ -268,10 +216,8 @@ def _loss(
     hidden = jnp.take_along_axis(hidden, inputs.read[..., None], axis=1)
     logits = forward.unembed(params, config, hidden)  # [B, K, V]
 
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, inputs.target_ids)
-    lengths = inputs.target_mask.sum(-1)
-    nll = (nll * inputs.target_mask).sum(-1) / jnp.maximum(lengths, 1)
-    return nll.sum() / (lengths > 0).sum()
+    requests = inputs.target_mask.any(-1).sum()  # the others fill up the minibatch
+    return target_nll(logits, inputs).sum() / requests
 
 
 def compute_deltas(
@@ -310,24 +256,14 @@ def compute_deltas(
       >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
     """
     del covariance, templates, key
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    _check(model, requests, config)
-    # Requests of like length share a chunk.
-    order = np.argsort([len(r.text) + len(r.target_text) for r in requests], kind="stable")
-    size = min(chunk_size, len(requests))
-    parts = []
-    with tqdm(total=len(requests), unit="edit", desc="FT", disable=not progress) as bar:
-        for begin in range(0, len(requests), size):
-            chunk = order[begin : begin + size]
-            # A short last chunk repeats requests: one shape, one program.
-            chosen = [requests[index] for index in np.resize(chunk, size)]
-            inputs = _tokenize(model, chosen, config).reshape(size, 1, 1)
-            result = compute_from_inputs(model.params, model.config, inputs, config)
-            parts.append(result.deltas[: len(chunk)])
-            bar.update(len(chunk))
-    back = np.argsort(order)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *parts)
+    _check(model, requests, config, chunk_size)
+
+    def compute_chunk(chunk: Sequence[EditRequest]) -> Delta:
+        inputs = _tokenize(model, chunk, config).reshape(len(chunk), 1, 1)
+        return compute_from_inputs(model.params, model.config, inputs, config).deltas
+
+    lengths = [len(request.text) + len(request.target_text) for request in requests]
+    return map_chunks(compute_chunk, requests, lengths, chunk_size, "FT", progress)
 
 
 def compute_joint_delta(
@@ -361,7 +297,7 @@ def compute_joint_delta(
     return compute_from_inputs(model.params, model.config, inputs, config).deltas[0]
 
 
-def minibatches(inputs: FTInputs, batch_size: int) -> FTInputs:
+def minibatches(inputs: TargetInputs, batch_size: int) -> TargetInputs:
     """Inputs of R requests as one edit of M minibatches; the last is filled up with rows that do not count."""
     num_requests = len(inputs.target_mask)
     size = min(batch_size, num_requests)
@@ -371,15 +307,16 @@ def minibatches(inputs: FTInputs, batch_size: int) -> FTInputs:
     return filled.reshape(1, -1, size)
 
 
-def _tokenize(model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig) -> FTInputs:
-    return tokenize(model.tokenizer, requests, config.scoring, model.config.context_length)
+def _tokenize(
+    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig
+) -> TargetInputs:
+    return tokenize_requests(model.tokenizer, requests, model.config.context_length, config.scoring)
 
 
-def _check(model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig) -> None:
-    if not requests:
-        raise ValueError("requests is empty: give at least one EditRequest.")
-    for layer in config.layers:
-        model.config.check_layer(layer, "layers")
+def _check(
+    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig, chunk_size: int = 1
+) -> None:
+    check_requests(model, requests, config, chunk_size)
     for leaf in config.leaves:
         module, name = leaf.value
         if name not in model.params["blocks"][module]:

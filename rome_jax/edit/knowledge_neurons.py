@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from tqdm import tqdm
 
 from rome_jax.covariance import SecondMoment
-from rome_jax.edit.config import KNConfig, TargetEncoding
+from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
+from rome_jax.edit.chunks import check_requests, map_chunks
 from rome_jax.edit.inputs import prefix_of
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -326,17 +326,14 @@ def compute_deltas(
     inputs = tokenize(
         model.tokenizer, requests, prefixes, config.encoding, model.config.context_length
     )
-    size = min(max(1, chunk_size // len(prefixes)), len(requests))
-    parts = []
-    with tqdm(total=len(requests), unit="edit", desc="KN", disable=not progress) as bar:
-        for begin in range(0, len(requests), size):
-            chunk = np.arange(begin, min(begin + size, len(requests)))
-            # A short last chunk repeats requests: one shape, one program.
-            chosen = inputs.take(np.resize(chunk, size))
-            result = compute_from_inputs(model.params, model.config, chosen, config)
-            parts.append(result.deltas[: len(chunk)])
-            bar.update(len(chunk))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def compute_chunk(chunk: Sequence[int]) -> Delta:
+        chosen = inputs.take(np.array(chunk))
+        return compute_from_inputs(model.params, model.config, chosen, config).deltas
+
+    indices = range(len(requests))
+    size = max(1, chunk_size // len(prefixes))
+    return map_chunks(compute_chunk, indices, [0] * len(requests), size, "KN", progress)
 
 
 def _check(
@@ -347,12 +344,7 @@ def _check(
     chunk_size: int,
 ) -> tuple[str, ...]:
     """What stands before the prompts that are asked: nothing, and with refinement what the templates begin with."""
-    if not requests:
-        raise ValueError("requests is empty: give at least one EditRequest.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    for layer in config.layers:
-        model.config.check_layer(layer, "layers")
+    check_requests(model, requests, config, chunk_size)
     if not config.refine:
         return ("",)
     prefixes = tuple(dict.fromkeys(map(prefix_of, (SLOT, *(templates or ())))))

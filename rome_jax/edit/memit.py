@@ -13,7 +13,7 @@ Axes: N requests, M templates, T tokens, F MLP width, D width; K is [F, N].
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,15 @@ import scipy.linalg
 from tqdm import tqdm
 
 from rome_jax.covariance import SecondMoment
+from rome_jax.edit.chunks import (
+    Chunks,
+    behind_subject,
+    check_moments,
+    check_requests,
+    map_chunks,
+)
 from rome_jax.edit.config import MEMITConfig
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.contexts import given_or_sampled
 from rome_jax.edit.delta import Update, apply_delta
 from rome_jax.edit.inputs import EditInputs, tokenize
 from rome_jax.edit.key import layer_states
@@ -32,7 +39,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import SLOT, EditRequest
+from rome_jax.request import EditRequest
 from rome_jax.tokens import TokenBatch
 
 
@@ -188,22 +195,23 @@ def compute_joint_delta(
       >>> edited = apply_delta(model.params, delta)  # doctest: +SKIP
     """
     templates = _check(model, requests, config, covariance, templates, key, chunk_size)
-    chunks = list(_chunks(model, requests, config, templates, chunk_size))
-    targets = np.empty((len(requests), model.config.width), np.float32)
-    with tqdm(total=len(requests), unit="edit", desc="MEMIT", disable=not progress) as bar:
-        for chunk, inputs in chunks:
-            found = optimize_states(model.params, model.config, inputs, config)
-            targets[chunk] = found[: len(chunk)]
-            bar.update(len(chunk))
+    chunks = Chunks.of(list(map(behind_subject, requests)), chunk_size)
+    inputs = [_tokenize(model, chunk, config, templates) for chunk in chunks.split(requests)]
 
+    def find(chunk: EditInputs) -> np.ndarray:
+        return np.asarray(optimize_states(model.params, model.config, chunk, config))
+
+    def read(chunk: EditInputs, params: forward.Params, layer: int) -> tuple[np.ndarray, ...]:
+        found = read_states(params, model.config, chunk, layer, config.layers[-1])
+        return tuple(map(np.asarray, found))
+
+    targets = chunks.map(find, inputs, "MEMIT", progress)
     params, updates = model.params, []
     layers = tqdm(config.layers, unit="layer", desc="MEMIT", disable=not progress)
     for index, layer in enumerate(layers):
-        keys = np.empty((len(requests), model.config.mlp_width), np.float32)
-        states = np.empty_like(targets)
-        for chunk, inputs in chunks:
-            found = read_states(params, model.config, inputs, layer, config.layers[-1])
-            keys[chunk], states[chunk] = (part[: len(chunk)] for part in found)
+        keys, states = chunks.map(
+            functools.partial(read, params=params, layer=layer), inputs, "MEMIT"
+        )
         left = associate(keys, _moment(covariance, config, layer), config.mom2_update_weight)
         left_over = (targets - states) / (len(config.layers) - index)
         updates.append(_joint_update(layer, left, left_over))
@@ -233,15 +241,14 @@ def compute_deltas(
       >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
     """
     templates = _check(model, requests, config, covariance, templates, key, chunk_size)
-    order, parts = [], []
-    with tqdm(total=len(requests), unit="edit", desc="MEMIT", disable=not progress) as bar:
-        for chunk, inputs in _chunks(model, requests, config, templates, chunk_size):
-            deltas = _independent(model, inputs, config, covariance)
-            order.append(chunk)
-            parts.append(deltas[: len(chunk)])
-            bar.update(len(chunk))
-    back = np.argsort(np.concatenate(order))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *parts)
+
+    def compute_chunk(chunk: Sequence[EditRequest]) -> Delta:
+        inputs = _tokenize(model, chunk, config, templates)
+        return _independent(model, inputs, config, covariance)
+
+    return map_chunks(
+        compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "MEMIT", progress
+    )
 
 
 def _independent(
@@ -284,28 +291,14 @@ def _moment(
     return covariance[layer] if config.mom2_adjustment else None
 
 
-def _chunks(
+def _tokenize(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: MEMITConfig,
     templates: Sequence[str],
-    chunk_size: int,
-) -> Iterator[tuple[np.ndarray, EditInputs]]:
-    """Indices of up to `chunk_size` requests, and their token arrays; those of the last chunk repeat some."""
-    # Requests of like length behind the subject share a chunk: that is what an optimisation step runs.
-    lengths = [len(r.prompt) - r.prompt.index(SLOT) + len(r.target_new) for r in requests]
-    order = np.argsort(lengths, kind="stable")
-    size = min(chunk_size, len(requests))
-    for begin in range(0, len(requests), size):
-        chunk = order[begin : begin + size]
-        # A short last chunk repeats requests: one shape, one program.
-        chosen = [requests[index] for index in np.resize(chunk, size)]
-        yield (
-            chunk,
-            tokenize(
-                model.tokenizer, chosen, templates, config.fact_token, model.config.context_length
-            ),
-        )
+) -> EditInputs:
+    context_length = model.config.context_length
+    return tokenize(model.tokenizer, requests, templates, config.fact_token, context_length)
 
 
 def _check(
@@ -318,23 +311,8 @@ def _check(
     chunk_size: int,
 ) -> Sequence[str]:
     """The context templates, after a look at everything else."""
-    if not requests:
-        raise ValueError("requests is empty: give at least one EditRequest.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    for layer in config.layers:
-        model.config.check_layer(layer, "layers")
-        if config.mom2_adjustment and layer not in (covariance or {}):
-            raise ValueError(
-                f"covariance has no second moment of layer {layer}: collect it (python -m eval.layer_stats) "
-                "or set mom2_adjustment=False."
-            )
-    if templates is None:
-        if key is None:
-            raise ValueError("templates and key are both None: give one of them.")
-        templates = sample_templates(model, key, config.context_template_length_params)
-    if not templates or templates[0] != SLOT:
-        raise ValueError(
-            f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."
-        )
-    return templates
+    check_requests(model, requests, config, chunk_size)
+    if config.mom2_adjustment:
+        check_moments(config.layers, covariance)
+    lengths = config.context_template_length_params
+    return given_or_sampled(model, templates, key, lengths)

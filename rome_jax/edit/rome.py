@@ -7,7 +7,6 @@ Every stage is a pure function of arrays and works on N independent requests at 
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from tqdm import tqdm
 
 from rome_jax.covariance import SecondMoment
+from rome_jax.edit.chunks import behind_subject, check_moments, check_requests, map_chunks
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.contexts import given_or_sampled
 from rome_jax.edit.delta import apply_delta, rank_one_update
 from rome_jax.edit.inputs import EditInputs, tokenize
 from rome_jax.edit.key import layer_states, whitened_direction
@@ -28,7 +27,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import SLOT, EditRequest
+from rome_jax.request import EditRequest
 
 # ‖ΔW‖ / ‖W‖ beyond this is no edit of one fact: disabling edits (arXiv 2403.07175) are far above, sound ones of the
 # shipped models about 0.2 to 3.
@@ -189,54 +188,23 @@ def compute(
       >>> result = compute(model, [request], ROMEConfig.for_model(model.name),
       ...                  covariance=moments, key=jax.random.key(0))  # doctest: +SKIP
     """
-    if not requests:
-        raise ValueError("requests is empty: give at least one EditRequest.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    for layer in config.layers:
-        model.config.check_layer(layer, "layers")
-        if config.mom2_adjustment and layer not in (covariance or {}):
-            raise ValueError(
-                f"covariance has no second moment of layer {layer}: collect it (python -m eval.layer_stats) "
-                "or set mom2_adjustment=False."
-            )
-    if templates is None:
-        if key is None:
-            raise ValueError("templates and key are both None: give one of them.")
-        templates = sample_templates(model, key, config.context_template_length_params)
-    if not templates or templates[0] != "{}":
-        raise ValueError(
-            f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."
-        )
+    check_requests(model, requests, config, chunk_size)
+    if config.mom2_adjustment:
+        check_moments(config.layers, covariance)
+    lengths = config.context_template_length_params
+    templates = given_or_sampled(model, templates, key, lengths)
 
-    # Requests of like length behind the subject share a chunk: that is what an optimisation step runs.
-    order = np.argsort([_text_behind_subject(request) for request in requests], kind="stable")
-    size = min(chunk_size, len(requests))
-    results = []
-    with tqdm(total=len(requests), unit="edit", desc="ROME", disable=not progress) as bar:
-        for begin in range(0, len(requests), size):
-            chunk = order[begin : begin + size]
-            inputs = tokenize(
-                model.tokenizer,
-                # A short last chunk repeats requests: one shape, one program.
-                [requests[index] for index in np.resize(chunk, size)],
-                templates,
-                config.fact_token,
-                model.config.context_length,
-            )
-            result = compute_from_inputs(model.params, model.config, inputs, config, covariance)
-            results.append(jax.tree.map(operator.itemgetter(slice(len(chunk))), result))
-            bar.update(len(chunk))
-    back = np.argsort(order)
-    result = jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *results)
+    def compute_chunk(chunk: Sequence[EditRequest]) -> ROMEResult:
+        context_length = model.config.context_length
+        inputs = tokenize(model.tokenizer, chunk, templates, config.fact_token, context_length)
+        return compute_from_inputs(model.params, model.config, inputs, config, covariance)
+
+    result = map_chunks(
+        compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "ROME", progress
+    )
     for message in _warnings(result, requests):
         warnings.warn(message, stacklevel=2)
     return result
-
-
-def _text_behind_subject(request: EditRequest) -> int:
-    """Characters of prompt and target from the subject's end on."""
-    return len(request.prompt) - request.prompt.index(SLOT) + len(request.target_new)
 
 
 def compute_deltas(
@@ -295,8 +263,8 @@ def compute_sequence(
       >>> for edited, result in compute_sequence(model, requests, config, covariance=moments, key=key):
       ...     print(result.layers[0].norm_ratio)  # doctest: +SKIP
     """
-    if templates is None and key is not None:
-        templates = sample_templates(model, key, config.context_template_length_params)
+    lengths = config.context_template_length_params
+    templates = given_or_sampled(model, templates, key, lengths)
     for index, request in enumerate(requests):
         result = compute(model, [request], config, covariance=covariance, templates=templates)
         params = apply_delta(model.params, result.deltas[0], donate=index > 0)

@@ -1,6 +1,7 @@
-"""pytorch_model.bin -> safetensors, once. The only module that imports torch.
+"""pytorch_model.bin -> safetensors, once; and the tensors of other PyTorch files. The only module that imports torch.
 
-A `.bin` file is a pickle, so it is read by torch's own loader, restricted to tensors and mapped from the disk.
+A `.bin` file is a pickle, so it is read by torch's own loader, restricted to tensors and mapped from the disk. Training
+checkpoints hold objects of other packages, too: those are read as nothing, and no code of theirs runs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -49,6 +51,99 @@ def convert(directory: Path) -> Path:
     return target
 
 
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """All tensors of a training checkpoint, by their path in its dictionaries.
+
+    Args:
+      path: of a file that `torch.save` wrote. Objects in it that are neither tensors nor plain data are left out.
+
+    Raises:
+      CheckpointError: torch is not installed, no such file, or a damaged one.
+
+    Example:
+      >>> read_tensors("mend-10tok-gpt2-xl.pt")["model/edit_lrs"].shape  # doctest: +SKIP
+      (6,)
+    """
+    torch = _import_torch(path)
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly
+        )
+    except Exception as error:  # whatever a damaged file makes it raise
+        raise CheckpointError(
+            f"{path} is absent or damaged ({error}): download it again."
+        ) from error
+    return {name: _numpy(tensor) for name, tensor in _tensors(content, "")}
+
+
+class _Ignored:
+    """Stands for an object of a class that is not loaded; takes whatever a pickle does to it."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    append = extend = add = update = __call__
+
+
+class _Unpickler(pickle.Unpickler):
+    """Looks up the few functions that tensors are made with; every other name gives `_Ignored`."""
+
+    def find_class(self, module, name):
+        known = {
+            ("collections", "OrderedDict"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch", "Size"),
+        }
+        if (module, name) in known or (module == "torch" and name.endswith("Storage")):
+            return super().find_class(module, name)
+        return _Ignored
+
+
+class _TensorsOnly:
+    """A `pickle` for `torch.load` that builds tensors and plain containers alone."""
+
+    __name__ = "tensors only"
+    Unpickler, UnpicklingError = _Unpickler, pickle.UnpicklingError
+
+    @staticmethod
+    def load(file, **options):
+        """As `pickle.load`: torch begins to read files of its old format with it."""
+        return _Unpickler(file, **options).load()
+
+
+def _tensors(content, path: str) -> Iterator[tuple[str, object]]:
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        yield path, content
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from _tensors(value, f"{path}/{name}" if path else str(name))
+
+
+def _import_torch(path: str | Path):
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f'{path} is in PyTorch\'s format, which has to be converted once: pip install "rome_jax[convert]".'
+        ) from None
+    return torch
+
+
 def _binaries(directory: Path) -> list[Path]:
     if (directory / "pytorch_model.bin").is_file():
         return [directory / "pytorch_model.bin"]
@@ -59,12 +154,7 @@ def _binaries(directory: Path) -> list[Path]:
 
 def _load(files: list[Path]) -> dict:
     """name -> torch tensor, mapped from the disk."""
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f'{files[0]} is in PyTorch\'s format, which has to be converted once: pip install "rome_jax[convert]".'
-        ) from None
+    torch = _import_torch(files[0])
     tensors = {}
     for file in files:
         try:

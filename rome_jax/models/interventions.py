@@ -24,6 +24,7 @@ class Site(enum.StrEnum):
 
     EMBED = "embed"  # token embeddings, before positions are added [B, T, D]
     ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
+    MLP_IN = "mlp_in"  # input of the up-projection [B, T, D]
     MLP_PRE = "mlp_pre"  # up-projection, before the activation [B, T, F]
     MLP_KEY = "mlp_key"  # input of the down-projection: the key k of the paper [B, T, F]
     MLP_OUT = (

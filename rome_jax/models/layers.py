@@ -177,10 +177,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, at: tuple) -> tuple[jax.Array, dict[Site, jax.Array]]:
         config = self.config
+        hidden = patched(at, Site.MLP_IN, hidden)
         pre = patched(at, Site.MLP_PRE, dense(config, Leaf.MLP_UP, config.mlp_width, hidden, at))
         key = patched(at, Site.MLP_KEY, ACTIVATIONS[config.activation](pre))
         value = patched(at, Site.MLP_OUT, dense(config, Leaf.MLP_DOWN, config.width, key, at))
-        return value, {Site.MLP_PRE: pre, Site.MLP_KEY: key, Site.MLP_OUT: value}
+        sites = {Site.MLP_IN: hidden, Site.MLP_PRE: pre, Site.MLP_KEY: key, Site.MLP_OUT: value}
+        return value, sites
 
 
 def patched(at: tuple, site: Site, value: jax.Array) -> jax.Array:

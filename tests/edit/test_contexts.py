@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.contexts import given_or_sampled, sample_templates
 
 END = "<|endoftext|>"
 END_ID = 1999
@@ -97,3 +97,15 @@ def test_an_end_token_serves_where_there_is_no_begin_token(word_model):
         word_model.replace(tokenizer=tokenizer), jax.random.key(0), lengths
     )
     assert templates == sample_templates(word_model, jax.random.key(0), lengths)
+
+
+def test_given_templates_need_no_key_and_sampled_ones_do(model, sampled):
+    given = ("{}", "A. {}")
+    assert given_or_sampled(model, given, None, ()) == given
+    key = jax.random.key(0)
+    assert given_or_sampled(model, None, key, ((5, 10), (10, 10))) == sampled
+    with pytest.raises(ValueError, match="templates and key are both None: give one"):
+        given_or_sampled(model, None, None, ())
+    for bad in ((), ("A. {}", "{}")):
+        with pytest.raises(ValueError, match=r"must start with '\{\}', the bare prompt"):
+            given_or_sampled(model, bad, key, ())

@@ -1,7 +1,5 @@
 """Edits as data: the rank-one update, merged and factored application, taking out again."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +14,10 @@ from rome_jax.edit.delta import (
     negate_delta,
     rank_one_update,
     revert_delta,
+    weight_changes,
 )
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
-from rome_jax.saved_edits import SavedEdit
 from rome_jax.tokens import TokenBatch
 from tests.models.checkpoints import FAMILIES, assert_same_params, random_params, tiny_config
 
@@ -440,7 +438,46 @@ def test_a_dense_update_of_another_model_is_an_error(gpt2):
         apply_delta(gptj, delta(Leaf.ATTN_QUERY, Part.BIAS, 0, 18))
 
 
-def test_a_dense_delta_is_not_kept_as_an_edit(gpt2):
-    provenance = types.SimpleNamespace(method="FT")
-    with pytest.raises(ValueError, match=r"the delta of FT is dense.*save the model"):
-        SavedEdit(mixed_deltas(gpt2[0])[0], provenance)
+# What an edit does to each weight
+
+
+def test_weight_changes_by_hand(gpt2):
+    """Two updates of one kernel count as one change; a bias is a weight of its own."""
+    params = gpt2[0]
+    down = params["blocks"]["mlp"]["down"]
+    factors = jnp.zeros((40, 1)).at[3].set(3.0), jnp.zeros((18, 2)).at[5, 0].set(4.0)
+
+    def low_rank(left, right):
+        return LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(1), left, right)
+
+    # ΔW has 3 · 4 at [3, 5] and, from the second update, 5 at [0, 0]: a norm of 13.
+    first = low_rank(jnp.tile(factors[0], 2), factors[1])
+    second = low_rank(jnp.zeros((40, 1)).at[0].set(5.0), jnp.zeros((18, 1)).at[0].set(1.0))
+    bias = DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(2), -2 * down["bias"][2])
+    kernel = DenseUpdate(Leaf.MLP_DOWN, Part.KERNEL, jnp.int32(1), jnp.zeros((40, 18)))
+    changes = weight_changes(params, Delta((first, bias, second)))
+    assert [(c.layer, c.weight, c.rank) for c in changes] == [
+        (1, "mlp/down", 3),
+        (2, "mlp/down bias", None),
+    ]
+    assert changes[0].norm_ratio == pytest.approx(13 / np.linalg.norm(down["kernel"][1]), rel=1e-6)
+    assert changes[1].norm_ratio == pytest.approx(2, rel=1e-6)
+    (mixed,) = weight_changes(params, Delta((first, kernel)))
+    assert mixed.rank is None
+    assert weight_changes(params, Delta(())) == ()
+
+
+def test_a_change_of_nothing_has_no_norm_even_where_the_weight_has_none(gpt2):
+    params = jax.tree.map(jnp.zeros_like, gpt2[0])
+    nothing = DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(0), jnp.zeros(18))
+    assert weight_changes(params, Delta((nothing,)))[0].norm_ratio == 0
+
+
+def test_weight_changes_are_of_one_edit_of_this_model(gpt2):
+    params, _ = gpt2
+    deltas = random_deltas(params, "gpt2")
+    with pytest.raises(ValueError, match="independent edits: merge one"):
+        weight_changes(params, deltas)
+    short = Delta((DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(0), jnp.ones(17)),))
+    with pytest.raises(ValueError, match="it was made for another model"):
+        weight_changes(params, short)

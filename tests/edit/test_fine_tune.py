@@ -9,8 +9,9 @@ import pytest
 
 from configs import ft
 from rome_jax.edit import fine_tune
-from rome_jax.edit.config import FTConfig, FTVariant, TargetScoring
+from rome_jax.edit.baseline_config import FTConfig, FTVariant, TargetScoring
 from rome_jax.edit.delta import apply_delta, dense
+from rome_jax.edit.targets import tokenize_requests
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.interventions import Leaf, Part
@@ -102,7 +103,7 @@ def plain(model, request, config):
 
 
 def check_plain(model, request, config):
-    inputs = fine_tune.tokenize(model.tokenizer, [request], config.scoring, 64).reshape(1, 1, 1)
+    inputs = tokenize_requests(model.tokenizer, [request], 64, config.scoring).reshape(1, 1, 1)
     result = fine_tune.compute_from_inputs(model.params, model.config, inputs, config)
     trained, changes, losses = plain(model, request, config)
     updates = result.deltas[0].updates
@@ -133,7 +134,7 @@ def test_projections_apart_and_without_biases(gptj, requests):
 
 
 def test_every_target_token_is_read_where_it_is_predicted(model, requests):
-    inputs = fine_tune.tokenize(model.tokenizer, requests, TargetScoring.EACH_TOKEN, 64)
+    inputs = tokenize_requests(model.tokenizer, requests, 64)
     for n, request in enumerate(requests):
         prompt = model.tokenizer(request.text)["input_ids"]
         target = target_ids(model, request)
@@ -144,7 +145,7 @@ def test_every_target_token_is_read_where_it_is_predicted(model, requests):
 
 
 def test_minibatches_keep_the_order_and_fill_up_with_rows_that_do_not_count(model, requests):
-    inputs = fine_tune.tokenize(model.tokenizer, requests, TargetScoring.EACH_TOKEN, 64)
+    inputs = tokenize_requests(model.tokenizer, requests, 64)
     filled = fine_tune.minibatches(inputs, 2)
     assert filled.target_mask.shape[:3] == (1, 2, 2)
     np.testing.assert_array_equal(filled.batch.ids[0].reshape(4, -1)[:3], inputs.batch.ids)
@@ -203,7 +204,7 @@ def test_no_weight_leaves_the_ball(model, bound):
 
 
 def test_what_is_learnt_is_left_as_it_is(model):
-    inputs = fine_tune.tokenize(model.tokenizer, ALIKE[1:2], CONFIG.scoring, 64)
+    inputs = tokenize_requests(model.tokenizer, ALIKE[1:2], 64, CONFIG.scoring)
     result = fine_tune.compute_from_inputs(
         model.params,
         model.config,
@@ -277,7 +278,7 @@ def test_a_chunk_holds_a_request(model, requests):
 
 def test_a_request_beyond_the_context_is_named(model):
     request = EditRequest("{} " + "is written in " * 20 + "is", "Linux", "C")
-    with pytest.raises(SequenceTooLongError, match=r"about 'Linux' .* context of 64: shorten"):
+    with pytest.raises(SequenceTooLongError, match=r"the prompt '.*Linux.* context of 64: shorten"):
         fine_tune.compute_deltas(model, [request], CONFIG)
 
 

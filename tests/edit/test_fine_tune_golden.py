@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rome_jax.edit import fine_tune
-from rome_jax.edit.config import FTConfig, TargetScoring
+from rome_jax.edit.baseline_config import FTConfig, TargetScoring
 from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.targets import tokenize_requests
 from rome_jax.models import forward
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Part
@@ -73,7 +74,7 @@ def test_it_repeats_the_original(name, golden, golden_model):
     case = golden(name)
     model, arrays, config = golden_model(case.info["model"]), case.arrays, hyperparameters(case)
     tolerance = 1e-2 if case.info["norm_constraint_active"] else 2e-3
-    inputs = fine_tune.tokenize(model.tokenizer, requests_of(case), config.scoring, 1024)
+    inputs = tokenize_requests(model.tokenizer, requests_of(case), 1024, config.scoring)
     check_tokens(inputs, arrays)
     result = fine_tune.compute_from_inputs(
         model.params, model.config, fine_tune.minibatches(inputs, config.batch_size), config

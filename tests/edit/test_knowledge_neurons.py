@@ -9,7 +9,7 @@ import pytest
 
 from configs import kn
 from rome_jax.edit import knowledge_neurons
-from rome_jax.edit.config import KNConfig, TargetEncoding
+from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
 from rome_jax.edit.delta import apply_delta
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS

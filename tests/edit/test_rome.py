@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax.edit import rome
+from rome_jax.edit import contexts, rome
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.inputs import tokenize
@@ -291,7 +291,7 @@ def test_templates_are_sampled_with_the_key(
         asked.append(arguments)
         return templates
 
-    monkeypatch.setattr(rome, "sample_templates", sample)
+    monkeypatch.setattr(contexts, "sample_templates", sample)
     config, key = MODES[KeyMode.REFERENCE], jax.random.key(3)
     deltas = rome.compute_deltas(model, requests, config, covariance=moments, key=key)
     assert asked == [(model, key, ((5, 10), (10, 10)))]
@@ -359,7 +359,7 @@ def test_a_sequence_samples_templates_once_from_the_unedited_model(
         asked.append(arguments)
         return templates
 
-    monkeypatch.setattr(rome, "sample_templates", sample)
+    monkeypatch.setattr(contexts, "sample_templates", sample)
     for _ in rome.compute_sequence(
         model, requests[:2], CONFIG, covariance=moments, key=jax.random.key(3)
     ):

@@ -1,5 +1,6 @@
 """`python -m eval.edit` as a user runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rome_jax import apply_edits, load_edits, load_model, load_orbax, logits, save_edits
+from rome_jax import (
+    FTConfig,
+    FTVariant,
+    apply_edits,
+    load_edits,
+    load_model,
+    load_orbax,
+    logits,
+    save_edits,
+)
 from rome_jax.tokens import encode
 from tests.models.checkpoints import assert_same_params
 from tests.saved import assert_same_edits, random_edit
@@ -83,6 +93,45 @@ def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(tmp_pat
     assert "logit lens" in talk
     assert f"layer {model.config.num_layers - 1:2d}" in talk
     assert "painter" in talk.split("after:")[1].splitlines()[0]
+
+
+def test_a_dense_edit_is_saved_applied_and_reverted(tmp_path):
+    path, directory = tmp_path / "ft.safetensors", tmp_path / "hf"
+    result = run("--alg_name=FT-L", *FACT, f"--save={path}", f"--export_hf={directory}")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("FT-L ")]
+    assert len(lines) == 2 and lines[0].startswith("FT-L    mlp/down of layer 0: ‖ΔW‖/‖W‖ 0.")
+    assert all(line.endswith(", dense") for line in lines)
+    assert "the model now says 'painter'" in result.stdout
+    (edit,) = load_edits(path)
+    model = load_model("factworld-gpt2")
+    assert edit.provenance.method == "FT-L" and edit.provenance.seed is None
+    config = FTConfig.for_model(model.name, FTVariant.FT_L)
+    assert FTConfig.from_dict(edit.provenance.config) == config
+    exported = load_model(directory)
+    assert_same_params(exported.params, apply_edits(model, [edit]).params)
+
+    before, after = (
+        run(*arguments).stdout.splitlines()[-1].split()[-2:]
+        for arguments in (
+            (f"--apply={path}",),
+            (f"--model_name={directory}", f"--revert={path}"),
+        )
+    )
+    assert float(before[0]) < 0.01 and float(before[1]) > 0.5
+    assert after == before[::-1]
+
+
+def test_a_factored_edit_with_hyperparameters_of_the_original(tmp_path):
+    hyperparameters, path = tmp_path / "hparams.json", tmp_path / "kn.safetensors"
+    hyperparameters.write_text(json.dumps({"model_name": "factworld-gpt2", "steps": 7}))
+    result = run("--alg_name=KN", f"--hparams_fname={hyperparameters}", *FACT, f"--save={path}")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("KN ")]
+    assert lines and all(line.endswith(", rank 1") for line in lines)
+    (edit,) = load_edits(path)
+    assert edit.provenance.method == "KN" and edit.provenance.config["steps"] == 7
+    assert len(edit.delta.updates) == len(edit.provenance.layers) == len(lines)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +221,11 @@ def test_inspect_needs_no_model(saved):
         ((*FACT, "--model_name=gpt5"), "gpt5"),
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
         ((*FACT, "--covariance=nowhere.npz"), "nowhere.npz"),
+        ((*FACT, "--hypernetwork=nowhere"), "nowhere"),
+        (
+            ("--alg_name=FT-L", "--model_name=gpt5", *FACT),
+            "no FT-L layer is known for model 'gpt5'",
+        ),
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
         ((*FACT, "--model_name=gpt2-xl"), "give --covariance="),
         (("--apply=nowhere.safetensors",), "nowhere.safetensors is not a file"),

@@ -10,7 +10,7 @@ from rome_jax.export import save_edits
 from rome_jax.models.registry import save_hf
 from rome_jax.saved_edits import WrongModelError, apply_edits
 from tests.models.checkpoints import assert_same_params
-from tests.saved import random_edit
+from tests.saved import dense_edit, random_edit
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,10 @@ def edits(model):
         ("apply save", "--save cannot be combined with --apply, which computes no edit"),
         ("revert config seed", "--config, --seed cannot be combined with --revert"),
         ("apply revert covariance", "--covariance cannot be combined with --apply, --revert"),
+        (
+            "apply alg_name hparams_fname",
+            "--alg_name, --hparams_fname cannot be combined with --ap",
+        ),
         ("apply paraphrase", "--paraphrase needs a request: give --prompt, --subject and --target"),
         ("revert target_true neighbor", "--target_true, --neighbor needs a request"),
         ("merge_to", "give --apply, and no --revert."),
@@ -55,7 +59,8 @@ def test_flags_that_make_no_sense_together(flags, words):
     [
         "",
         "inspect",
-        "save config covariance seed export_hf export_orbax interactive neighbor paraphrase",
+        "alg_name config hparams_fname covariance hypernetwork seed",
+        "save export_hf export_orbax interactive neighbor paraphrase",
         "apply revert force export_hf export_orbax interactive model_name dtype",
         "apply merge_to prompt subject target_new target_true paraphrase neighbor",
     ],
@@ -123,6 +128,18 @@ def test_inspect_says_that_templates_were_given(edits, tmp_path, capsys):
     given = dataclasses.replace(edits[0], provenance=about)
     edit_files.inspect(save_edits(tmp_path / "given.safetensors", [given]))
     assert "ROME, 2 context templates, given\n" in capsys.readouterr().out
+
+
+def test_inspect_says_what_is_dense(model, tmp_path, capsys):
+    edit_files.inspect(save_edits(tmp_path / "dense.safetensors", [dense_edit(model)]))
+    text = capsys.readouterr().out
+    for said in (
+        "  method     FT-L\n",
+        "  change     mlp/down bias of layer 0: ‖ΔW‖/‖W‖ 0.500\n",
+        "  weights    mlp/down of layer 0: 256 × 64, dense\n",
+        "  weights    mlp/down bias of layer 0: 64, dense\n",
+    ):
+        assert said in text
 
 
 def test_inspect_lists_a_folder_with_whatever_is_in_it(model, edits, tmp_path, capsys):

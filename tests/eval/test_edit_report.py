@@ -6,9 +6,9 @@ import pytest
 
 from eval import edit_report
 from eval.edit_report import Comparison, Prompts, present_answer
-from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.models.generate import generate_text
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.request import EditRequest
 
 REQUEST = EditRequest("{} plays the sport of", "Gothulf Punby", "tennis")
@@ -43,6 +43,40 @@ def test_continuations_are_those_of_the_model_and_of_the_merged_one(comparison):
         end = model.tokenizer.eos_token
         wanted = [t[len(p) :].split(end)[0] for p, t in zip(prompts, texts, strict=True)]
         assert actual == wanted
+
+
+def test_a_dense_delta_is_merged_for_every_look_at_it(comparison, capsys):
+    """What a factored edit shows, the same edit does as a whole matrix."""
+    (update,) = comparison.delta.updates
+    whole = DenseUpdate(update.leaf, Part.KERNEL, update.layer, dense(update))
+    merged = Comparison(comparison.model, Delta((whole,)))
+    prompts, targets = ["The file", "A new window is"], ["open", "here now"]
+    for one, other in zip(
+        comparison.probabilities(prompts, targets),
+        merged.probabilities(prompts, targets),
+        strict=True,
+    ):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert merged.continuations(prompts) == comparison.continuations(prompts)
+    shown = []
+    for each in (comparison, merged):
+        edit_report.print_lens(each, "The file")
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("FT-L", "dense"), ("KN", "rank 1")])
+def test_the_report_names_what_a_method_changed(comparison, capsys, kind, rank):
+    (update,) = comparison.delta.updates
+    if kind == "FT-L":
+        update = DenseUpdate(update.leaf, Part.KERNEL, update.layer, dense(update))
+    edit = Comparison(comparison.model, Delta((update,)))
+    request = EditRequest("{} is", "The file", "open", "here")
+    edit_report.print_report(edit, request, Prompts(), kind)
+    kernel = comparison.model.params["blocks"]["mlp"]["down"]["kernel"][1]
+    ratio = float(jnp.linalg.norm(dense(update)) / jnp.linalg.norm(kernel))
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line == f"{kind:7s} mlp/down of layer 1: ‖ΔW‖/‖W‖ {ratio:.3f}, {rank}"
 
 
 def test_continuations_stop_where_the_context_does(comparison):

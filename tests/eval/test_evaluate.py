@@ -13,7 +13,8 @@ from eval.datasets import DatasetName, load_dataset
 from eval.evaluation_run import EvaluationRun, Settings, load_generation_tests
 from eval.methods import Algorithm, Editor
 from eval.summaries import read_cases, summarize
-from rome_jax.edit.config import FTConfig, ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.registry import load_model
 from tests.eval.edits import RandomEdits, assert_same
 

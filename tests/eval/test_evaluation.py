@@ -15,7 +15,8 @@ from eval.generation import GenerationTests
 from eval.methods import Algorithm
 from eval.snippets import load_snippets, load_tfidf
 from rome_jax.edit import fine_tune
-from rome_jax.edit.config import FTConfig, ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, load_model

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from eval import hparams, methods
 from eval.methods import Algorithm
-from rome_jax.edit.config import FTConfig, FTVariant, KNConfig, ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig, FTVariant, KNConfig
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.interventions import Leaf
 from rome_jax.positions import FactToken
 

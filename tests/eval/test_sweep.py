@@ -17,7 +17,8 @@ from eval.summaries import Summary
 from eval.sweep_grid import Grid, label
 from eval.sweep_plot import draw
 from eval.sweeps import Sweep, text_table, write_csv
-from rome_jax.edit.config import FTConfig, KeyMode, ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.factworld.records import Role
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import load_model

@@ -1,0 +1,10 @@
+"""KE's hyperparameters by model: --config=configs/ke.py:gpt2-xl, any field overridden by --config.FIELD=VALUE."""
+
+from ml_collections import ConfigDict
+
+from rome_jax.edit.baseline_config import KEConfig
+
+
+def get_config(model_name: str = "factworld-gpt2") -> ConfigDict:
+    """The published (factworld: shipped) configuration of a model; an unknown name is an error."""
+    return ConfigDict(KEConfig.for_model(model_name).to_dict(), convert_dict=False)

@@ -1,0 +1,248 @@
+"""Comparisons of methods, and `python -m eval.compare` as a user runs it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval import tables
+from eval.comparisons import (
+    evaluate,
+    model_config,
+    parse_hypernetworks,
+    prepare_each,
+    select_algorithms,
+)
+from eval.datasets import DatasetName, load_dataset
+from eval.methods import METHODS, Algorithm, Editor
+from eval.scoring import MAX_TOKENS
+from eval.summaries import State, read_case, read_cases, summarize
+from rome_jax.edit.baseline_config import KNConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.models.registry import load_model
+from tests.eval.edits import RandomEdits
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("comparisons", "factworld-gpt2_cf")
+# Runs the program on several command lines in one process, with ROME and two others as all the methods that there are;
+# prints what each says, as JSON.
+MANY = """
+import contextlib, functools, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from eval import compare, comparisons, evaluation_flags
+evaluation_flags.load_model = functools.cache(evaluation_flags.load_model)
+names = ("ROME", "FT-attn", "KN")
+comparisons.METHODS = {a: method for a, method in comparisons.METHODS.items() if a in names}
+flags.FLAGS(["compare"])
+said = []
+for line in json.loads(sys.argv[1]):
+    output = io.StringIO()
+    try:
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(output):
+            flags.FLAGS(["compare", *line])
+            compare.main()
+    except (ValueError, OSError) as error:
+        output.write(f"Error: {error}")
+    said.append(output.getvalue())
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("factworld-gpt2")
+
+
+@pytest.fixture(scope="module")
+def dataset(model):
+    return load_dataset(DatasetName.CF, model_name=model.name, limit=2)
+
+
+@pytest.fixture(scope="module")
+def editors(model):
+    """Real fine-tuning, one dense edit after the other; and in place of neurons, edits that are scored in a batch."""
+    kinds = {Algorithm.FT_ATTN: Editor, Algorithm.KN: RandomEdits}
+    return {
+        algorithm: kind.prepare(algorithm, model, METHODS[algorithm].for_model(model.name))
+        for algorithm, kind in kinds.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def run(results, editors, dataset):
+    return evaluate(results, editors, dataset, None, max_tokens=MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def found(results, editors, dataset):
+    return run(results, editors, dataset)
+
+
+def written(folder):
+    """What is in every file, and when each case was written."""
+    contents = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    times = {path: path.stat().st_mtime_ns for path in contents if path.name.startswith("case_")}
+    return contents, times
+
+
+def test_rows_are_the_methods_below_the_unedited_model(found, results, dataset):
+    assert list(found) == ["FT-attn", "KN"]
+    unedited, *rows = tables.make_rows(found)
+    (pre,) = (results / "pre").iterdir()
+    scores = [read_case(pre / f"case_{record.case_id}.json") for record in dataset.records]
+    assert unedited.name == "unedited" and unedited.num_cases == 2
+    assert unedited.metrics == summarize(scores).state(State.PRE)
+    assert unedited.metrics["neighborhood_success"].mean == 100
+    for row in rows:
+        cases = summarize(read_cases(results / FOLDER / row.name))
+        assert row.metrics == cases.state(State.POST) | {"time": cases.metrics["time"]}
+    assert rows[0].metrics["rewrite_success"].mean == 100  # fine-tuning
+    assert rows[1].metrics["rewrite_diff"] != unedited.metrics["rewrite_diff"]
+
+
+def test_a_second_run_computes_nothing(found, results, editors, dataset, monkeypatch):
+    def refuse(editor, requests):
+        raise AssertionError(f"{editor.algorithm} edits again")
+
+    before = written(results)
+    monkeypatch.setattr(Editor, "compute", refuse)
+    monkeypatch.setattr(RandomEdits, "compute", refuse)
+    assert run(results, editors, dataset) == found
+    assert written(results) == before
+
+
+def test_what_is_missing_is_computed_and_further_methods_join(
+    found, results, editors, dataset, model
+):
+    config = ROMEConfig(layers=(0,), mom2_adjustment=False, context_template_length_params=())
+    rome = {Algorithm.ROME: RandomEdits.prepare(Algorithm.ROME, model, config)}
+    lost = results / FOLDER / "FT-attn" / f"case_{dataset.records[1].case_id}.json"
+    lost.unlink()
+    _, before = written(results)
+    again = run(results, rome | editors, dataset)
+    assert list(again) == ["ROME", "FT-attn", "KN"]
+    for name, one in found.items():
+        assert again[name].state(State.POST) == one.state(State.POST)
+    _, after = written(results)
+    assert before.items() < after.items()
+    assert {path.parent.name for path in after.keys() - before} == {"FT-attn", "ROME"}
+    assert len(after) == len(before) + 3
+
+
+def test_other_settings_are_refused_before_anything_is_edited(
+    found, results, editors, dataset, model
+):
+    config = dataclasses.replace(KNConfig.for_model(model.name), steps=3)
+    other = {Algorithm.KN: Editor.prepare(Algorithm.KN, model, config)}
+    before = written(results)
+    with pytest.raises(ValueError, match=r"KN holds .*hyperparameters is .*another --results_dir"):
+        run(results, editors | other, dataset)
+    changed = dataclasses.replace(dataset, sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"_cf holds .*dataset is .*another --results_dir"):
+        run(results, editors, changed)
+    assert written(results) == before
+
+
+def test_all_methods_are_in_the_papers_order():
+    chosen = select_algorithms(None)
+    assert set(chosen) == set(METHODS) and chosen[-1] is Algorithm.ROME
+    assert select_algorithms(["ROME", "KN"]) == [Algorithm.ROME, Algorithm.KN]
+
+
+@pytest.mark.parametrize("names", [[], ["ROME", "ROME"], ["ROME", "rome"]])
+def test_names_of_methods_are_checked(names):
+    with pytest.raises(ValueError, match=f"--algs={','.join(names)}: name some of ROME, .*, each"):
+        select_algorithms(names)
+
+
+def test_a_method_that_fails_is_left_out_or_an_error(capsys):
+    def prepare(algorithm):
+        if algorithm is Algorithm.KN:
+            raise OSError("there is no file.")
+        return algorithm.value
+
+    assert prepare_each([Algorithm.KN, Algorithm.FT], prepare, strict=False) == {"FT": "FT"}
+    assert capsys.readouterr().out == "Left out    KN: there is no file.\n"
+    with pytest.raises(ValueError, match=r"^--algs names KN, but there is no file\.$"):
+        prepare_each([Algorithm.KN, Algorithm.FT], prepare, strict=True)
+    with pytest.raises(ValueError, match="no method is left to compare"):
+        prepare_each([Algorithm.KN], prepare, strict=False)
+
+
+def test_what_a_model_lacks_is_said_without_it():
+    assert model_config(Algorithm.ROME, "gpt2-xl", "published").layers == (17,)
+    with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
+        model_config(Algorithm.ROME, "gpt2-xl", None)
+    with pytest.raises(
+        ValueError,
+        match=r"no KN hyperparameters are known for model 'gpt2'.*--config=configs/kn.py:gpt2-xl\.$",
+    ):
+        model_config(Algorithm.KN, "gpt2", None)
+
+
+@pytest.mark.parametrize("text", ["MEND", "MEND=", "KE=ke.pt", "mend.pt"])
+def test_hypernetworks_are_given_by_method(text):
+    chosen = [Algorithm.MEND, Algorithm.ROME]
+    assert parse_hypernetworks(["MEND=a=b.pt"], chosen) == {"MEND": "a=b.pt"}
+    with pytest.raises(
+        ValueError, match=f"--hypernetworks={text}: give METHOD=FILE, with a method of --algs"
+    ):
+        parse_hypernetworks([text], chosen)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors is not a file"):
+        model_config(Algorithm.MEND, "gpt2-xl", None, "nowhere.safetensors")
+
+
+def test_the_program_prints_the_table_writes_it_and_says_what_is_wrong(found, results, tmp_path):
+    table, figure = tmp_path / "table.md", tmp_path / "figure.svg"
+    common = [f"--results_dir={results}", "--dataset_size_limit=2", "--skip_generation_tests"]
+    nowhere = "--covariance=nowhere.npz"
+    lines = [
+        [*common, "--algs=KN,FT-attn", f"--output={table}", f"--plot={figure}"],
+        [*common, nowhere],
+        [*common, nowhere, "--algs=KN,ROME"],
+        [*common[:2], "--algs=KN"],
+        [*common, "--model_name=distilgpt2"],
+        [*common, "--algs=KN,LoRA"],
+        [*common, "--alg_name=KN"],
+        [*common, "--config=configs/kn.py:gpt2-xl"],
+        [*common, "--hypernetwork=mend.safetensors"],
+    ]
+    _, before = written(results)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, json.dumps(lines)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    whole, moments, named, texts, unknown_model, unknown, *others = json.loads(done.stdout)
+    assert written(results)[1] == before
+
+    kept = {name: found[name] for name in ("KN", "FT-attn")}
+    rows = tables.select(tables.make_rows(kept), tables.PAPER.values())
+    assert tables.render(rows, width=120) in whole
+    head = tables.render(rows).splitlines()[0].split()
+    assert head == ["run", "cases", "S", "ES", "EM", "PS", "PM", "NS", "NM"]
+    assert table.read_text() == tables.render(rows, tables.TableFormat.MARKDOWN) + "\n"
+    assert "<svg" in figure.read_text()
+
+    assert moments.count("Left out") == 1
+    assert "\nLeft out    ROME: no second moments at nowhere.npz" in moments
+    (body,) = [part for part in moments.split("\n\n") if part.startswith("run ")]
+    assert [line.split()[0] for line in body.splitlines()[1:]] == ["unedited", "FT-attn", "KN"]
+    assert "Error: --algs names ROME, but no second moments at nowhere.npz" in named
+    assert "generation_seed is None there and 0 here): give another --results_dir" in texts
+    assert unknown_model.count("Left out") == 3
+    assert "Error: no method is left to compare" in unknown_model
+    assert unknown.startswith("Error: --algs=KN,LoRA: name some of ROME, FT-attn, KN, each once")
+    for name, said in zip(("alg_name", "config", "hypernetwork"), others, strict=True):
+        assert said.startswith(f"Error: --{name} is about one method")

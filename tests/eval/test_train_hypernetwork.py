@@ -1,0 +1,187 @@
+"""`python -m eval.train_hypernetwork` as a user runs it, what it learns from, and the curves that it draws."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import hypernetwork_plot
+from eval.datasets import DatasetName, load_dataset
+from eval.evaluation_run import Settings
+from eval.hypernetwork_examples import split_records
+from eval.methods import METHODS, Algorithm, Editor, read_config
+from rome_jax.edit import hypernetworks
+from rome_jax.edit.baseline_config import MENDConfig
+from rome_jax.edit.hypernetworks import Kind
+from rome_jax.edit.targets import tokenize_requests
+from rome_jax.factworld.records import Role
+from rome_jax.models import forward
+from rome_jax.models.registry import SHIPPED, load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=40).records
+SMALL = ("--batch_size=4", "--max_steps=2", "--validate_every=1")
+CONFIG = """
+from ml_collections import ConfigDict
+from rome_jax.edit.baseline_config import MENDConfig
+def get_config():
+    return ConfigDict(MENDConfig((5,), rank=4).to_dict(), convert_dict=False)
+"""
+# Runs the program on several command lines in one process; prints what each says, as JSON.
+MANY = """
+import contextlib, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from eval import train_hypernetwork
+flags.FLAGS(["train_hypernetwork"])
+said = []
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as output, flagsaver.flagsaver():
+        try:
+            flags.FLAGS(["train_hypernetwork", *line])
+            train_hypernetwork.main()
+            said.append(output.getvalue())
+        except (ValueError, OSError, flags.Error) as error:
+            said.append(f"Error: {error}")
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What the program says on a first run, the same again, and bad input; and its folder."""
+    directory = tmp_path_factory.mktemp("mend")
+    config = tmp_path_factory.mktemp("config") / "small.py"
+    config.write_text(CONFIG)
+    run = [*SMALL, f"--config={config}", f"--output_dir={directory}"]
+    records = str(ROOT / "tests" / "golden" / "eval_gpt2.json")
+    lines = [
+        run,
+        run,
+        [*run, "--seed=1"],
+        ["--model_name=gpt2-xl"],
+        ["--model_name=gpt2-xl", f"--data_path={records}.absent"],
+        ["--alg_name=KE", "--model_name=EleutherAI/gpt-j-6B"],
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", MANY, json.dumps(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return directory, json.loads(result.stdout.splitlines()[-1])
+
+
+def test_it_trains_reports_and_draws(said):
+    directory, (first, *_) = said
+    assert "Best at step " in first and " of 2: " in first
+    files = {path.name for path in directory.iterdir()}
+    assert files == {"hypernetwork.safetensors", "training.json", "training.png"}
+    network = hypernetworks.load(directory / "hypernetwork.safetensors")
+    assert network.config == MENDConfig((5,), rank=4) and network.model == "factworld-gpt2"
+    assert network.about["data"] == {"source": "factworld, tuning facts"}
+    report = json.loads((directory / "training.json").read_text())
+    assert [row["step"] for row in report["history"]] == [1, 2]
+    assert report["about"]["fingerprint"] == network.fingerprint
+
+
+def test_a_finished_training_says_the_same_again(said):
+    _, (first, second, *_) = said
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (2, "a training with another training: remove it, or give another output_dir"),
+        (3, "no examples come with model 'gpt2-xl': give --data_path"),
+        (4, "absent"),
+        (5, "no KE layer is known for model 'EleutherAI/gpt-j-6B': name one"),
+    ],
+)
+def test_bad_input_is_one_sentence(said, number, message):
+    error = said[1][number]
+    assert error.startswith("Error: ") and message in error
+
+
+# Records of other models
+
+
+def test_records_are_divided_and_asked_about_each_other():
+    training, validation = split_records(RECORDS, seed=0)
+    ids = [{record.case_id for record in part.records} for part in (training, validation)]
+    assert (len(training.records), len(validation.records)) == (35, 5)
+    assert not ids[0] & ids[1]
+    by_request = {record.request: record for record in training.records}
+    for example in training.draw(np.random.default_rng(0), 50):
+        record = by_request[example.request]
+        assert example.paraphrase in (example.request.text, *record.paraphrase_prompts)
+        (other,) = [r for r in by_request if r.text == example.other_prompt]
+        assert other != example.request and example.other_target == f" {other.target_true}"
+
+
+def test_too_few_records():
+    with pytest.raises(ValueError, match="15 records are too few to train on: give at least 16"):
+        split_records(RECORDS[:15], seed=0)
+
+
+def test_curves_show_the_margin_of_a_constraint_alone(tmp_path):
+    names = ("edit", "train_edit", "kl", "train_kl", "margin", "success", "kept")
+    history = [{"step": step, **dict.fromkeys(names, 1 / step)} for step in (1, 2)]
+    for margin in (None, 0.01):
+        about = {"kind": "KE", "model": "m", "training": {"margin": margin}}
+        report = {"history": history, "best": history[1], "about": about}
+        hypernetwork_plot.plot(report, tmp_path / f"{margin}.svg")
+    texts = [(tmp_path / f"{margin}.svg").read_text() for margin in (None, 0.01)]
+    assert ["<!-- margin -->" in text for text in texts] == [False, True]
+
+
+# The networks of the package
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def model(request):
+    return load_model(request.param)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_shipped_networks_edit_facts_that_they_have_not_seen(model, kind):
+    records = load_dataset(DatasetName.CF, model_name=model.name, limit=16, role=Role.HELD_OUT)
+    requests = [record.request for record in records.records]
+    config = METHODS[Algorithm(kind)].for_model(model.name)
+    editor = Editor.prepare(Algorithm(kind), model, config, chunk_size=16)
+    inputs = tokenize_requests(model.tokenizer, requests, model.config.context_length)
+    said = []
+    for deltas in (None, editor.compute(requests)):
+        logits = forward.logits(
+            model.params, model.config, inputs.batch, positions=inputs.read, deltas=deltas
+        )
+        said.append(((logits.argmax(-1) == inputs.target_ids) | ~inputs.target_mask).all(-1).sum())
+    assert said[0] == 0 and said[1] >= 8
+    assert Settings.of(editor, records, None).edit["hypernetwork"] == (
+        editor.options["hypernetwork"].digest()
+    )
+
+
+def test_a_network_of_the_other_model_is_refused(model):
+    (other,) = set(SHIPPED) - {model.name}
+    source = hypernetworks.load_shipped(Kind.MEND, load_model(other))
+    with pytest.raises(ValueError, match=f"was trained for {other} .* not for {model.name}"):
+        source.check(model)
+
+
+def test_methods_without_a_network_take_none(model):
+    with pytest.raises(ValueError, match=r"--hypernetwork=x\.pt is for MEND, KE: leave it out"):
+        Editor.prepare(
+            Algorithm.FT,
+            model,
+            METHODS[Algorithm.FT].for_model(model.name),
+            hypernetwork_source="x.pt",
+        )
+
+
+def test_a_network_brings_its_own_hyperparameters(said):
+    path = str(said[0] / "hypernetwork.safetensors")
+    found = read_config(Algorithm.MEND, "a model nobody knows", hypernetwork=path)
+    assert found == MENDConfig((5,), rank=4)
