@@ -65,8 +65,8 @@ def main() -> None:
         dataset,
         inputs.generation,
         evaluation_flags.COVARIANCE.value,
-        evaluation_flags.HYPERNETWORK.value,
         evaluation_flags.SEED.value,
+        evaluation_flags.HYPERNETWORK.value,
     )
     results = Path(evaluation_flags.RESULTS.value)
     directory = results / "sweeps" / (_NAME.value or sweep.name)

@@ -50,8 +50,8 @@ class Sweep:
       algorithm, model: which method, on which model.
       dataset, generation: what is asked; no texts are generated if None.
       covariance_source: as the flag --covariance.
-      hypernetwork_source: as the flag --hypernetwork.
       seed: of the context templates.
+      hypernetwork_source: as the flag --hypernetwork.
     """
 
     grid: Grid
@@ -60,8 +60,8 @@ class Sweep:
     dataset: Dataset
     generation: GenerationTests | None = None
     covariance_source: str | None = None
-    hypernetwork_source: str | None = None
     seed: int = 0
+    hypernetwork_source: str | None = None
 
     @property
     def name(self) -> str:
@@ -147,14 +147,7 @@ def text_table(found: Mapping[str, Summary]) -> str:
     Args:
       found: the points' summaries by name.
     """
-    return tables.render(
-        [
-            dataclasses.replace(
-                row, metrics={name: row.metrics[name] for name in _SHOWN if name in row.metrics}
-            )
-            for row in tables.make_rows(found)
-        ]
-    )
+    return tables.render(tables.select(tables.make_rows(found), _SHOWN))
 
 
 def write_csv(path: Path, grid: Grid, found: Mapping[str, Summary]) -> None:

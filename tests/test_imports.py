@@ -24,11 +24,9 @@ METHODS = tuple(
     f"rome_jax.edit.{name}"
     for name in (
         *("rome", "memit", "fine_tune", "knowledge_neurons", "mend", "ke"),
-        *(
-            "hypernetworks",
-            "hypernetwork_losses",
-            "hypernetwork_training",
-        ),  # what MEND and KE share
+        # what MEND and KE share
+        *("hypernetworks", "hypernetwork_losses", "hypernetwork_training"),
+        "released_hypernetworks",
     )
 )
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any
 
-from rome_jax.edit.config import Hyperparameters, model_key, sorted_layers
+from rome_jax.edit.config import Hyperparameters, model_key, published_values, sorted_layers
 from rome_jax.models.interventions import Leaf
 
 
@@ -188,13 +186,7 @@ class KNConfig(Hyperparameters):
           >>> len(KNConfig.for_model("gpt2-xl").layers)
           48
         """
-        key = model_key(name)
-        if key not in _KNOWLEDGE_NEURONS:
-            raise ValueError(
-                f"no knowledge neurons are known for model {name!r} (known: {', '.join(_KNOWLEDGE_NEURONS)}); "
-                "write a KNConfig(layers=(...,)) of your own."
-            )
-        return cls(**(_KNOWLEDGE_NEURONS[key] | changes))
+        return cls(**published_values("KN", _KNOWLEDGE_NEURONS, name, changes))
 
 
 _KNOWLEDGE_NEURONS = {
@@ -265,7 +257,7 @@ class MENDConfig(Hyperparameters):
           >>> MENDConfig.for_model("gpt2-xl").layers
           (45, 46, 47)
         """
-        return cls(**_hypernetwork_values("MEND", _MEND, name, changes))
+        return cls(**published_values("MEND", _MEND, name, changes))
 
 
 _MEND = {
@@ -323,7 +315,7 @@ class KEConfig(Hyperparameters):
           >>> KEConfig.for_model("gpt2-xl").hidden_width
           512
         """
-        return cls(**_hypernetwork_values("KE", _KE, name, changes))
+        return cls(**published_values("KE", _KE, name, changes))
 
 
 _SMALL_KE = {"layers": (3, 4, 5), "lstm_width": 64, "condition_width": 128, "hidden_width": 64}
@@ -332,19 +324,6 @@ _KE = {
     "factworld-gpt2": _SMALL_KE,
     "factworld-gptj": _SMALL_KE,
 }
-
-
-def _hypernetwork_values(
-    method: str, known: Mapping[str, dict[str, Any]], name: str, changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The values of one model in a table, with changes."""
-    key = model_key(name)
-    if key not in known and "layers" not in changes:
-        raise ValueError(
-            f"no {method} configuration is known for model {name!r} (known: {', '.join(known)}); "
-            "pass layers=(...,)."
-        )
-    return {**known.get(key, {}), **changes}
 
 
 def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:

@@ -97,6 +97,23 @@ def model_key(name: str) -> str:
     return name.rstrip("/").split("/")[-1].lower()
 
 
+def published_values(
+    method: str, known: Mapping[str, Mapping[str, Any]], name: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values of one model in a method's table, with changes.
+
+    Raises:
+      ValueError: a model that is not in the table, and no layers among the changes.
+    """
+    key = model_key(name)
+    if key not in known and "layers" not in changes:
+        raise ValueError(
+            f"no {method} configuration is known for model {name!r} (known: {', '.join(known)}); "
+            "pass layers=(...,)."
+        )
+    return {**known.get(key, {}), **changes}
+
+
 class KeyMode(enum.Enum):
     """Which key the update divides by (DESIGN: the two switches of an edit)."""
 
@@ -158,13 +175,7 @@ class ROMEConfig(Hyperparameters):
           >>> ROMEConfig.for_model("gpt2-xl").layers
           (17,)
         """
-        key = model_key(name)
-        if key not in _MODELS and "layers" not in changes:
-            raise ValueError(
-                f"no ROME configuration is known for model {name!r} (known: {', '.join(_MODELS)}); "
-                "pass layers=(...,)."
-            )
-        return cls(**(_MODELS.get(key, {}) | changes))
+        return cls(**published_values("ROME", _MODELS, name, changes))
 
 
 _MODELS = {
@@ -233,13 +244,7 @@ class MEMITConfig(Hyperparameters):
           >>> MEMITConfig.for_model("gpt-j-6b").layers
           (3, 4, 5, 6, 7, 8)
         """
-        key = model_key(name)
-        if key not in _MEMIT and "layers" not in changes:
-            raise ValueError(
-                f"no MEMIT configuration is known for model {name!r} (known: {', '.join(_MEMIT)}); "
-                "pass layers=(...,)."
-            )
-        return cls(**(_MEMIT.get(key, {}) | changes))
+        return cls(**published_values("MEMIT", _MEMIT, name, changes))
 
 
 _MEMIT = {

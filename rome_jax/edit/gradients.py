@@ -92,9 +92,10 @@ def gradient_factors(
         nll = target_nll(forward.unembed(params, model_config, read), inputs)
         return nll.sum(), out.captures  # a request's gradient is that of its own loss
 
-    sizes = {Site.MLP_PRE: model_config.mlp_width, Site.MLP_OUT: model_config.width}
     probes = {
-        leaf.name: jnp.zeros((len(layers), *batch.ids.shape, sizes[_SITES[leaf][1]]))
+        leaf.name: jnp.zeros(
+            (len(layers), *batch.ids.shape, projection_sizes(model_config, leaf)[1])
+        )
         for leaf in leaves
     }
     deltas, captures = jax.grad(loss, has_aux=True)(probes)
@@ -106,3 +107,9 @@ def gradient_factors(
         )
         for leaf in leaves
     }
+
+
+def projection_sizes(model_config: ModelConfig, leaf: Leaf) -> tuple[int, int]:
+    """Inputs and outputs of a projection of the MLP."""
+    sizes = (model_config.width, model_config.mlp_width)
+    return sizes if leaf is Leaf.MLP_UP else sizes[::-1]

@@ -102,7 +102,7 @@ class TrainingConfig:
 
 _TRAINING: Mapping[Kind, dict[str, Any]] = {
     Kind.MEND: {"learning_rate": 3e-4, "rate_learning_rate": 1e-3, "max_steps": 1000},
-    Kind.KE: {"learning_rate": 1e-3, "edit_weight": 1.0, "margin": 1e-2, "max_steps": 1500},
+    Kind.KE: {"learning_rate": 1e-3, "edit_weight": 1.0, "margin": 1e-2, "max_steps": 3000},
 }
 
 

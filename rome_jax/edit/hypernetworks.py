@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.chunks import check_requests, map_chunks
-from rome_jax.edit.gradients import gradient_factors
+from rome_jax.edit.gradients import GradientFactors, gradient_factors, projection_sizes
 from rome_jax.edit.targets import tokenize_requests
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
@@ -208,6 +208,7 @@ def compute_deltas(
     """N independent edits of a network of either kind; see `mend.compute_deltas`."""
     config = network.config
     check_requests(model, requests, config, chunk_size)
+    _check_sizes(network, model, hypernetwork)
     # One shape for all chunks: the number of tokens is the rank of their updates.
     arrays = (
         tokenize_requests(model.tokenizer, requests, model.config.context_length),
@@ -227,6 +228,25 @@ _apply = jax.jit(
     lambda network, variables, factors, condition: network.apply(variables, factors, condition),
     static_argnums=0,
 )
+
+
+def _check_sizes(network: nn.Module, model: LanguageModel, hypernetwork: Hypernetwork) -> None:
+    """Refuses a hypernetwork of a model of other sizes."""
+
+    def factor(size):
+        return jax.ShapeDtypeStruct((1, len(network.config.layers), 1, size), jnp.float32)
+
+    factors = {
+        leaf.name: GradientFactors(*map(factor, projection_sizes(model.config, leaf)))
+        for leaf in network.config.leaves
+    }
+    tokens = TokenBatch(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    own = jax.eval_shape(network.init, jax.random.key(0), factors, tokens)
+    if jax.tree.map(np.shape, own) != jax.tree.map(np.shape, hypernetwork.variables):
+        raise ValueError(
+            f"hypernetwork was trained for {hypernetwork.model}, whose MLPs are of another size than those of "
+            f"{model.name}: train one with `{training_command(hypernetwork.kind, model.name)}`."
+        )
 
 
 def check_shape(config: Config, hypernetwork: Hypernetwork) -> None:

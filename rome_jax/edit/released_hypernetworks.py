@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
+from rome_jax.edit.gradients import projection_sizes
 from rome_jax.edit.hypernetworks import Hypernetwork, Kind
 from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
@@ -83,7 +84,7 @@ def _mend(find: _Finder, model: LanguageModel, config: MENDConfig) -> dict[str, 
     rates = rates[:, jnp.array([order.index(leaf) for leaf in config.leaves])]
     params, statistics = {"rates": rates}, {}
     for leaf in config.leaves:
-        size_x, size_y = _sizes(model, leaf)
+        size_x, size_y = projection_sizes(model.config, leaf)
         prefix, size = f"({size_x}, {size_y})", size_x + size_y
         rank = min(config.rank, size)
         params[leaf.name] = {}
@@ -146,7 +147,11 @@ def _ke(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]
 def _conditioner(
     find: _Finder, model: LanguageModel, config: KEConfig, leaf: Leaf, weight: str
 ) -> dict[str, Any]:
-    sizes = (config.condition_width, config.hidden_width, 2 * sum(_sizes(model, leaf)) + 1)
+    sizes = (
+        config.condition_width,
+        config.hidden_width,
+        2 * sum(projection_sizes(model.config, leaf)) + 1,
+    )
     found = {}
     for name, index, rows, columns in (("hidden", 0, *sizes[:2]), ("out", 2, *sizes[1:])):
         prefix = f"editor.conditioners.{weight}_conditioner.conditioners.{index}"
@@ -157,9 +162,3 @@ def _conditioner(
         scale = find(f"{prefix}.weight_g", columns, 1)[:, 0]
         found[f"{name}_norm"] = {f"{name}/kernel/scale": scale}
     return found
-
-
-def _sizes(model: LanguageModel, leaf: Leaf) -> tuple[int, int]:
-    """Inputs and outputs of a projection of the MLP."""
-    sizes = (model.config.width, model.config.mlp_width)
-    return sizes if leaf is Leaf.MLP_UP else sizes[::-1]

@@ -302,6 +302,15 @@ def test_a_network_of_another_shape(model, hypernetwork, field, value, shown, ow
     refused(message, model, config=config, hypernetwork=hypernetwork)
 
 
+def test_a_network_of_a_model_of_another_size(model):
+    wider = dataclasses.replace(model.config, mlp_width=44)
+    message = (
+        "hypernetwork was trained for tiny, whose MLPs are of another size than those of tiny: train one with "
+        "`python -m eval.train_hypernetwork --alg_name=MEND --model_name=tiny`."
+    )
+    refused(message, model, hypernetwork=random_hypernetwork(MEND_CONFIG, wider))
+
+
 def test_the_scale_of_the_rates_is_free(hypernetwork):
     config = dataclasses.replace(MEND_CONFIG, lr_scale=3.0, rate_order=RateOrder.REFERENCE)
     hypernetworks.check_shape(config, hypernetwork)

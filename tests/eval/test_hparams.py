@@ -100,7 +100,7 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
             "rewrite_module_tmp='gpt_neox.layers.{}.mlp' is not supported",
         ),
         (FTConfig, FT_XL_ATTN | {"kl_factor": 1.0}, "kl_factor=1.0 is not supported: set it to 0"),
-        (KNConfig, KN_XL | {"model_name": "gpt5"}, "no knowledge neurons are known .* 'gpt5'"),
+        (KNConfig, KN_XL | {"model_name": "gpt5"}, "no KN configuration is known .* 'gpt5'"),
         (KNConfig, KN_XL | {"kl_factor": 0}, "no hyperparameter kl_factor"),
         (ROMEConfig, [17], "holds list: give a JSON object"),
     ],
