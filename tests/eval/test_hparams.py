@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from eval import hparams, methods
 from eval.methods import Algorithm
-from rome_jax.edit.baseline_config import FTConfig, FTVariant, KNConfig
+from rome_jax.edit.baseline_config import FTConfig, FTVariant, KEConfig, KNConfig, MENDConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.interventions import Leaf
 from rome_jax.positions import FactToken
@@ -56,6 +56,8 @@ KN_XL = {
     "adaptive_threshold": 0.2,
     "p": 0.4,
 }
+# hparams/KE/gpt2-xl.json of the same; those of MEND have the same entries.
+KE_XL = {"lr_scale": 0.5, "n_toks": 1, "model_name": "gpt2-xl", "counterfact": False}
 
 
 def write(folder, content):
@@ -79,6 +81,10 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     assert neurons == KNConfig.for_model("gpt2-xl")
     neurons = hparams.read(write(tmp_path, KN_XL | {"steps": 5, "refine": True}), KNConfig)
     assert (neurons.steps, neurons.refine, neurons.p) == (5, True, 0.4)
+    network = hparams.read(write(tmp_path, KE_XL), KEConfig)
+    assert network == KEConfig.for_model("gpt2-xl")  # which has no rates to scale
+    network = hparams.read(write(tmp_path, KE_XL), MENDConfig)
+    assert network == MENDConfig.for_model("gpt2-xl", lr_scale=0.5)
     gptj = hparams.read(write(tmp_path, golden("rome_gptj_last").info["hparams"]), ROMEConfig)
     assert gptj.fact_token is FactToken.LAST
 
