@@ -17,6 +17,7 @@ from eval.generation import GenerationTests
 from eval.methods import METHODS, Algorithm, Editor
 from eval.summaries import Summary
 from rome_jax.edit.config import Hyperparameters
+from rome_jax.edit.hypernetworks import Kind
 
 _REMEDY = "give another --results_dir"
 _Made = TypeVar("_Made")
@@ -79,9 +80,10 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[Algorithm])
     pairs = {}
     for text in texts:
         name, _, path = text.partition("=")
-        if not path or name not in algorithms:
+        if not path or name not in list(Kind) or name not in algorithms:
             raise ValueError(
-                f"--hypernetworks={text}: give METHOD=FILE, with a method of --algs such as MEND or KE."
+                f"--hypernetworks={text}: give METHOD=FILE, with {' or '.join(Kind)} as the method, which --algs has "
+                "to name too if it is given."
             )
         pairs[name] = path
     return pairs

@@ -118,7 +118,7 @@ def read_config(
     if values is not None:
         return method.config_type.from_dict(values.to_dict())
     if algorithm in list(Kind) and hypernetwork and not hypernetwork.endswith(".pt"):
-        return hypernetworks.load(hypernetwork).config
+        return _load_network(hypernetwork, algorithm).config
     try:
         return method.for_model(model_name)
     except ValueError:
@@ -143,7 +143,8 @@ def check_covariance(source: str | None, model_name: str, config: Hyperparameter
     if needs_covariance(config) and source is None and model_name not in SHIPPED:
         raise ValueError(
             f"no second moments come with model {model_name!r}: give --covariance=..., or edit without them, "
-            "--config=configs/rome.py:gpt2-xl --config.mom2_adjustment=False."
+            f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:gpt2-xl "
+            "--config.mom2_adjustment=False."
         )
 
 
@@ -185,7 +186,16 @@ def read_hypernetwork(
         return hypernetworks.load_shipped(Kind(algorithm), model)
     if source.endswith(".pt"):
         return released_hypernetworks.read(source, model, config)
-    return hypernetworks.load(source, model)
+    return _load_network(source, algorithm).check(model)
+
+
+def _load_network(source: str, algorithm: Algorithm) -> Hypernetwork:
+    network = hypernetworks.load(source)
+    if network.kind != algorithm:
+        raise ValueError(
+            f"--hypernetwork={source} is one of {network.kind}: give {algorithm} one that was trained for it."
+        )
+    return network
 
 
 @dataclasses.dataclass(frozen=True)

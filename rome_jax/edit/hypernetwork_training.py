@@ -88,6 +88,13 @@ class TrainingConfig:
         for field in (*positive.split(), "patience", "num_validation"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be positive.")
+        for field in ("edit_weight", "locality_weight", "margin_min", "multiplier_rate"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
+        if self.margin is not None and self.margin <= 0:
+            raise ValueError(f"margin={self.margin} must be positive, or None for no constraint.")
+        if not 0 < self.margin_decay <= 1:
+            raise ValueError(f"margin_decay={self.margin_decay} must lie above 0, up to 1.")
 
     @classmethod
     def for_kind(cls, kind: Kind, **changes) -> TrainingConfig:
@@ -225,6 +232,7 @@ def train(
         "data": dict(data),
         "model": model.name,
         "fingerprint": model.fingerprint(),
+        "file_dtype": np.dtype(dtype).name,
     }
     about = json.loads(json.dumps(about))  # as files give it back
     if (directory / REPORT).exists():
@@ -248,7 +256,7 @@ def train(
     report = {"about": about, "versions": versions, "best": best, "history": history}
     write_whole(directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     shutil.rmtree(directory / _CHECKPOINTS, ignore_errors=True)
-    return found
+    return hypernetworks.load(directory / FILE)
 
 
 def _optimize(

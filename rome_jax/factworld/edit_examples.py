@@ -49,8 +49,11 @@ class FactExamples:
 
 
 def split_examples(world: World, seed: int) -> tuple[FactExamples, FactExamples]:
-    """Examples for training and for validation, of different facts, all of them of the tuning role."""
-    requests = edit_requests(world, seed, Role.TUNING)
+    """Examples for training and for validation, of different facts, all of them of the tuning role.
+
+    The roles are those of seed 0, by which programs evaluate; `seed` only divides the tuning facts.
+    """
+    requests = edit_requests(world, 0, Role.TUNING)
     order = np.random.default_rng(seed).permutation(len(requests))
     facts = [requests[index].fact for index in order]
     size = len(facts) // VALIDATION_SHARE

@@ -188,12 +188,12 @@ def test_what_a_model_lacks_is_said_without_it():
         model_config(Algorithm.KN, "gpt2", None)
 
 
-@pytest.mark.parametrize("text", ["MEND", "MEND=", "KE=ke.pt", "mend.pt"])
+@pytest.mark.parametrize("text", ["MEND", "MEND=", "KE=ke.pt", "mend.pt", "ROME=x.pt"])
 def test_hypernetworks_are_given_by_method(text):
     chosen = [Algorithm.MEND, Algorithm.ROME]
     assert parse_hypernetworks(["MEND=a=b.pt"], chosen) == {"MEND": "a=b.pt"}
     with pytest.raises(
-        ValueError, match=f"--hypernetworks={text}: give METHOD=FILE, with a method of --algs"
+        ValueError, match=f"--hypernetworks={text}: give METHOD=FILE, with MEND or KE"
     ):
         parse_hypernetworks([text], chosen)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors is not a file"):

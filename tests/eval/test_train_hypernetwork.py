@@ -171,6 +171,13 @@ def test_a_network_of_the_other_model_is_refused(model):
         source.check(model)
 
 
+@pytest.mark.parametrize(("algorithm", "other"), [(Algorithm.MEND, "ke"), (Algorithm.KE, "mend")])
+def test_a_network_of_the_other_method_is_refused(model, algorithm, other):
+    source = f"rome_jax/factworld/assets/hypernetworks/{other}_{SHIPPED[model.name]}.safetensors"
+    with pytest.raises(ValueError, match=f"is one of {other.upper()}: give {algorithm} one"):
+        read_config(algorithm, model.name, hypernetwork=str(ROOT / source))
+
+
 def test_methods_without_a_network_take_none(model):
     with pytest.raises(ValueError, match=r"--hypernetwork=x\.pt is for MEND, KE: leave it out"):
         Editor.prepare(
