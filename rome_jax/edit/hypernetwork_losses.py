@@ -26,7 +26,7 @@ from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Interventions
 from rome_jax.models.registry import LanguageModel
 from rome_jax.request import EditRequest
-from rome_jax.tokens import TokenBatch, round_up
+from rome_jax.tokens import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +91,11 @@ def tokenize_examples(model: LanguageModel, examples: Sequence[TrainingExample])
         *(e.other_prompt for e in examples),
     ]
     targets = [*new, *new, *(e.other_target for e in examples)]
-    rows = tokenize(model.tokenizer, prompts, targets, model.config.context_length)
-    length, width = rows.batch.ids.shape[1], rows.target_ids.shape[1]
-    shape = (round_up(length, 8), round_up(width, 4))
-    rows = tokenize(model.tokenizer, prompts, targets, model.config.context_length, shape=shape)
+    length = model.config.context_length
+    rows = tokenize(model.tokenizer, prompts, targets, length, multiples=(8, 4))
+    columns = rows.batch.ids.shape[1] + rows.target_ids.shape[1]
     requests = [e.request for e in examples]
-    return Batch(rows, condition_tokens(model.tokenizer, requests, sum(shape)))
+    return Batch(rows, condition_tokens(model.tokenizer, requests, columns))
 
 
 def losses(
@@ -121,9 +120,11 @@ def losses(
     deltas, changed = network.apply(
         variables, factors, batch.condition, training, mutable=["statistics"]
     )
-    after = _predictions(params, model_config, asked, config.layers[0], deltas)  # [2N, K, V]
+    first = config.layers[0]
+    hidden = forward.hidden_states(params, model_config, asked.batch, stop=first).hidden
+    after = _predictions(params, model_config, asked, hidden, first, deltas)  # [2N, K, V]
     others = jax.tree.map(lambda leaf: leaf[count:], asked)
-    before = _predictions(params, model_config, others, config.layers[0])
+    before = _predictions(params, model_config, others, hidden[count:], first)
 
     nll = target_nll(after[:count], jax.tree.map(lambda leaf: leaf[:count], asked))
     old, new = (jax.nn.log_softmax(x) for x in (before, after[count:]))
@@ -139,12 +140,12 @@ def _predictions(
     params: forward.Params,
     model_config: ModelConfig,
     inputs: TargetInputs,
+    hidden: jax.Array,
     first: int,
     deltas: Delta | None = None,
 ) -> jax.Array:
-    """Logits [B, K, V] of the scored columns; the delta of row b is that of case b mod N."""
+    """Logits [B, K, V] of the scored columns, from `hidden` before layer `first`; row b has the delta b mod N."""
     attention = forward.plain_attention(inputs.batch)
-    hidden = forward.hidden_states(params, model_config, inputs.batch, stop=first).hidden
     if deltas is not None:
         case = jnp.arange(len(hidden)) % len(deltas)
         deltas = deltas.rows(case, len(hidden))

@@ -136,9 +136,10 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         "rates": optax.adam(config.rate_learning_rate),
         "network": optax.adam(config.learning_rate),
     }
-    labels = lambda params: {  # noqa: E731
-        name: "rates" if name == "rates" else "network" for name in params
-    }
+
+    def labels(params):
+        return {name: "rates" if name == "rates" else "network" for name in params}
+
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(parts, labels))
 
 

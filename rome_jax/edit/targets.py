@@ -45,7 +45,7 @@ def tokenize(
     targets: Sequence[str],
     context_length: int,
     scoring: TargetScoring = TargetScoring.EACH_TOKEN,
-    shape: tuple[int, int] | None = None,
+    multiples: tuple[int, int] | None = None,
 ) -> TargetInputs:
     """Builds the arrays of N prompts and their targets, padded on the right to one of few shapes.
 
@@ -55,7 +55,7 @@ def tokenize(
       targets: texts that continue them, each with its leading space.
       context_length: of the model.
       scoring: where the tokens of a target are scored.
-      shape: T and K, if they must be these; None takes what the texts need.
+      multiples: what T and K are rounded up to; None takes the next of few sizes.
 
     Raises:
       SequenceTooLongError: a prompt that does not fit the context with its target.
@@ -76,7 +76,7 @@ def tokenize(
                 f"{context_length}: shorten the prompt."
             )
     # Two sizes an octave: models are large and rows are short, so a program costs more than some padding.
-    length, width = shape or (
+    length, width = multiples or (
         bucket(max(map(len, rows)), 2),
         bucket(max(map(len, target_ids)), 2),
     )

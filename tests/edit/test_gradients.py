@@ -141,9 +141,10 @@ def test_a_token_counts_if_it_has_an_input_and_a_gradient():
 def test_bfloat16_models_give_float32_factors(setup, requests):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), setup.model.params)
     inputs = inputs_of(setup.model, requests)
-    compute = lambda params: gradient_factors(  # noqa: E731
-        params, setup.model.config, inputs, setup.layers, LEAVES
-    )
+
+    def compute(params):
+        return gradient_factors(params, setup.model.config, inputs, setup.layers, LEAVES)
+
     for name, found in jax.eval_shape(compute, half).items():
         assert found.x.dtype == found.delta.dtype == jnp.float32
         assert found.x.shape == setup.factors[name].x.shape

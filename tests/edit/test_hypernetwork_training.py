@@ -118,9 +118,11 @@ def test_losses_are_those_of_the_edited_models(model, batch):
     shape = (MEND_CONFIG.layers, MEND_CONFIG.leaves)
     factors = gradient_factors(model.params, model.config, edits, *shape)
     deltas = jax.jit(network.apply)(own.variables, factors)
-    log_p = lambda params: np.asarray(  # noqa: E731
-        jax.nn.log_softmax(forward.logits(params, model.config, batch.rows.batch)), np.float64
-    )
+
+    def log_p(params):
+        logits = forward.logits(params, model.config, batch.rows.batch)
+        return np.asarray(jax.nn.log_softmax(logits), np.float64)
+
     before = log_p(model.params)
     edit, kl, success, kept = [], [], [], []
     for case in range(4):

@@ -187,8 +187,11 @@ def test_the_first_gradient_reaches_what_must_leave_zero(factors, start):
 
     @jax.jit
     def gradient(params):
-        delta = lambda p: mend.MEND(CONFIG).apply(start | {"params": p}, factors)  # noqa: E731
-        return jax.grad(lambda p: sum((dense(u) ** 2).sum() for u in delta(p).updates))(params)
+        def size(params):
+            delta = mend.MEND(CONFIG).apply(start | {"params": params}, factors)
+            return sum((dense(update) ** 2).sum() for update in delta.updates)
+
+        return jax.grad(size)(params)
 
     found = gradient(start["params"])
     assert (found["rates"] != 0).all()

@@ -46,8 +46,8 @@ def test_reference_scoring_reads_the_prompts_last_position(tokenizer):
     assert inputs.target_ids[0].tolist() == ENGLISH
 
 
-def test_a_given_shape_only_adds_padding(tokenizer):
-    small, large = build(tokenizer), build(tokenizer, shape=(24, 6))
+def test_multiples_only_add_padding(tokenizer):
+    small, large = build(tokenizer), build(tokenizer, multiples=(24, 6))
     assert large.batch.ids.shape == (2, 24) and large.target_ids.shape == (2, 6)
     check_rows(large, [LINUX + ENGLISH[:-1], NEEDLE])
     np.testing.assert_array_equal(
