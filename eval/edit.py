@@ -74,12 +74,11 @@ def new_edit(request: EditRequest) -> Comparison:
         seed=seed,
     )
     layers = ()
-    with cli.warnings_as_lines():
-        if algorithm is Algorithm.ROME:
-            result = rome.compute(model, [request], config, **editor.options)
-            deltas, layers = result.deltas, result.layers
-        else:
-            deltas = editor.compute([request])
+    if algorithm is Algorithm.ROME:
+        result = rome.compute(model, [request], config, **editor.options)
+        deltas, layers = result.deltas, result.layers
+    else:
+        deltas = editor.compute([request])
     places = (_SAVE.value, _EXPORT_HF.value, _EXPORT_ORBAX.value)
     if any(places):
         templates = editor.options.get("templates", ())

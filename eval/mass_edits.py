@@ -53,8 +53,7 @@ def main() -> None:
         for algorithm in (Algorithm.ROME, Algorithm.MEMIT)
     ]
     mass = MassEdits.open(_OUTPUT.value, editors, make_world(), _SEED.value)
-    with cli.warnings_as_lines():
-        mass.measure(counts)
+    mass.measure(counts)
     report = mass.report(counts)
     directory = Path(_OUTPUT.value)
     runs.write_json(directory / "mass_edits.json", report)

@@ -61,8 +61,7 @@ def main() -> None:
     for mode in KeyMode:
         varied = dataclasses.replace(config, key_mode=mode)
         steps = run(model, world, records, varied, templates, texts, _EVERY.value)
-        with cli.warnings_as_lines():
-            runs[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
+        runs[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
     report = {
         "model": model.name,
         "fingerprint": model.fingerprint(),

@@ -27,6 +27,7 @@ from eval.summaries import Summary
 from eval.sweep_grid import Grid
 from rome_jax.artifacts import write_whole
 from rome_jax.models.registry import LanguageModel
+from rome_jax.request import EditWarning
 
 _SHOWN = (
     "score",
@@ -115,7 +116,7 @@ class Sweep:
             )
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
             with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UserWarning)  # whole points may disable the model
+                warnings.simplefilter("always", EditWarning)  # whole points may disable the model
                 run.evaluate(
                     editor,
                     self.dataset,
@@ -123,6 +124,7 @@ class Sweep:
                     batch_size=batch_size,
                     max_tokens=max_tokens,
                 )
+            caught = [warning for warning in caught if issubclass(warning.category, EditWarning)]
             if caught:
                 print(f"  {len(caught)} warnings, such as: {caught[0].message}")
             found[point.name] = summaries.summarize(run.cases(self.dataset))

@@ -17,7 +17,7 @@ from rome_jax.models.generate import Sampling, generate_text
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel, load_model, save_hf
 from rome_jax.positions import FactToken
-from rome_jax.request import EditRequest
+from rome_jax.request import EditRequest, EditWarning
 from rome_jax.saved_edits import (
     Provenance,
     SavedEdit,
@@ -30,6 +30,7 @@ from rome_jax.version import __version__
 __all__ = [
     "Delta",
     "EditRequest",
+    "EditWarning",
     "FTConfig",
     "FTVariant",
     "FactToken",

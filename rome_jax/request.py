@@ -11,6 +11,14 @@ class RequestError(ValueError):
     """A request that cannot be meant as it stands."""
 
 
+class EditWarning(UserWarning):
+    """An edit that was computed as asked and will probably disappoint.
+
+    Example:
+      >>> warnings.simplefilter("ignore", EditWarning)  # doctest: +SKIP
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class EditRequest:
     """One fact to write.

@@ -27,7 +27,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import EditRequest
+from rome_jax.request import EditRequest, EditWarning
 
 # ‖ΔW‖ / ‖W‖ beyond this is no edit of one fact: disabling edits (arXiv 2403.07175) are far above, sound ones of the
 # shipped models about 0.2 to 3.
@@ -203,7 +203,7 @@ def compute(
         compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "ROME", progress
     )
     for message in _warnings(result, requests):
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, EditWarning, stacklevel=2)
     return result
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,8 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
             f"{directory} has no tokenizer: add tokenizer.json, or vocab.json and merges.txt, from where the model "
             "comes from."
         )
-    from transformers import AutoTokenizer  # slow to import, needed here alone
+    with _without_advice():
+        from transformers import AutoTokenizer  # slow to import, needed here alone
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -191,6 +194,17 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
             "embeddings: they do not belong together."
         )
     return tokenizer
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """While transformers is imported without torch it says that models are not available: its own, not ours."""
+    logger = logging.getLogger("transformers")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def read_config(directory: Path) -> dict[str, Any]:
