@@ -1,4 +1,4 @@
-# make demo | test | table | lint | format | clean. Needs Python 3.11 or newer and nothing else:
+# make demo | test | parity | table | lint | format | clean. Needs Python 3.11 or newer and nothing else:
 # the virtual environment .venv is made, and refreshed whenever setup.cfg changes.
 
 PYTHON ?= python3
@@ -7,7 +7,8 @@ PYTEST_ARGS ?= -n 2
 # `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It goes on where it was
 # stopped. TABLE_ARGS are flags of eval.compare, for example TABLE_ARGS="--algs=ROME,KN --output=table.md".
 TABLE_ARGS ?=
-# PARITY=1 installs torch too, pinned, and with it runs the live comparisons with Hugging Face models.
+# `make parity` installs torch too, pinned, and runs the tests that need it: live comparisons with Hugging Face models.
+# With PARITY=1 `make test` runs them among the others.
 PARITY ?=
 TORCH ?= 2.13.0
 
@@ -19,13 +20,16 @@ REQUIREMENTS_test := -e '.[test]'
 REQUIREMENTS_parity := -e '.[test,parity]' 'torch==$(TORCH)'
 CHECKS := $(VENV)/.installed-$(if $(filter 1,$(PARITY)),parity,test)
 
-.PHONY: demo test table lint format clean
+.PHONY: demo test parity table lint format clean
 
 demo: $(VENV)/.installed-base
 	$(PY) -m eval.edit
 
 test: $(CHECKS)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+parity: $(VENV)/.installed-parity
+	$(PY) -m pytest $(PYTEST_ARGS) -m parity
 
 table: $(VENV)/.installed-plot
 	$(PY) -m eval.compare $(TABLE_ARGS)

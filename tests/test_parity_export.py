@@ -15,6 +15,8 @@ from rome_jax.tokens import encode
 from tests.models.checkpoints import FAMILIES
 from tests.saved import random_edit
 
+pytestmark = pytest.mark.parity
+
 TEXT = "The mother tongue of Danielle Darrieux is"
 
 

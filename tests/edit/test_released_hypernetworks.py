@@ -23,6 +23,7 @@ from rome_jax.tokens import TokenBatch
 from tests.models.checkpoints import random_params, tiny_config
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 MEND = MENDConfig((1, 2), rank=4)
 KE = KEConfig((1, 2), lstm_width=5, condition_width=6, hidden_width=7, max_scale=2.0)

@@ -57,6 +57,7 @@ def test_shipped_moments_of_another_model_are_an_error():
         covariance.load_shipped("gpt2-xl")
 
 
+@pytest.mark.parity
 def test_transformers_loads_the_same_model(model):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer

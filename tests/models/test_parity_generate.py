@@ -10,6 +10,7 @@ from rome_jax.tokens import pad
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6], [40, 41]]
 

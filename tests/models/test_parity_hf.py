@@ -19,6 +19,8 @@ from rome_jax.models.safetensors_io import CheckpointError, read_header
 from rome_jax.tokens import pad
 from tests.models.checkpoints import GOLDEN, assert_same_params
 
+pytestmark = pytest.mark.parity
+
 _COMMON = {"vocab_size": 60, "n_positions": 24, "n_embd": 40, "n_layer": 3, "n_head": 5}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2}
 CONFIGS = {
