@@ -23,10 +23,12 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks import edit, evaluate_cases
+from benchmarks import evaluate_cases
+from benchmarks.edit_case import STEPS
 from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.evaluate_sides import Run, Setup
-from benchmarks.timing import ceilings, torch_device
+from benchmarks.timing import ceiling
+from benchmarks.timing_torch import torch_ceiling, torch_device
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS, Family
 
@@ -44,7 +46,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     spread = np.linspace(0, count, arguments.torch_cases, endpoint=False).astype(int)
     print(
         f"\n{name}, {arguments.dtype}, edit layer {layer}: {count} cases of {evaluate_cases.NUM_PROMPTS} prompts with "
-        f"two targets, {edit.STEPS} evaluations of the loss; torch on {torch_device()}, jax on {jax.default_backend()}"
+        f"two targets, {STEPS} evaluations of the loss; torch on {torch_device()}, jax on {jax.default_backend()}"
     )
 
     jax.clear_caches()
@@ -124,8 +126,8 @@ def main() -> None:
         parser.error(f"--peak_tflops={arguments.peak_tflops} must be positive.")
     # Read when jax meets its first array: by default it would take most of a GPU and leave torch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    device = torch_device()
-    ours, theirs = ceilings(2048 if device.type == "cpu" else 8192, arguments.dtype, device)
+    size = 2048 if torch_device().type == "cpu" else 8192
+    ours, theirs = ceiling(size, arguments.dtype), torch_ceiling(size, arguments.dtype)
     print(f"{arguments.dtype} matrix product: jax {ours:.0f} GFLOP/s, torch {theirs:.0f} GFLOP/s")
     for name in arguments.models:
         compare(name, arguments)

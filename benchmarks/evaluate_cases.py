@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.edit import LAYERS, PREFIXES
+from benchmarks.edit_case import LAYERS, PREFIXES
 from eval.datasets import CounterFactRecord
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.request import SLOT, EditRequest

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import edit
+from benchmarks import edit_case
 from benchmarks.evaluate_cases import EDIT_LAYERS, make_records, make_templates, word_tokenizer
 from eval import scoring
 from eval.datasets import CounterFactRecord, DatasetName
@@ -101,7 +101,7 @@ def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer:
       >>> edit_peak(shapes_of_model("gpt2", "float32"), records[:8], 5) / GIB  # doctest: +SKIP
       1.7
     """
-    config, rome_config = model.config, ROMEConfig((layer,), v_num_grad_steps=edit.STEPS)
+    config, rome_config = model.config, ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS)
     tokens = inputs.tokenize(
         model.tokenizer,
         [record.request for record in records],

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks import edit, evaluate_cases, evaluate_torch
-from benchmarks.timing import timed, torch_device
+from benchmarks import edit_case, evaluate_cases, evaluate_torch, rome_torch
+from benchmarks.timing import timed
+from benchmarks.timing_torch import torch_device
 from eval import counterfact, scoring
 from eval.datasets import CounterFactRecord, DatasetName
 from eval.evaluation import evaluate_records
@@ -116,7 +117,7 @@ class Setup:
         moment.solve(root[0])  # C is factored once a layer; so is its inverse below
         return cls(
             LanguageModel("", config, params, tokenizer, source="random weights"),
-            ROMEConfig((layer,), v_num_grad_steps=edit.STEPS, loss_threshold=0.0),
+            ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS, loss_threshold=0.0),
             {
                 "covariance": {layer: moment},
                 "templates": evaluate_cases.make_templates(config.vocab_size),
@@ -147,7 +148,8 @@ class Setup:
         config = self.model.config
         work = Stages(
             sum(
-                len(tokens.lookup) * edit.count_work(config, tokens, *self.config.layers).rome_jax
+                len(tokens.lookup)
+                * edit_case.count_work(config, tokens, *self.config.layers).rome_jax
                 for _, _, tokens, *_ in (call.args for call in edits.call_args_list)
             ),
             sum(
@@ -167,19 +169,14 @@ class Setup:
             self.config.fact_token,
             config.context_length,
         )
-        case = edit.torch_case(tokens, self.config, self.inverse)
-        on_device = {
-            name: value.to(device)
-            for name, value in vars(case).items()
-            if isinstance(value, torch.Tensor)
-        }
-        on_device["inverse"] = on_device["inverse"].to(self.twin.dtype)
+        parts = edit_case.first_case(tokens, self.config)
+        case = rome_torch.Case.of(parts, self.inverse, device, self.twin.dtype)
         queries = counterfact.plan(self.model, [record]).queries
         pairs = [(query.prompt, target) for query in queries for target in query.targets]
         rows = evaluate_torch.Rows.of(pairs, device)
-        result = evaluate_torch.evaluate(self.twin, dataclasses.replace(case, **on_device), rows)
+        result = evaluate_torch.evaluate(self.twin, case, rows)
         work = Stages(
-            edit.count_work(config, tokens, *self.config.layers).torch,
+            edit_case.count_work(config, tokens, *self.config.layers).torch,
             2 * forward_work(config, *[rows.ids.numel()] * 3),
         )
         before, after = (x.reshape(1, -1, len(_TARGETS)) for x in (result.before, result.after))

@@ -7,7 +7,10 @@ same way, as the original implementation does. It shares no code with rome_jax a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -37,6 +40,28 @@ class Case:
     weight_decay: float
     kl_factor: float
     clamp_factor: float
+
+    @classmethod
+    def of(
+        cls,
+        parts: Mapping[str, Any],
+        inverse: np.ndarray,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Case:
+        """From what `edit_case.first_case` gives.
+
+        Args:
+          parts: arrays and numbers by name.
+          inverse: [F, F], C⁻¹.
+          device: the model's; None for the CPU.
+          dtype: of the model's weights, in which C⁻¹ is multiplied.
+        """
+        parts = {
+            name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
+            for name, value in parts.items()
+        }
+        return cls(**parts, inverse=torch.tensor(inverse, dtype=dtype, device=device))
 
 
 def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,9 +27,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import trace_torch
-from benchmarks.timing import ceilings, timed, torch_device
+from benchmarks.timing import ceiling, timed
+from benchmarks.timing_torch import torch_ceiling, torch_device
+from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS, Family, ModelConfig
+from rome_jax.models.config import PRESETS, ModelConfig
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep
@@ -37,21 +39,6 @@ from rome_jax.trace.prompt import TracePrompt
 from rome_jax.trace.restore import DEFAULT_WINDOW, Kind
 
 MODELS = {name.split("/")[-1]: name for name in PRESETS}
-PROMPT, SPAN = 8, (2, 5)
-NOISE = 0.06  # three standard deviations of the random embeddings
-
-
-def make_prompt(ids: np.ndarray, span: tuple[int, int] = SPAN) -> TracePrompt:
-    """A prompt of tokens without text, whose answer is the model's own."""
-    pieces = tuple(f"<{token}>" for token in ids)
-    return TracePrompt(
-        "".join(pieces), "".join(pieces[slice(*span)]), tuple(ids.tolist()), pieces, span
-    )
-
-
-def every_place(num_tokens: int, num_layers: int) -> np.ndarray:
-    """int [T · L, 2], (token, layer), in the order of a table's rows."""
-    return np.argwhere(np.ones((num_tokens, num_layers), bool))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,57 +90,6 @@ class Setup:
     def torch_scores(self, kind: Kind, places: np.ndarray) -> np.ndarray:
         """Scores [N] at the places [N, 2], (token, layer)."""
         return trace_torch.sweep(self.twin, self.case, kind, places.tolist()).numpy()
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Floating-point operations of a table: of products with weights alone, attention itself is below 2 %."""
-
-    rome_jax: float
-    torch: float
-
-
-def programs(
-    config: ModelConfig, prompt: TracePrompt, kind: Kind, chunk_columns: int
-) -> list[tuple[int, int, int]]:
-    """(start layer, columns, places) of each program that `sweep.trace` runs, the padding counted in."""
-    tokens, layers = every_place(len(prompt.ids), config.num_layers).T
-    plan = sweep.plan_chunks(
-        prompt, tokens, layers, config.num_layers, kind=kind, chunk_columns=chunk_columns
-    )
-    return [(chunk.start, chunk.num_columns, chunk.num_places) for chunk in plan]
-
-
-def count_work(
-    config: ModelConfig, prompt: TracePrompt, samples: int, kind: Kind, chunk_columns: int
-) -> Work:
-    """Two operations a weight and token.
-
-    Args:
-      config, prompt, kind: what is traced.
-      samples: S, of the noise.
-      chunk_columns: of rome_jax's programs.
-
-    Example:
-      >>> work = count_work(config, prompt, 10, Kind.HIDDEN, 64)  # doctest: +SKIP
-      >>> work.rome_jax / work.torch  # doctest: +SKIP
-    """
-    width, num_layers = config.width, config.num_layers
-    layer = 2 * (4 * width**2 + 2 * width * config.mlp_width)
-    head = 2 * width * config.vocab_size
-    # In the last layer columns that are not read give keys and values; GPT-2's projection has the queries in it too.
-    keys_values = 2 * width**2 * (3 if config.family is Family.GPT2 else 2)
-    num_read = len(prompt.answer_columns)
-
-    padded = len(prompt.arrays(config.context_length).ids)
-    ours = (1 + samples) * (padded * num_layers * layer + num_read * head)
-    for begin, columns, places in programs(config, prompt, kind, chunk_columns):
-        below_last = columns * (num_layers - 1 - begin) * layer
-        last = columns * keys_values + places * num_read * layer
-        ours += samples * (below_last + last + places * num_read * head)
-
-    tokens = len(every_place(len(prompt.ids), num_layers)) * (1 + samples) * len(prompt.ids)
-    return Work(ours, tokens * (num_layers * layer + head))
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
@@ -229,9 +165,8 @@ def main() -> None:
             parser.error(f"--{name}={getattr(arguments, name)} must be at least 1.")
     # Read when jax meets its first array: by default it would take most of a GPU and leave torch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    device = torch_device()
-    size = 2048 if device.type == "cpu" else 8192
-    ours, theirs = ceilings(size, arguments.dtype, device)
+    size = 2048 if torch_device().type == "cpu" else 8192
+    ours, theirs = ceiling(size, arguments.dtype), torch_ceiling(size, arguments.dtype)
     print(f"{arguments.dtype} matrix product: jax {ours:.0f} GFLOP/s, torch {theirs:.0f} GFLOP/s")
     for name in arguments.models:
         compare(name, arguments)

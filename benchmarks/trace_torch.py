@@ -2,7 +2,7 @@
 
 Every restoration is one forward pass of a clean row and S noised ones through all layers and all positions, with the
 logits of all of them, as the original implementation does. It shares nothing with rome_jax but the names of the
-kinds, and gets the same weights, tokens and noise.
+kinds ("hidden", "mlp", "attn"), and gets the same weights, tokens and noise.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
-
-from rome_jax.trace.restore import Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Case:
 
 
 @torch.inference_mode()
-def sweep(model, case: Case, kind: Kind, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+def sweep(model, case: Case, kind: str, places: Sequence[tuple[int, int]]) -> torch.Tensor:
     """The probability of the clean run's answer after each restoration.
 
     Args:
@@ -47,7 +45,7 @@ def sweep(model, case: Case, kind: Kind, places: Sequence[tuple[int, int]]) -> t
       float32 [N], on the CPU.
 
     Example:
-      >>> sweep(model, case, Kind.HIDDEN, [(4, 0), (4, 1)]).shape  # doctest: +SKIP
+      >>> sweep(model, case, "hidden", [(4, 0), (4, 1)]).shape  # doctest: +SKIP
       torch.Size([2])
     """
     rows = case.ids.expand(1 + len(case.noise), -1)
@@ -62,13 +60,13 @@ def sweep(model, case: Case, kind: Kind, places: Sequence[tuple[int, int]]) -> t
     return torch.cat(scores).cpu()
 
 
-def modules(model, kind: Kind, layer: int, window: int) -> list[torch.nn.Module]:
+def modules(model, kind: str, layer: int, window: int) -> list[torch.nn.Module]:
     """Those whose outputs are restored together; windows end where the model does."""
     blocks = model.transformer.h
-    if kind is Kind.HIDDEN:
+    if kind == "hidden":
         return [blocks[layer]]
     first, stop = max(0, layer - window // 2), min(len(blocks), layer + (window + 1) // 2)
-    return [getattr(block, kind.value) for block in blocks[first:stop]]  # block.mlp or block.attn
+    return [getattr(block, kind) for block in blocks[first:stop]]  # block.mlp or block.attn
 
 
 @contextlib.contextmanager

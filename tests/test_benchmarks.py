@@ -7,13 +7,16 @@ pytest.importorskip("torch")
 
 from transformers import GPT2LMHeadModel
 
-from benchmarks import edit as benchmark
 from benchmarks import rome_torch
+from benchmarks.edit_case import first_case, make_inputs
+from benchmarks.timing import relative_error
 from rome_jax.covariance import SecondMoment
 from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.huggingface import save_params
 from tests.models.checkpoints import random_params, tiny_config
+
+pytestmark = pytest.mark.parity
 
 
 def test_torch_and_jax_give_one_edit(tmp_path):
@@ -24,16 +27,16 @@ def test_torch_and_jax_give_one_edit(tmp_path):
     config = ROMEConfig((1,), loss_threshold=0.0, v_weight_decay=0.01)
     root = np.random.default_rng(1).standard_normal((model_config.mlp_width,) * 2)
     matrix = root @ root.T / len(root) + np.eye(len(root))
-    inputs = benchmark.make_inputs(3, model_config.vocab_size)
+    inputs = make_inputs(3, model_config.vocab_size)
 
     result = rome.compute_from_inputs(
         params, model_config, inputs, config, {1: SecondMoment(matrix, 100)}
     )
-    case = benchmark.torch_case(inputs, config, np.linalg.inv(matrix))
+    case = rome_torch.Case.of(first_case(inputs, config), np.linalg.inv(matrix))
     assert case.ids.shape == (22, 19)  # ten tokens of prefix, eight of prompt, one of the target
     u, right = rome_torch.edit(model, case)
     (update,) = result.deltas[0].updates
-    assert benchmark.relative_error(np.asarray(update.left[:, 0]), u.numpy()) <= 1e-4
-    assert benchmark.relative_error(np.asarray(update.right[:, 0]), right.numpy()) <= 1e-4
+    assert relative_error(np.asarray(update.left[:, 0]), u.numpy()) <= 1e-4
+    assert relative_error(np.asarray(update.right[:, 0]), right.numpy()) <= 1e-4
     assert result.layers[0].optimization.steps.tolist() == [20] * 3
     assert np.linalg.norm(result.layers[0].optimization.delta[0]) > 0.1

@@ -20,6 +20,8 @@ from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.request import EditRequest
 from tests.models.checkpoints import random_params, tiny_config
 
+pytestmark = pytest.mark.parity
+
 CONFIG = tiny_config("gpt2", vocab_size=200, context_length=64)
 LAYER = 1
 

@@ -11,10 +11,13 @@ pytest.importorskip("torch")
 import torch
 
 from benchmarks import trace as benchmark
+from benchmarks import trace_case
 from rome_jax.models.config import Family
 from rome_jax.trace import sweep
 from rome_jax.trace.restore import Kind
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
+
+pytestmark = pytest.mark.parity
 
 LAYERS, SAMPLES = 12, 4  # windows of ten are cut at either end
 COLUMNS = 20  # several programs a table
@@ -89,7 +92,7 @@ def test_the_programs_counted_are_those_that_run(setup, kind, monkeypatch):
 
     monkeypatch.setattr(sweep, "restore", watched)
     setup.jax_table(kind, COLUMNS)
-    counted = benchmark.programs(setup.model.config, setup.prompt, kind, COLUMNS)
+    counted = trace_case.programs(setup.model.config, setup.prompt, kind, COLUMNS)
     assert counted == run
     assert len({start for start, *_ in run}) > 1
 
