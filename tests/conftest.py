@@ -1,12 +1,10 @@
 """Fixtures that all tests share: the golden numbers and the two random models that they belong to."""
 
 import functools
-import json
 import os
 import pathlib
-from types import SimpleNamespace
 
-import numpy as np
+import jaxlib.version
 import pytest
 
 # Programs are compiled once for all workers, scripts and notebooks of a run, and for the next one. To be set before jax
@@ -14,28 +12,27 @@ import pytest
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# As jax's own tests do: compiling is most of a run, and takes half the time without the optimisations.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# As jax's own tests do: compiling is most of a run, and takes half the time without the optimizations.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    # And a third less processor time with the plain code generator. XLA ends a process that has a flag it does not know.
+    if jaxlib.version.__version_info__ < (0, 12):
+        os.environ.setdefault(
+            "XLA_FLAGS",
+            "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+            "--xla_cpu_multi_thread_eigen=false",
+        )
 
 import jax  # noqa: E402
 
 from rome_jax.models.registry import load_model  # noqa: E402
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+from tests.golden_cases import GOLDEN, read_case  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def golden():
     """golden(name) -> its name, `info` (the .json) and `arrays` (the .npz)."""
 
-    @functools.cache
-    def read(name):
-        with np.load(GOLDEN / f"{name}.npz") as file:
-            arrays = dict(file)
-        info = json.loads((GOLDEN / f"{name}.json").read_text())
-        return SimpleNamespace(name=name, info=info, arrays=arrays)
-
-    return read
+    return read_case
 
 
 @pytest.fixture(scope="session")

@@ -4,76 +4,37 @@ Tolerances are those of tests/golden/README.md: max |a - b| / max |b| per array,
 layers, where the original's own float32 and float64 runs differ by 5e-4.
 """
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax import covariance
 from rome_jax.edit import rome
-from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta, rank_one_update
 from rome_jax.edit.inputs import EditInputs, tokenize
 from rome_jax.edit.key import layer_states, whitened_direction
 from rome_jax.edit.value import optimize_value
-from rome_jax.models.huggingface import layer_name
-from rome_jax.models.interventions import Delta, Leaf
-from rome_jax.positions import FactToken
-from rome_jax.request import EditRequest
+from rome_jax.models.interventions import Delta
 from rome_jax.tokens import TokenBatch, encode
+from tests.golden_cases import (
+    GOLDEN,
+    rome_config,
+    rome_delta,
+    rome_moments,
+    rome_requests,
+    rome_tolerance,
+)
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("rome_gpt*.npz"))
 # "last" of the original means column -1 of the padded batch, so δ lands on padding: only the stages can repeat that.
 END_TO_END = [case for case in CASES if not case.endswith("_last") or case.endswith("after_last")]
-
-
-def tolerance(case: str) -> float:
-    return 1e-3 if "multilayer" in case else 1e-4
 
 
 def assert_close(actual, wanted, case, what):
     actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
     assert actual.shape == wanted.shape, what
     error = np.abs(actual - wanted).max() / np.abs(wanted).max()
-    assert error <= tolerance(case), f"{what}: {error:.2e}"
-
-
-def hyperparameters(case) -> ROMEConfig:
-    hparams = case.info["hparams"]
-    names = (
-        "v_num_grad_steps v_lr v_weight_decay clamp_norm_factor kl_factor mom2_adjustment".split()
-    )
-    return ROMEConfig(
-        layers=tuple(hparams["layers"]),
-        fact_token=FactToken(hparams["fact_token"]),
-        **{name: hparams[name] for name in names},
-    )
-
-
-def moments(model, layers):
-    folder = GOLDEN / "stats_files" / model.config.family.value
-    files = {
-        layer: folder / f"{layer_name(model.config, Leaf.MLP_DOWN, layer)}_float32_mom2_500.npz"
-        for layer in layers
-    }
-    return {layer: covariance.load_reference(file) for layer, file in files.items()}
-
-
-def requests_of(case) -> list[EditRequest]:
-    return [
-        EditRequest(r["prompt"], r["subject"], r["target_new"]["str"])
-        for r in case.info["requests"]
-    ]
-
-
-def golden_delta(case, model, request: int, layer: int) -> np.ndarray:
-    """ΔW of the original as [F, D]; GPT-J's file has it transposed."""
-    name = f"r{request}_wdelta.{layer_name(model.config, Leaf.MLP_DOWN, layer)}.weight"
-    delta = case.arrays[name]
-    return delta if delta.shape == (model.config.mlp_width, model.config.width) else delta.T
+    assert error <= rome_tolerance(case), f"{what}: {error:.2e}"
 
 
 def check_losses(case, prefix, result):
@@ -88,7 +49,7 @@ def check_losses(case, prefix, result):
         assert np.isnan(actual[len(wanted) :]).all(), f"{name} went on after the original stopped"
         # The terms start at 0, and the loss is what they are parts of: its size is the scale of all four.
         scale = np.abs(case.arrays[f"{prefix}step_loss"]).max()
-        assert np.abs(actual[: len(wanted)] - wanted).max() / scale <= tolerance(case.name), name
+        assert np.abs(actual[: len(wanted)] - wanted).max() / scale <= rome_tolerance(case.name), name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,10 +57,10 @@ def test_stages_repeat_the_original(name, golden, golden_model):
     """Every stage, fed with the original's own token arrays; all of its requests and layers, in its order."""
     case = golden(name)
     model = golden_model(case.info["model"])
-    config = hyperparameters(case)
-    stats = moments(model, config.layers)
+    config = rome_config(case)
+    stats = rome_moments(model, config.layers)
     params, arrays = model.params, case.arrays
-    for index, request in enumerate(requests_of(case)):
+    for index, request in enumerate(rome_requests(case)):
         updates = []
         for layer in config.layers:
             prefix = f"r{index}_l{layer}_"
@@ -140,7 +101,7 @@ def test_stages_repeat_the_original(name, golden, golden_model):
                 edited["blocks"]["mlp"]["down"]["kernel"][layer]
                 - params["blocks"]["mlp"]["down"]["kernel"][layer]
             )
-            assert_close(difference, golden_delta(case, model, index, layer), name, "ΔW")
+            assert_close(difference, rome_delta(case, model, index, layer), name, "ΔW")
         params = edited  # the original's requests of one call build on each other
 
 
@@ -149,13 +110,13 @@ def test_compute_repeats_the_original(name, golden, golden_model):
     """From the request's text to ΔW, tokenisation and positions included."""
     case = golden(name)
     model = golden_model(case.info["model"])
-    config = hyperparameters(case)
-    for index, request in enumerate(requests_of(case)):
+    config = rome_config(case)
+    for index, request in enumerate(rome_requests(case)):
         result = rome.compute(
             model,
             [request],
             config,
-            covariance=moments(model, config.layers),
+            covariance=rome_moments(model, config.layers),
             templates=case.info["context_templates"],
         )
         for edit in result.layers:
@@ -170,7 +131,7 @@ def test_compute_repeats_the_original(name, golden, golden_model):
         for layer in config.layers:
             kernel = ("blocks", "mlp", "down", "kernel")
             difference = _at(edited, kernel)[layer] - _at(model.params, kernel)[layer]
-            assert_close(difference, golden_delta(case, model, index, layer), name, "ΔW")
+            assert_close(difference, rome_delta(case, model, index, layer), name, "ΔW")
         model = model.replace(params=edited)
 
 
@@ -178,10 +139,10 @@ def test_token_arrays_are_those_of_the_original(golden, golden_model):
     for name in END_TO_END:
         case = golden(name)
         model = golden_model(case.info["model"])
-        config = hyperparameters(case)
+        config = rome_config(case)
         inputs = tokenize(
             model.tokenizer,
-            requests_of(case),
+            rome_requests(case),
             case.info["context_templates"],
             config.fact_token,
             model.config.context_length,

@@ -13,21 +13,9 @@ from rome_jax.tokens import TokenBatch
 from rome_jax.trace import sweep
 from rome_jax.trace.noise import subject_embedding_std
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import Kind
+from tests.golden_cases import TRACE_TABLES, TRACE_TOLERANCE
 
 CASES = ("gpt2_one_token", "gpt2_mid", "gptj_one_token", "gptj_start")
-TOLERANCE = 1e-5  # absolute, of probabilities
-
-TABLES = {
-    "default": {},
-    "mlp_w10": {"kind": Kind.MLP},
-    "attn_w10": {"kind": Kind.ATTN},
-    "mlp_w3": {"kind": Kind.MLP, "window": 3},
-    "attn_w4": {"kind": Kind.ATTN, "window": 4},
-    "mlp_w1": {"kind": Kind.MLP, "window": 1},
-}
-
-
 @pytest.fixture(params=CASES)
 def found(request, golden):
     """A golden file."""
@@ -44,7 +32,7 @@ def case(found, golden_model):
 
 def check(model, prompt, runs, arrays, name, **options):
     table = sweep.trace(model, prompt, runs, **options)
-    np.testing.assert_allclose(table, arrays[f"{name}_scores"], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(table, arrays[f"{name}_scores"], rtol=0, atol=TRACE_TOLERANCE)
 
 
 def start(case, noise, **options):
@@ -63,8 +51,8 @@ def test_every_table(case):
     runs = start(case, arrays["noise_unit"])
     assert int(runs.target[0]) == int(arrays["answer_id"])
     for score, name in ((runs.clean_score, "high"), (runs.corrupted_score, "low")):
-        assert float(score) == pytest.approx(float(arrays[f"default_{name}_score"]), abs=TOLERANCE)
-    for name, options in TABLES.items():
+        assert float(score) == pytest.approx(float(arrays[f"default_{name}_score"]), abs=TRACE_TOLERANCE)
+    for name, options in TRACE_TABLES.items():
         check(model, prompt, runs, arrays, name, **options)
     check(model, prompt, runs, arrays, "subject_last", tokens=[prompt.span[1] - 1])
 
@@ -74,7 +62,7 @@ def test_uniform_noise(case):
     runs = start(case, arrays["noise_unit_uniform"])
     check(model, prompt, runs, arrays, "uniform")
     low = float(arrays["uniform_low_score"])
-    assert float(runs.corrupted_score) == pytest.approx(low, abs=TOLERANCE)
+    assert float(runs.corrupted_score) == pytest.approx(low, abs=TRACE_TOLERANCE)
 
 
 def test_replaced_embeddings(case):
@@ -87,7 +75,7 @@ def test_replaced_embeddings(case):
     # Nothing before the subject helps: the table itself says what the baseline is.
     if prompt.span[0]:
         assert float(runs.corrupted_score) == pytest.approx(
-            float(arrays["replace_scores"][0, 0]), abs=TOLERANCE
+            float(arrays["replace_scores"][0, 0]), abs=TRACE_TOLERANCE
         )
 
 
@@ -98,7 +86,7 @@ def test_severed_modules(case, name, site):
     held, runs = (start(case, arrays[f"repatch_noise_unit_pass{n}"]) for n in (1, 2))
     table = sweep.trace(model, prompt, runs, severed=(site,), held=held)
     wanted = arrays[f"repatch_table_{name}_severed"]
-    np.testing.assert_allclose(table, wanted, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(table, wanted, rtol=0, atol=TRACE_TOLERANCE)
 
 
 def test_fewer_samples_of_less_noise(case):
@@ -172,13 +160,13 @@ def test_states_patched_together(case, found):
         noise = arrays["noise_unit"] * (unit if chosen["tokens_to_mix"] else 0.0)
         answers = probabilities(model, prompt, noise, chosen["states_to_patch"])
         wanted = float(arrays[f"patch_{name}"])
-        assert answers[int(arrays["answer_id"])] == pytest.approx(wanted, abs=TOLERANCE), name
+        assert answers[int(arrays["answer_id"])] == pytest.approx(wanted, abs=TRACE_TOLERANCE), name
         if name == "several":
             np.testing.assert_allclose(
                 answers[arrays["patch_answers_t"]],
                 arrays["patch_several_answers"],
                 rtol=0,
-                atol=TOLERANCE,
+                atol=TRACE_TOLERANCE,
             )
 
 
@@ -194,7 +182,7 @@ def test_states_of_a_patched_run(case, found):
     error = np.abs(captured - wanted[1:].transpose(2, 0, 1, 3)).max()
     assert error <= 1e-5 * np.abs(wanted).max()
     answer = probabilities(*arguments)[int(arrays["answer_id"])]
-    assert answer == pytest.approx(float(arrays["patch_traced_probs"]), abs=TOLERANCE)
+    assert answer == pytest.approx(float(arrays["patch_traced_probs"]), abs=TRACE_TOLERANCE)
 
 
 def test_states_patched_and_unpatched_together(case, found):
@@ -205,7 +193,7 @@ def test_states_patched_and_unpatched_together(case, found):
         noise = second if held else first  # without states to hold there is no second pass
         answers = probabilities(model, prompt, noise, chosen["states_to_patch"], first, held)
         wanted = float(arrays[f"repatch_{name}"])
-        assert answers[int(arrays["answer_id"])] == pytest.approx(wanted, abs=TOLERANCE), name
+        assert answers[int(arrays["answer_id"])] == pytest.approx(wanted, abs=TRACE_TOLERANCE), name
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj"])
@@ -217,4 +205,4 @@ def test_clean_answers_of_several_prompts(family, golden, golden_model):
         runs = sweep.start(model, prompt, np.zeros((1, *width), np.float32))
         assert int(runs.target[0]) == int(found.arrays["single_preds"][index])
         wanted = float(found.arrays["single_probs"][index])
-        assert float(runs.clean_score) == pytest.approx(wanted, abs=TOLERANCE)
+        assert float(runs.clean_score) == pytest.approx(wanted, abs=TRACE_TOLERANCE)

@@ -1,0 +1,238 @@
+"""Whether everything is right on this device: golden numbers within the tolerances that hold on CPUs, and invariants.
+
+The golden files are those of the tests (tests/golden). Cases run in parallel threads: compiling takes the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu.child import Context
+from benchmarks.timing import relative_error
+from eval.datasets import DatasetName, load_dataset
+from rome_jax.covariance import load_shipped
+from rome_jax.edit import rome
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.delta import apply_delta
+from rome_jax.key_sums import KeySums
+from rome_jax.models import forward
+from rome_jax.models.interventions import Site
+from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.tokens import TokenBatch, encode
+from rome_jax.trace import sweep
+from rome_jax.trace.prompt import TracePrompt
+from tests import golden_cases as golden
+
+_ROME = ("rome_gpt2_subject_end", "rome_gptj_subject_end", "rome_gpt2_clamp", "rome_gptj_early")
+_TRACES = ("trace_gpt2_mid", "trace_gptj_start")
+_MOVED = ("rome_gpt2_subject_end", "trace_gpt2_mid")  # by other precisions
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One figure and what it may be.
+
+    Attributes:
+      name: of the case.
+      figure: what of it.
+      error: how far it is off.
+      tolerance: at most; that of the tests.
+    """
+
+    name: str
+    figure: str
+    error: float
+    tolerance: float
+
+    @property
+    def right(self) -> bool:
+        """Whether it holds; NaN does not."""
+        return self.error <= self.tolerance
+
+
+def run(context: Context) -> None:
+    """Writes a row for each check, then how far other precisions move an edit and a trace."""
+    tiny = context.tiny
+    rome_cases, traces = (_ROME[:1], _TRACES[:1]) if tiny else (_ROME, _TRACES)
+    checks: list[Callable[[], Iterable[Check]]] = [
+        *(functools.partial(check_rome, name) for name in rome_cases),
+        *(functools.partial(check_trace, name) for name in traces),
+        *(functools.partial(check_forward, family) for family in ("gpt2", "gptj")),
+        check_moments,
+        functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),
+    ]
+    for family in ("gpt2", "gptj"):
+        golden_model(family)  # transformers cannot be imported by several threads at once
+    wrong = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(attempt, checks):
+            for check in found:
+                row = dataclasses.asdict(check) | {"right": check.right}
+                context.emit("float32 at highest precision", row)
+                wrong += not check.right
+        settings = [
+            ("TF32 (default precision of NVIDIA GPUs)", {"precision": "default"}),
+            ("bfloat16 weights", {"dtype": "bfloat16"}),
+        ]
+        moved = pool.map(
+            lambda setting: precision_row(*setting), settings[1:] if tiny else settings
+        )
+        for row in moved:
+            context.emit("how far other precisions move one edit and one trace", row)
+    if wrong:
+        raise SystemExit(f"{wrong} figures are wrong: see the table.")
+
+
+def attempt(check: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The figures of a check; if it fails, its traceback is printed and the other checks go ahead."""
+    try:
+        return list(check())
+    except Exception as error:  # whatever a device makes it raise
+        traceback.print_exc()
+        name = getattr(check, "func", check).__name__
+        arguments = ", ".join(map(str, getattr(check, "args", ())))
+        return [Check(f"{name}({arguments})", f"{type(error).__name__}", float("nan"), 0.0)]
+
+
+def largest(actual: jax.typing.ArrayLike, wanted: jax.typing.ArrayLike) -> float:
+    """max |a - b| / max |b|."""
+    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
+    return float(np.abs(actual - wanted).max() / np.abs(wanted).max())
+
+
+@functools.cache
+def golden_model(family: str, **options: str) -> LanguageModel:
+    """The random model behind the golden numbers."""
+    return load_model(golden.GOLDEN / "ckpt" / family, **options)
+
+
+def rome_errors(name: str, **options: str) -> dict[str, float]:
+    """Errors of u, v* and ΔW of a ROME run's first request and layer."""
+    case = golden.read_case(name)
+    model = golden_model(case.info["model"], **options)
+    config = golden.rome_config(case)
+    result = rome.compute(
+        model,
+        golden.rome_requests(case)[:1],
+        config,
+        covariance=golden.rome_moments(model, config.layers),
+        templates=case.info["context_templates"],
+    )
+    edit, (update, *_) = result.layers[0], result.deltas.updates
+    change = np.asarray(update.left[0] @ update.right[0].T)
+    prefix = f"r0_l{edit.layer}_"
+    return {
+        "u": largest(edit.u[0], case.arrays[prefix + "u"]),
+        "v*": largest(edit.value[0], case.arrays[prefix + "target"]),
+        "ΔW": largest(change, golden.rome_delta(case, model, 0, edit.layer)),
+    }
+
+
+def trace_errors(name: str, tables: Sequence[str], **options: str) -> Iterator[tuple[str, float]]:
+    """Largest absolute error of some of a trace's tables."""
+    case = golden.read_case(name)
+    model = golden_model(case.info["model"], **options)
+    prompt = TracePrompt.of(model.tokenizer, case.info["prompt"], case.info["subject"])
+    noise = (case.arrays["noise_unit"] * case.info["noise"]).astype(np.float32)
+    runs = sweep.start(model, prompt, jnp.asarray(noise))
+    for table in tables:
+        scores = sweep.trace(model, prompt, runs, **golden.TRACE_TABLES[table])
+        yield table, float(np.abs(scores - case.arrays[f"{table}_scores"]).max())
+
+
+def check_rome(name: str) -> Iterator[Check]:
+    """A ROME run from the request's text to ΔW."""
+    for figure, error in rome_errors(name).items():
+        yield Check(name, figure, error, golden.rome_tolerance(name))
+
+
+def check_trace(name: str) -> Iterator[Check]:
+    """Tables of restored states and windows."""
+    for table, error in trace_errors(name, tuple(golden.TRACE_TABLES)):
+        yield Check(name, table, error, golden.TRACE_TOLERANCE)
+
+
+def check_forward(family: str) -> Iterator[Check]:
+    """Logits, and keys and values of all layers."""
+    arrays = golden.read_case(f"forward_{family}").arrays
+    model = golden_model(family)
+    mask = arrays["attention_mask"].astype(bool)
+    batch = TokenBatch(arrays["input_ids"].astype(np.int32), mask)
+    logits = np.asarray(forward.logits(model.params, model.config, batch))
+    sites = {Site.MLP_KEY: "mlp_key", Site.MLP_OUT: "mlp_out", Site.RESIDUAL: "block_out"}
+    captured = forward.capture(model.params, model.config, batch, tuple(sites))
+    found = {"logits": logits[mask]} | {n: captured[s][:, mask] for s, n in sites.items()}
+    for figure, actual in found.items():
+        wanted = arrays[figure][mask] if figure == "logits" else arrays[figure][:, mask]
+        error = largest(actual, wanted)
+        yield Check(f"forward_{family}", figure, error, golden.FORWARD_TOLERANCE)
+
+
+def check_moments() -> Iterator[Check]:
+    """Sums of outer products of keys, against float64 sums of the same keys on the host."""
+    model = golden_model("gpt2")
+    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(8, 64))
+    batch = TokenBatch(ids.astype(np.int32), np.ones(ids.shape, bool))
+    sums = KeySums(model.params, model.config, [4])
+    sums.add(batch)
+    captured = forward.capture(model.params, model.config, batch, (Site.MLP_KEY,), stop=5)
+    keys = np.asarray(captured[Site.MLP_KEY][4], np.float64).reshape(-1, model.config.mlp_width)
+    error = relative_error(np.triu(sums.totals[4]), np.triu(keys.T @ keys))
+    yield Check("second moment", "Σ k kᵀ of layer 4", error, 1e-6)
+
+
+def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
+    """An edit is the same alone and among others, factored and merged."""
+    model = load_model("factworld-gpt2")
+    dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=max(chunk_sizes))
+    requests = [record.request for record in dataset.records]
+    computed = {
+        size: rome.compute_deltas(
+            model,
+            requests,
+            ROMEConfig.for_model(model.name),
+            covariance=load_shipped(model.name),
+            templates=["{}", "The truth is. {}"],
+            chunk_size=size,
+        )
+        for size in chunk_sizes
+    }
+    changes = {size: _matrices(deltas) for size, deltas in computed.items()}
+    alone = changes[chunk_sizes[0]]
+    for size in chunk_sizes[1:]:
+        error = max(map(relative_error, changes[size], alone))
+        yield Check("chunk size", f"ΔW in chunks of {size} and alone", error, 1e-4)
+
+    deltas = computed[chunk_sizes[-1]]
+    batch = encode(model.tokenizer, [request.text for request in requests])
+    last = batch.mask.sum(1, keepdims=True).astype(np.int32) - 1
+    together = forward.logits(model.params, model.config, batch, positions=last, deltas=deltas)
+    for case in (0, len(requests) - 1):
+        row = TokenBatch(batch.ids[case : case + 1], batch.mask[case : case + 1])
+        params = apply_delta(model.params, deltas[case])
+        merged = forward.logits(params, model.config, row, positions=last[case : case + 1])
+        error = largest(together[case], merged[0])
+        yield Check("factored", f"logits in a batch and merged alone, edit {case}", error, 1e-5)
+
+
+def _matrices(deltas) -> Iterator[np.ndarray]:
+    (update,) = deltas.updates
+    return [np.asarray(a @ b.T) for a, b in zip(update.left, update.right, strict=True)]
+
+
+def precision_row(label: str, options: dict[str, str]) -> dict[str, object]:
+    """How far one edit and one trace are from the golden numbers with other products or weights."""
+    edit, trace = _MOVED
+    moved = rome_errors(edit, **options)
+    ((_, error),) = trace_errors(trace, ["default"], **options)
+    row = {f"{figure}, max |a − b| / max |b|": value for figure, value in moved.items()}
+    return {"arithmetic": label, **row, "trace table, largest difference": error}

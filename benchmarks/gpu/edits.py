@@ -1,0 +1,120 @@
+"""ROME edits at the real size: seconds, work and memory; alone and in chunks. `edits_torch` compares."""
+
+from __future__ import annotations
+
+import functools
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from benchmarks.edit_case import STEPS, count_work, first_case, make_inputs
+from benchmarks.gpu import sizes, weights
+from benchmarks.gpu.card import CEILINGS
+from benchmarks.gpu.child import Context
+from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
+from benchmarks.gpu.moment import moment_root
+from rome_jax.edit import rome
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.inputs import EditInputs
+from rome_jax.models.config import ModelConfig, to_hf
+
+# (edits, of them in one chunk), in rounds: what a round compiles, it compiles side by side.
+_ROUNDS = {
+    "float32": [[(1, 1), (8, 8)], [(32, 32)]],
+    "bfloat16": [[(1, 1), (32, 32)], [(128, 32)]],
+}
+_TINY_ROUNDS = {"float32": [[(1, 1), (4, 2)]], "bfloat16": [[(1, 1)]]}
+
+
+def run(context: Context) -> None:
+    """Times edits, after it has handed the first one's ΔW on."""
+    size, dtype = sizes.Size.of(context.size, context.tiny), context.dtype
+    config = ROMEConfig((size.layer,), v_num_grad_steps=STEPS, loss_threshold=0.0)
+    with ThreadPoolExecutor() as pool:  # the factor of C on the host, the weights on the device
+        moment = pool.submit(sizes.second_moment, size.config.mlp_width)
+        params = jax.block_until_ready(weights.random_params(size.config, dtype))
+        moments = {size.layer: moment.result()}
+
+    def edit(inputs: EditInputs) -> rome.ROMEResult:
+        return rome.compute_from_inputs(params, size.config, inputs, config, moments)
+
+    top, longest, warm = ceiling(context, dtype), 0.0, set()
+    for number, counts in enumerate((_TINY_ROUNDS if context.tiny else _ROUNDS)[dtype]):
+        batches = {
+            (edits, chunk): [
+                make_inputs(chunk, size.config.vocab_size, seed) for seed in range(edits // chunk)
+            ]
+            for edits, chunk in counts
+        }
+        new = {chunk: batch[0] for (_, chunk), batch in batches.items() if chunk not in warm}
+        if new and context.seconds_left < longest:
+            print(f"no time left to compile chunks of {sorted(new)}")
+            return
+        results, longest, compiling = warm_up([functools.partial(edit, x) for x in new.values()])
+        warm |= set(new)
+        if number == 0:
+            _hand_on(context, new[1], config, size.config, results[0])
+        if new:
+            context.emit(
+                f"{context.size}, compiling",
+                {
+                    "dtype": dtype,
+                    "chunks of": ", ".join(map(str, new)),
+                    "s until all had run": longest,
+                    "s of all programs": compiling,
+                },
+            )
+        for (edits, chunk), batch in batches.items():
+            total, _ = median_seconds(lambda batch=batch: [edit(inputs).deltas for inputs in batch])
+            work = count_work(size.config, batch[0], size.layer).rome_jax * edits
+            reached = work / total / 1e12
+            context.emit(
+                f"{context.size}, edits",
+                {
+                    "side": "rome_jax",
+                    "dtype": dtype,
+                    "edits": edits,
+                    "in chunks of": chunk,
+                    "s per edit": total / edits,
+                    "TFLOP per edit": work / edits / 1e12,
+                    "TFLOP/s": reached,
+                    "of the ceiling": None if top is None else f"{reached / top:.0%}",
+                    "peak GiB so far": peak_gib(),
+                },
+            )
+
+
+def ceiling(context: Context, dtype: str) -> float | None:
+    """TFLOP/s of jax's matrix product in the arithmetic of a dtype; None if it was not measured."""
+    what = "float32, highest" if dtype == "float32" else dtype
+    found = [
+        row["TFLOP/s"]
+        for row in context.rows(CEILINGS)
+        if (row["side"], row["matrix product"]) == ("jax", what)
+    ]
+    return found[0] if found else None
+
+
+def _hand_on(
+    context: Context,
+    inputs: EditInputs,
+    config: ROMEConfig,
+    model_config: ModelConfig,
+    result: rome.ROMEResult,
+) -> None:
+    """Everything that PyTorch needs to make the same edit, and ours."""
+    (update,) = result.deltas.updates
+    arrays = {
+        "left": np.asarray(update.left[0, :, 0]),
+        "right": np.asarray(update.right[0, :, 0]),
+        "root": moment_root(model_config.mlp_width),
+    }
+    parts = first_case(inputs, config)
+    arrays |= {f"case_{name}": np.asarray(value) for name, value in parts.items()}
+    np.savez(
+        context.handed(f"edit_{context.size}_{context.dtype}.npz"),
+        config=json.dumps(to_hf(model_config)),
+        **arrays,
+    )

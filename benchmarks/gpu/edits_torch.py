@@ -1,0 +1,101 @@
+"""The same ROME edit in PyTorch: first the proof that it is the same, then the time."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import rome_torch
+from benchmarks.gpu.child import Context
+from benchmarks.gpu.moment import inverse
+from benchmarks.gpu.weights_torch import random_gpt2
+from benchmarks.timing_torch import synchronize, torch_device
+
+# ‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖ of the same edit: rounding, which twenty steps of Adam and C⁻¹ magnify.
+_SAME = {"float32": 1e-3, "bfloat16": 0.2}
+_REPEATS = 3
+
+
+def run(context: Context) -> None:
+    """Writes PyTorch's row, and the ratio if both sides gave one ΔW."""
+    path = context.handed(f"edit_{context.size}_{context.dtype}.npz")
+    if not path.is_file():
+        raise SystemExit("rome_jax left no edit to compare with: see its part.")
+    with np.load(path) as file:
+        handed = dict(file)
+    device = torch_device()
+    model = random_gpt2(json.loads(str(handed["config"])), context.dtype, device)
+    case = _case(handed, device)
+
+    def edit() -> tuple[float, tuple[torch.Tensor, torch.Tensor]]:
+        synchronize()
+        begun = time.perf_counter()
+        with device:
+            factors = rome_torch.edit(model, case)
+        synchronize()
+        return time.perf_counter() - begun, factors
+
+    _, (left, right) = edit()
+    difference = rank_one_difference(
+        (handed["left"], handed["right"]), (left.cpu().numpy(), right.cpu().numpy())
+    )
+    same = difference <= _SAME[context.dtype]
+    seconds = statistics.median(edit()[0] for _ in range(_REPEATS))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    table = f"{context.size}, edits"
+    ours = [row for row in context.rows(table) if row["dtype"] == context.dtype]
+    context.emit(
+        table,
+        {
+            "side": "PyTorch",
+            "dtype": context.dtype,
+            "edits": 1,
+            "in chunks of": 1,
+            "s per edit": seconds,
+            "peak GiB so far": peak,
+        },
+    )
+    for row in ours:
+        context.emit(
+            f"{context.size}, edits against PyTorch",
+            {
+                "dtype": context.dtype,
+                "edits": row["edits"],
+                "‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖": difference,
+                "the same edit": same,
+                "times faster": seconds / row["s per edit"] if same else None,
+            },
+        )
+
+
+def _case(handed: Mapping[str, Any], device: torch.device) -> rome_torch.Case:
+    """The edit on its device."""
+    parts = {
+        name.removeprefix("case_"): value if value.ndim else value.item()
+        for name, value in handed.items()
+        if name.startswith("case_")
+    }
+    return rome_torch.Case.of(parts, inverse(handed["root"]), device)
+
+
+def rank_one_difference(
+    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """‖l₁ ⊗ r₁ − l₂ ⊗ r₂‖ / ‖l₂ ⊗ r₂‖ without either matrix.
+
+    Example:
+      >>> one = np.array([3.0, 4.0]), np.array([1.0, 2.0])
+      >>> rank_one_difference(one, (one[0], 2 * one[1]))
+      0.5
+    """
+    (l1, r1), (l2, r2) = ((np.float64(left), np.float64(right)) for left, right in (ours, theirs))
+    # l₁ ⊗ r₁ − l₂ ⊗ r₂ = (l₁ − l₂) ⊗ r₁ + l₂ ⊗ (r₁ − r₂): no small difference of large squares.
+    a, b = l1 - l2, r1 - r2
+    square = (a @ a) * (r1 @ r1) + 2 * (a @ l2) * (r1 @ b) + (l2 @ l2) * (b @ b)
+    return float(np.sqrt(max(square, 0.0) / ((l2 @ l2) * (r2 @ r2))))

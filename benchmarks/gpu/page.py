@@ -1,0 +1,67 @@
+"""One Markdown page from the rows of a check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.gpu.runner import Stage
+
+Row = Mapping[str, Any]
+
+
+def render(stages: Sequence[Stage], rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+      stages: of the check; each is a section.
+      rows: measurements, which name their table, and the parts' outcomes, which have a status.
+      about: what the head says, by label.
+
+    Example:
+      >>> render([], [], {"commit": "abc"}).splitlines()[2]
+      '- commit: abc'
+    """
+    lines = ["# A check on one device", ""]
+    lines += [f"- {label}: {value}" for label, value in about.items()] + [""]
+    for stage in stages:
+        own = [row for row in rows if row["stage"] == stage.name]
+        lines += [f"## {stage.name}", "", stage.about, ""]
+        tables: dict[str, list[Row]] = {}
+        for row in own:
+            if "table" in row:
+                tables.setdefault(row["table"], []).append(row["row"])
+        for name, entries in tables.items():
+            lines += [f"**{name}**", "", *_table(entries), ""]
+        lines += _outcomes([row for row in own if "status" in row])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(entries: Sequence[Row]) -> list[str]:
+    columns = list(dict.fromkeys(column for entry in entries for column in entry))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for entry in entries:
+        lines.append("| " + " | ".join(_cell(entry.get(column)) for column in columns) + " |")
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _outcomes(outcomes: Sequence[Row]) -> list[str]:
+    """A line for each part, and what a failed one said last."""
+    lines = []
+    for outcome in outcomes:
+        line = f"- {outcome['part']}: {outcome['status']}, {outcome['seconds']:g} s"
+        if outcome["status"] != "failed":
+            lines.append(line + (f" ({outcome['message']})" if outcome["message"] else ""))
+        else:
+            lines += [line, "", "```", outcome["message"].replace("```", "'''"), "```", ""]
+    return [*lines, ""] if lines else lines

@@ -1,0 +1,89 @@
+"""Causal tracing at the real size: a whole table of each kind. `traces_torch` compares."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu import sizes, weights
+from benchmarks.gpu.child import Context
+from benchmarks.gpu.edits import ceiling
+from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
+from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
+from rome_jax.models.config import to_hf
+from rome_jax.models.registry import LanguageModel
+from rome_jax.trace import sweep
+from rome_jax.trace.restore import Kind
+
+SAMPLES = 10
+_CHUNK_COLUMNS = (sweep.CHUNK_COLUMNS, 256, 1024)
+
+
+def run(context: Context) -> None:
+    """Finds the best `--chunk_columns` on one kind, then times all of them with it."""
+    config, dtype = sizes.Size.of(context.size, context.tiny).config, context.dtype
+    params = weights.random_params(config, dtype)
+    model = LanguageModel(context.size, config, params, None, "random weights")
+    generator = np.random.default_rng(0)
+    prompt = make_prompt(generator.integers(config.vocab_size, size=PROMPT))
+    shape = (SAMPLES, SPAN[1] - SPAN[0], config.width)
+    noise = NOISE * generator.standard_normal(shape, np.float32)
+    on_device, window = jnp.asarray(noise), sweep.default_window(config.num_layers)
+
+    def trace(kind: Kind, chunk_columns: int) -> tuple[np.ndarray, float]:
+        runs = sweep.start(model, prompt, on_device)
+        table = sweep.trace(
+            model, prompt, runs, kind=kind, window=window, chunk_columns=chunk_columns
+        )
+        return table, float(runs.corrupted_score)
+
+    columns = _CHUNK_COLUMNS[:1] if context.tiny else _CHUNK_COLUMNS
+    _, seconds, compiling = warm_up(
+        [functools.partial(trace, Kind.HIDDEN, count) for count in columns]
+    )
+    context.emit(
+        f"{context.size}, compiling a trace",
+        {"dtype": dtype, "s in parallel": seconds, "s of all programs": compiling},
+    )
+    tried = {}
+    for count in columns:
+        tried[count], _ = median_seconds(functools.partial(trace, Kind.HIDDEN, count))
+        row = {"kind": str(Kind.HIDDEN), "chunk_columns": count, "s per table": tried[count]}
+        context.emit(f"{context.size}, how many columns at once", row)
+    best = min(tried, key=tried.get)
+    warm_up([functools.partial(trace, kind, best) for kind in Kind])
+
+    tables, top = {}, ceiling(context, dtype)
+    for kind in Kind:
+        seconds, (table, corrupted) = median_seconds(functools.partial(trace, kind, best))
+        tables |= {f"table_{kind}": table, "corrupted": np.float64(corrupted)}
+        work = count_work(config, prompt, SAMPLES, kind, best, window)
+        reached = work.rome_jax / seconds / 1e12
+        context.emit(
+            f"{context.size}, traces",
+            {
+                "side": "rome_jax",
+                "dtype": dtype,
+                "kind": str(kind),
+                "places": len(every_place(PROMPT, config.num_layers)),
+                "chunk_columns": best,
+                "s per table": seconds,
+                "of the naive work": f"{work.rome_jax / work.torch:.1%}",
+                "TFLOP/s": reached,
+                "of the ceiling": None if top is None else f"{reached / top:.0%}",
+                "peak GiB so far": peak_gib(),
+            },
+        )
+    np.savez(
+        context.handed(f"trace_{context.size}_{dtype}.npz"),
+        config=json.dumps(to_hf(config)),
+        ids=np.array(prompt.ids),
+        span=np.array(SPAN),
+        window=window,
+        noise=noise,
+        places=every_place(PROMPT, config.num_layers),
+        **tables,
+    )
