@@ -170,7 +170,7 @@ class Setup:
             config.context_length,
         )
         parts = edit_case.first_case(tokens, self.config)
-        case = rome_torch.Case.of(parts, self.inverse, device, self.twin.dtype)
+        case = rome_torch.Case.of(parts, self.inverse, device)
         queries = counterfact.plan(self.model, [record]).queries
         pairs = [(query.prompt, target) for query in queries for target in query.targets]
         rows = evaluate_torch.Rows.of(pairs, device)

@@ -47,7 +47,6 @@ class Case:
         parts: Mapping[str, Any],
         inverse: np.ndarray,
         device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
     ) -> Case:
         """From what `edit_case.first_case` gives.
 
@@ -55,17 +54,19 @@ class Case:
           parts: arrays and numbers by name.
           inverse: [F, F], C⁻¹.
           device: the model's; None for the CPU.
-          dtype: of the model's weights, in which C⁻¹ is multiplied.
         """
         parts = {
             name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
             for name, value in parts.items()
         }
-        return cls(**parts, inverse=torch.tensor(inverse, dtype=dtype, device=device))
+        return cls(**parts, inverse=torch.tensor(inverse, dtype=torch.float32, device=device))
 
 
 def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of ΔW = u ⊗ right, with the key mode of the published code: u [F], right [D]."""
+    """The factors of ΔW = u ⊗ right, with the key mode of the published code: float32 u [F], right [D].
+
+    The arithmetic of the edit is float32, whatever the weights are.
+    """
     mlp = model.transformer.h[case.layer].mlp
     rows = torch.arange(len(case.ids))
     found = {}
@@ -75,8 +76,8 @@ def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         model(case.ids, attention_mask=case.mask)
     hook.remove()
-    keys = found["key"][rows, case.lookup][:-1]
-    start = found["value"][0, case.lookup[0]]
+    keys = found["key"][rows, case.lookup][:-1].float()
+    start = found["value"][0, case.lookup[0]].float()
     u = case.inverse @ keys.mean(0)
     u = u / u.norm()
     target = start + _value(model, case, start)
@@ -91,13 +92,13 @@ def _value(model, case: Case, start: torch.Tensor) -> torch.Tensor:
 
     def add(module, args, output):
         output = output.clone()
-        output[rows, case.lookup] += delta
+        output[rows, case.lookup] += delta.to(output.dtype)
         return output
 
     hook = model.transformer.h[case.layer].mlp.register_forward_hook(add)
     initial = None
     for step in range(case.steps):
-        log_probs = model(case.ids, attention_mask=case.mask).logits.log_softmax(-1)
+        log_probs = model(case.ids, attention_mask=case.mask).logits.float().log_softmax(-1)
         at_targets = log_probs[rows[:-1, None], case.target_columns]  # [K, M, V]
         nll = -at_targets.gather(-1, case.target_ids.expand(len(at_targets), -1)[..., None]).mean()
         essence = log_probs[-1, case.lookup[-1]]

@@ -4,23 +4,18 @@ import functools
 import os
 import pathlib
 
-import jaxlib.version
 import pytest
+
+from tests import quick_compile
 
 # Programs are compiled once for all workers, scripts and notebooks of a run, and for the next one. To be set before jax
 # is imported.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# As jax's own tests do: compiling is most of a run, and takes half the time without the optimizations.
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    # And a third less processor time with the plain code generator. XLA ends a process that has a flag it does not know.
-    if jaxlib.version.__version_info__ < (0, 12):
-        os.environ.setdefault(
-            "XLA_FLAGS",
-            "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
-            "--xla_cpu_multi_thread_eigen=false",
-        )
+# Compiling is most of a run.
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "0":
+    os.environ.update(quick_compile.variables() | os.environ)
 
 import jax  # noqa: E402
 
@@ -28,10 +23,17 @@ from rome_jax.models.registry import load_model  # noqa: E402
 from tests.golden_cases import GOLDEN, read_case  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skips what is marked `needs` where a package of an extra is missing."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            pytest.importorskip(package)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """golden(name) -> its name, `info` (the .json) and `arrays` (the .npz)."""
-
     return read_case
 
 

@@ -3,9 +3,6 @@
 import builtins
 import json
 
-import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from rome_jax import corpus
@@ -20,7 +17,9 @@ def write_jsonl(path, texts, key="text"):
 
 
 def write_parquet(path, texts, key="text"):
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), key: texts}), path)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"id": range(len(texts)), key: texts})
+    parquet.write_table(table, path)
     return path
 
 
@@ -99,7 +98,10 @@ def test_factworld_is_what_it_was():
         ("mine.jsonl", b'["a"]\n', "line 1, has no text under 'text' but list"),
         ("mine.jsonl", b'{"text": "a"}\n{"text": \n', "line 2, is not JSON"),
         ("mine.txt", b"\xff\xfe", "is not UTF-8"),
-        ("mine.parquet", b"PAR1 half", "is damaged or no parquet file"),
+        pytest.param(
+            *("mine.parquet", b"PAR1 half", "is damaged or no parquet file"),
+            marks=pytest.mark.needs("pyarrow"),
+        ),
     ],
 )
 def test_a_damaged_file_is_an_error(tmp_path, name, content, message):
@@ -132,6 +134,7 @@ def test_what_is_not_there_is_an_error(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A folder of parquet files, which `datasets` loads as it loads a dataset of the hub."""
+    datasets = pytest.importorskip("datasets")
     write_parquet(tmp_path / "train-0.parquet", TEXTS[:3])
     write_parquet(tmp_path / "train-1.parquet", TEXTS[3:])
     monkeypatch.setattr(corpus, "_commit", lambda name, revision: revision or "c0ffee")
@@ -169,6 +172,7 @@ def test_a_dataset_needs_its_column_and_its_split(hub):
         hugging_face("someone/texts", split="nowhere")
 
 
+@pytest.mark.needs("datasets")
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -188,6 +192,7 @@ def test_a_dataset_that_does_not_load_is_one_sentence(monkeypatch, error, messag
         open_corpus("a/b")
 
 
+@pytest.mark.needs("datasets")
 def test_the_command_for_wikipedia_takes_one_language(monkeypatch):
     def fail(name, revision):
         raise ConnectionError

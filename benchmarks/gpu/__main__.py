@@ -167,8 +167,10 @@ def check(
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if tiny:  # as in the tests: compiling is all that there is to it
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if tiny:  # compiling is all that there is to it
+        from tests import quick_compile
+
+        environment |= quick_compile.variables()
     with tempfile.TemporaryDirectory() as scratch:
         command = functools.partial(
             child.command, directory=directory, scratch=Path(scratch), tiny=tiny

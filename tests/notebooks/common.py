@@ -8,6 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("matplotlib")
+
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client import AsyncKernelManager

@@ -3,9 +3,12 @@
 import dataclasses
 import itertools
 
-import matplotlib
 import numpy as np
 import pytest
+
+pytest.importorskip("matplotlib")
+
+import matplotlib
 from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 
