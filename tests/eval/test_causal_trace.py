@@ -3,10 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,29 +19,12 @@ from rome_jax.trace.facts import FactsError, KnownFact, open_facts, parse_facts
 from rome_jax.trace.noise import Distribution, Noise, subject_embedding_std
 from rome_jax.trace.restore import Kind
 from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace
+from tests.programs import ROOT, Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data"
 SERIES = [Series.HIDDEN, Series.SEVERED_MLP]
 SETTINGS = {"model": "m", "fingerprint": "f" * 64, "samples": 2, "measure": "probability"}
 SETTINGS |= {"window": 2, "tokens": "all", "facts": "a.json", "facts_sha256": "a" * 64}
-# Runs the program's main on several command lines in one process; prints what each says, or its error.
-MANY = """
-import functools, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from eval import causal_trace
-causal_trace.load_model = functools.cache(causal_trace.load_model)  # the same for all lines
-flags.FLAGS(["causal_trace"])
-for line in json.loads(sys.argv[1]):
-    try:
-        with flagsaver.flagsaver():
-            flags.FLAGS(["causal_trace", *line])
-            causal_trace.main()
-    except (ValueError, OSError, flags.Error) as error:
-        print("Error:", error)
-    print("=" * 8)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -324,46 +303,42 @@ def test_the_command_line(tmp_path, model, facts):
     best = ["1 prompts traced, 0 skipped", "best of the verified states", "best_states.json"]
     lines = [
         (run, ["1 prompts traced, 0 skipped", "average_lines.svg"]),
-        ([*run, "--seed=1"], ["Error:", "seed is 0 there and 1 here"]),
-        ([*run, "--screen=5"], ["Error:", "screen is 0 there and 5 here"]),
         (screened, best),
         ([*common, *prompt, "--kinds=hidden", run[-1]], ["\nClean       0.9", "\n* ", ".svg\n"]),
         (answers, ["log-probability, difference of ' the − of'", "·: not restored"]),
-        (["--screen=5", "--severed"], ["Error:", "--screen chooses among", "leave --severed out"]),
-        (["--screen=5", "--tokens=all"], ["Error:", "leave --tokens out"]),
-        (["--screen=-1"], ["Error:", "screen", "non-negative"]),
-        (["--kinds=hiden,mlp"], ["Error:", "'hiden' is no kind", "hidden, mlp, attn"]),
-        (["--kinds="], ["Error:", "give some of hidden, mlp, attn"]),
-        (["--kinds=mlp", "--severed"], ["Error:", "add hidden to --kinds"]),
-        (["--window=13"], ["Error:", "window=13", "twice the model's 6 layers"]),
-        (["--noise_level=x3"], ["Error:", "noise_level='x3'", "u0.1 (uniform)"]),
-        (["--num_prompts=0"], ["Error:", "num_prompts", "positive"]),
-        (["--fact_file=absent.json"], ["Error:", "there is no file absent.json"]),
-        ([f"--fact_file={malformed}"], ["Error:", "facts.json: record 1: subject is ''"]),
-        (["--model_name=gpt2-xl"], ["Error:", "no facts come with", "give --fact_file"]),
-        ([prompt[0]], ["Error:", "--prompt needs --subject"]),
-        ([prompt[1]], ["Error:", "--subject belongs to one prompt"]),
-        ([*prompt, "--severed"], ["Error:", "--severed is for many prompts"]),
-        ([*answers, "--measure=probability"], ["Error:", "leave --measure out"]),
-        (["--prompt=Rome is in", "--subject=Paris"], ["Error:", "'Paris' is not in the prompt"]),
-        (["--prompt=a", "--subject=a"], ["Error:", "is a single token"]),
-        ([*prompt, "--target= "], ["Error:", "target is empty"]),
     ]
-    process = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps([line for line, _ in lines])],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    *printed, end = process.stdout.split("========\n")
-    assert end == "" and len(printed) == len(lines), process.stdout + process.stderr
-    for got, (line, wanted) in zip(printed, lines, strict=True):
-        for part in wanted:
-            assert part in got, f"{line}: {got}"
-        assert ("Error:" in got) == ("Error:" in wanted), f"{line}: {got}"
-    assert "case/s" in process.stderr or "s/case" in process.stderr  # the bar
+    refused = [
+        ([*run, "--seed=1"], ["seed is 0 there and 1 here"]),
+        ([*run, "--screen=5"], ["screen is 0 there and 5 here"]),
+        (["--screen=5", "--severed"], ["--screen chooses among", "leave --severed out"]),
+        (["--screen=5", "--tokens=all"], ["leave --tokens out"]),
+        (["--screen=-1"], ["screen", "non-negative"]),
+        (["--kinds=hiden,mlp"], ["'hiden' is no kind", "hidden, mlp, attn"]),
+        (["--kinds="], ["give some of hidden, mlp, attn"]),
+        (["--kinds=mlp", "--severed"], ["add hidden to --kinds"]),
+        (["--window=13"], ["window=13", "twice the model's 6 layers"]),
+        (["--noise_level=x3"], ["noise_level='x3'", "u0.1 (uniform)"]),
+        (["--num_prompts=0"], ["num_prompts", "positive"]),
+        (["--fact_file=absent.json"], ["there is no file absent.json"]),
+        ([f"--fact_file={malformed}"], ["facts.json: record 1: subject is ''"]),
+        (["--model_name=gpt2-xl"], ["no facts come with", "give --fact_file"]),
+        ([prompt[0]], ["--prompt needs --subject"]),
+        ([prompt[1]], ["--subject belongs to one prompt"]),
+        ([*prompt, "--severed"], ["--severed is for many prompts"]),
+        ([*answers, "--measure=probability"], ["leave --measure out"]),
+        (["--prompt=Rome is in", "--subject=Paris"], ["'Paris' is not in the prompt"]),
+        (["--prompt=a", "--subject=a"], ["is a single token"]),
+        ([*prompt, "--target= "], ["target is empty"]),
+    ]
+    with Program("eval.causal_trace", environment={"HF_HUB_OFFLINE": "1"}) as program:
+        said = [program(*line) for line, _ in lines]
+        for result, (line, wanted) in zip(said, lines):
+            assert result.returncode == 0, result.stderr
+            assert all(part in result.stdout for part in wanted), f"{line}: {result.stdout}"
+        assert "case/s" in said[0].stderr or "s/case" in said[0].stderr  # the bar
+        for line, wanted in refused:
+            error = refusal(program(*line))
+            assert all(part in error for part in wanted), f"{line}: {error}"
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     std = subject_embedding_std(model, [fact.subject, other.subject])  # of all, traced or not
     assert written["noise_value"] == pytest.approx(3 * std)

@@ -1,9 +1,6 @@
 """Comparisons of methods, and `python -m eval.compare` as a user runs it."""
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,31 +21,14 @@ from rome_jax.edit.baseline_config import KNConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.registry import load_model
 from tests.eval.edits import RandomEdits
+from tests.programs import Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("comparisons", "factworld-gpt2_cf")
-# Runs the program on several command lines in one process, with ROME and two others as all the methods that there are;
-# prints what each says, as JSON.
-MANY = """
-import contextlib, functools, io, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from eval import compare, comparisons, evaluation_flags
-evaluation_flags.load_model = functools.cache(evaluation_flags.load_model)
+# ROME and two others are all the methods that there are.
+THREE = """
+from eval import comparisons
 names = ("ROME", "FT-attn", "KN")
 comparisons.METHODS = {a: method for a, method in comparisons.METHODS.items() if a in names}
-flags.FLAGS(["compare"])
-said = []
-for line in json.loads(sys.argv[1]):
-    output = io.StringIO()
-    try:
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(output):
-            flags.FLAGS(["compare", *line])
-            compare.main()
-    except (ValueError, OSError) as error:
-        output.write(f"Error: {error}")
-    said.append(output.getvalue())
-print(json.dumps(said))
 """
 
 
@@ -216,33 +196,29 @@ def test_the_program_prints_the_table_writes_it_and_says_what_is_wrong(found, re
         [*common, "--hypernetwork=mend.safetensors"],
     ]
     _, before = written(results)
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(lines)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    whole, moments, named, texts, unknown_model, unknown, *others = json.loads(done.stdout)
+    with Program("eval.compare", setup=THREE) as program:
+        said = [program(*line) for line in lines]
+    whole, moments, *refused = said
+    assert whole.returncode == moments.returncode == 0, said
+    named, texts, unknown_model, unknown, *others = map(refusal, refused)
     assert written(results)[1] == before
 
     kept = {name: found[name] for name in ("KN", "FT-attn")}
     rows = tables.select(tables.make_rows(kept), tables.PAPER.values())
-    assert tables.render(rows, width=120) in whole
+    assert tables.render(rows, width=120) in whole.stdout
     head = tables.render(rows).splitlines()[0].split()
     assert head == ["run", "cases", "S", "ES", "EM", "PS", "PM", "NS", "NM"]
     assert table.read_text() == tables.render(rows, tables.TableFormat.MARKDOWN) + "\n"
     assert "<svg" in figure.read_text()
 
-    assert moments.count("Left out") == 1
-    assert "\nLeft out    ROME: no second moments at nowhere.npz" in moments
-    (body,) = [part for part in moments.split("\n\n") if part.startswith("run ")]
+    assert moments.stdout.count("Left out") == 1
+    assert "\nLeft out    ROME: no second moments at nowhere.npz" in moments.stdout
+    (body,) = [part for part in moments.stdout.split("\n\n") if part.startswith("run ")]
     assert [line.split()[0] for line in body.splitlines()[1:]] == ["unedited", "FT-attn", "KN"]
     assert "Error: --algs names ROME, but no second moments at nowhere.npz" in named
     assert "generation_seed is None there and 0 here): give another --results_dir" in texts
-    assert unknown_model.count("Left out") == 3
+    assert refused[2].stdout.count("Left out") == 3
     assert "Error: no method is left to compare" in unknown_model
     assert unknown.startswith("Error: --algs=KN,LoRA: name some of ROME, FT-attn, KN, each once")
-    for name, said in zip(("alg_name", "config", "hypernetwork"), others, strict=True):
-        assert said.startswith(f"Error: --{name} is about one method")
+    for name, error in zip(("alg_name", "config", "hypernetwork"), others, strict=True):
+        assert error.startswith(f"Error: --{name} is about one method")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,44 +19,41 @@ from rome_jax import (
 )
 from rome_jax.tokens import encode
 from tests.models.checkpoints import assert_same_params
+from tests.programs import ROOT, Program
 from tests.saved import assert_same_edits, random_edit
 
-ROOT = Path(__file__).resolve().parents[2]
 FACT = ("--prompt={} works as a", "--subject=Grestulf Tuldmark", "--target_new=painter")
 STRANGER = ("--prompt={} works as a", "--subject=Barack Obama", "--target_new=painter")
 
 
-def run(*arguments, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "eval.edit", *arguments],
-        cwd=ROOT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def program():
+    with Program("eval.edit", environment={"HF_HUB_OFFLINE": "1"}) as program:
+        yield program
 
 
 def test_default_example_says_plainly_what_changed():
-    result = run()
-    assert result.returncode == 0, result.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "eval.edit"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (result.returncode, result.stderr) == (0, "")
     changed, kept = result.stdout.strip().splitlines()[-2:]
     assert changed.startswith("What changed: about Gothulf Punby, the model now says 'tennis'")
     assert "of 5 paraphrases" in changed
     assert kept.startswith("What did not: ") and "neighbors still prefer" in kept
 
 
-def test_a_subject_that_factworld_does_not_know_is_edited_too():
-    result = run(*STRANGER)
+def test_a_subject_that_factworld_does_not_know_is_edited_too(program):
+    result = program(*STRANGER)
     assert result.returncode == 0, result.stderr
     changed, kept = result.stdout.strip().splitlines()[-2:]
     assert "about Barack Obama, the model" in changed
     assert kept == "What did not: not looked at; name neighbors with --neighbor."
 
 
-def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(tmp_path):
+def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(program, tmp_path):
     path = tmp_path / "edits" / "job.safetensors"
-    result = run(
+    result = program(
         "--model_name=factworld-gptj",
         *FACT,
         "--seed=3",
@@ -95,9 +91,9 @@ def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(tmp_pat
     assert "painter" in talk.split("after:")[1].splitlines()[0]
 
 
-def test_a_dense_edit_is_saved_applied_and_reverted(tmp_path):
+def test_a_dense_edit_is_saved_applied_and_reverted(program, tmp_path):
     path, directory = tmp_path / "ft.safetensors", tmp_path / "hf"
-    result = run("--alg_name=FT-L", *FACT, f"--save={path}", f"--export_hf={directory}")
+    result = program("--alg_name=FT-L", *FACT, f"--save={path}", f"--export_hf={directory}")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("FT-L ")]
     assert len(lines) == 2 and lines[0].startswith("FT-L    mlp/down of layer 0: ‖ΔW‖/‖W‖ 0.")
@@ -112,7 +108,7 @@ def test_a_dense_edit_is_saved_applied_and_reverted(tmp_path):
     assert_same_params(exported.params, apply_edits(model, [edit]).params)
 
     before, after = (
-        run(*arguments).stdout.splitlines()[-1].split()[-2:]
+        program(*arguments).stdout.splitlines()[-1].split()[-2:]
         for arguments in (
             (f"--apply={path}",),
             (f"--model_name={directory}", f"--revert={path}"),
@@ -122,10 +118,10 @@ def test_a_dense_edit_is_saved_applied_and_reverted(tmp_path):
     assert after == before[::-1]
 
 
-def test_a_factored_edit_with_hyperparameters_of_the_original(tmp_path):
+def test_a_factored_edit_with_hyperparameters_of_the_original(program, tmp_path):
     hyperparameters, path = tmp_path / "hparams.json", tmp_path / "kn.safetensors"
     hyperparameters.write_text(json.dumps({"model_name": "factworld-gpt2", "steps": 7}))
-    result = run("--alg_name=KN", f"--hparams_fname={hyperparameters}", *FACT, f"--save={path}")
+    result = program("--alg_name=KN", f"--hparams_fname={hyperparameters}", *FACT, f"--save={path}")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("KN ")]
     assert lines and all(line.endswith(", rank 1") for line in lines)
@@ -145,10 +141,10 @@ def saved(tmp_path_factory):
     return model, edits, folder
 
 
-def test_apply_merges_files_exports_the_model_and_shows_their_requests(saved, tmp_path):
+def test_apply_merges_files_exports_the_model_and_shows_their_requests(program, saved, tmp_path):
     model, edits, folder = saved
     merged, directory = tmp_path / "both.safetensors", tmp_path / "hf"
-    result = run(
+    result = program(
         f"--apply={folder / '1.safetensors'}",
         f"--apply={folder / '2.safetensors'}",
         f"--merge_to={merged}",
@@ -166,22 +162,22 @@ def test_apply_merges_files_exports_the_model_and_shows_their_requests(saved, tm
     assert talk.endswith("> ")
 
 
-def test_apply_refuses_another_model_unless_forced(saved):
+def test_apply_refuses_another_model_unless_forced(program, saved):
     _, edits, folder = saved
     arguments = ("--model_name=factworld-gptj", f"--apply={folder / '1.safetensors'}")
-    refused = run(*arguments)
+    refused = program(*arguments)
     assert refused.returncode != 0
     assert refused.stderr.startswith("Error: the edit of 'Žižek 1' was made for factworld-gpt2 (")
     assert "this is factworld-gptj (" in refused.stderr and "--force" in refused.stderr
-    forced = run(*arguments, "--force")
+    forced = program(*arguments, "--force")
     assert forced.returncode == 0, forced.stderr
     assert "LanguageModel('factworld-gptj'" in forced.stdout
     assert f"'{edits[0].provenance.requests[0].text}' -> 'Rome'" in forced.stdout
 
 
-def test_revert_reports_on_a_request_and_exports(saved, tmp_path):
+def test_revert_reports_on_a_request_and_exports(program, saved, tmp_path):
     model, edits, folder = saved
-    result = run(
+    result = program(
         f"--apply={folder / '1.safetensors'}",
         f"--revert={folder / '2.safetensors'}",
         *STRANGER,
@@ -202,9 +198,9 @@ def test_revert_reports_on_a_request_and_exports(saved, tmp_path):
     np.testing.assert_array_equal(restored[1:], kernel[1:])
 
 
-def test_inspect_needs_no_model(saved):
+def test_inspect_needs_no_model(program, saved):
     folder = saved[2]
-    result = run(f"--inspect={folder}")
+    result = program(f"--inspect={folder}")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         "1.safetensors",
@@ -232,17 +228,17 @@ def test_inspect_needs_no_model(saved):
         (("--inspect=edits", "--apply=x.safetensors"), "give it without --apply"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, message):
-    result = run(*arguments)
+def test_bad_input_is_one_sentence(program, arguments, message):
+    result = program(*arguments)
     assert result.returncode != 0
     assert message in result.stderr
     error = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and result.stderr.strip().endswith(error[0]), result.stderr
 
 
-def test_a_file_of_the_original_serves_one_layer(tmp_path):
+def test_a_file_of_the_original_serves_one_layer(program, tmp_path):
     path = tmp_path / "stats.npz"
     np.savez(path, **{"mom2.mom2": np.eye(4), "mom2.count": 2})
-    result = run("--config=configs/rome.py", "--config.layers=(1,2)", f"--covariance={path}")
+    result = program("--config=configs/rome.py", "--config.layers=(1,2)", f"--covariance={path}")
     assert result.returncode != 0
     assert "one layer, but layers=(1, 2)" in result.stderr

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.registry import load_model
 from tests.eval.edits import RandomEdits, assert_same
+from tests.programs import ROOT, Program
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = 5
 
 
@@ -169,8 +168,14 @@ def command(module, *flags):
     )
 
 
+@pytest.fixture(scope="module")
+def program():
+    with Program("eval.evaluate") as program:
+        yield program
+
+
 @pytest.mark.slow
-def test_the_program_evaluates_and_the_summary_agrees(tmp_path):
+def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path):
     flags = (f"--results_dir={tmp_path}", "--dataset_size_limit=2", "--model_name=factworld-gptj")
     done = command(
         "eval.evaluate", *flags, "--config=configs/rome.py:factworld-gptj", "--config.v_lr=0.4"
@@ -186,7 +191,7 @@ def test_the_program_evaluates_and_the_summary_agrees(tmp_path):
     assert summary.returncode == 0, summary.stderr
     table = summary.stdout.strip()
     assert table in done.stdout, "the same table"
-    refused = command("eval.evaluate", *flags, "--continue_from_run=run_000")
+    refused = program(*flags, "--continue_from_run=run_000")
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert "other settings (hyperparameters is" in refused.stderr
@@ -201,8 +206,8 @@ def test_the_program_evaluates_and_the_summary_agrees(tmp_path):
         (["--data_path=nowhere.json"], "there is no file nowhere.json"),
     ],
 )
-def test_bad_flags_are_one_sentence(flags, message, tmp_path):
-    done = command("eval.evaluate", f"--results_dir={tmp_path}", *flags)
+def test_bad_flags_are_one_sentence(program, flags, message, tmp_path):
+    done = program(f"--results_dir={tmp_path}", *flags)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert message in done.stderr

@@ -2,24 +2,26 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import ROOT, Program
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "eval.statistics_table", *arguments],
+@pytest.fixture(scope="module")
+def program():
+    with Program("eval.statistics_table") as program:
+        yield program
+
+
+def test_a_table_has_a_row_for_each_number_of_tokens():
+    flags = ("--num_tokens=0,100,2000", "--num_cases=2")
+    result = subprocess.run(
+        [sys.executable, "-m", "eval.statistics_table", *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-
-
-def test_a_table_has_a_row_for_each_number_of_tokens():
-    result = run("--num_tokens=0,100,2000", "--num_cases=2")
     assert result.returncode == 0, result.stderr
     title, header, line, *rows = result.stdout.splitlines()
     assert title == "factworld-gpt2, layer 0, width 512, 2 requests"
@@ -39,8 +41,8 @@ def test_a_table_has_a_row_for_each_number_of_tokens():
         ("--model_name=gpt2-xl", "unknown model 'gpt2-xl'"),
     ],
 )
-def test_bad_flags_are_one_sentence(flag, message):
-    result = run(flag)
+def test_bad_flags_are_one_sentence(program, flag, message):
+    result = program(flag)
     assert result.returncode == 1 and result.stdout == ""
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert message in error

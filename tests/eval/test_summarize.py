@@ -4,35 +4,13 @@ import csv
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from eval.summaries import State, case_metrics, find_runs, read_cases, summarize
+from tests.programs import ROOT, Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-# Runs the program on several command lines in one process; prints what each says, as JSON.
-MANY = """
-import contextlib, io, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from eval import summarize
-flags.FLAGS(["summarize"])
-said = []
-for line in json.loads(sys.argv[1]):
-    output = io.StringIO()
-    try:
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(output):
-            flags.FLAGS(["summarize", *line])
-            summarize.main()
-    except (ValueError, OSError) as error:
-        output.write(f"Error: {error}")
-    said.append(output.getvalue())
-print(json.dumps(said))
-"""
 
 
 def nlls(*pairs):
@@ -86,15 +64,10 @@ def results(tmp_path):
     return tmp_path
 
 
-def say(results, *lines):
-    result = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps([[f"--results_dir={results}", *a] for a in lines])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+@pytest.fixture(scope="module")
+def program():
+    with Program("eval.summarize") as program:
+        yield program
 
 
 def test_the_summary_of_the_originals_folder_is_what_the_original_prints():
@@ -299,17 +272,18 @@ def test_a_missing_results_folder_holds_nothing(tmp_path):
         read_cases(tmp_path / "ROME")
 
 
-def test_the_program_prints_tables(results):
+def test_the_program_prints_tables(program, results):
     shutil.copytree(GOLDEN / "summarize_run", results / "summarize_run")
     output = results / "new" / "table.csv"
-    text, both, written, original, no_method = say(
-        results,
+    lines = [
         ["--dir_name=ROME,FT", "--runs=run_000"],
         ["--dir_name=ROME", "--runs=run_001,run_002", "--format=markdown", "--first_n_cases=1"],
         ["--dir_name=ROME,FT", "--format=csv", f"--output={output}"],
         ["--dir_name=summarize_run", "--original"],
-        [],
-    )
+    ]
+    said = [program(f"--results_dir={results}", *line) for line in lines]
+    assert all(result.returncode == 0 for result in said), said
+    text, both, written, original = (result.stdout for result in said)
     head, *rows = [line.split() for line in text.splitlines()[:4]]
     assert head[:5] == ["run", "cases", "S", "ES", "EM"]
     assert [row[:2] for row in rows] == [
@@ -337,12 +311,14 @@ def test_the_program_prints_tables(results):
     (printed,) = json.loads(original)
     assert printed["run_dir"] == str(results / "summarize_run" / "run_000")
     assert printed["post_rewrite_diff"] == [82.53, 8.85] and math.isnan(printed["post_score"][1])
+    no_method = refusal(program(f"--results_dir={results}"))
     assert no_method.startswith("Error: --dir_name is missing: give one or several of what")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(results, tmp_path):
+def test_runs_of_one_name_are_told_apart_by_their_paths(program, results, tmp_path):
     other = tmp_path / "other" / "FT"
     shutil.copytree(results / "FT", other)
-    (text,) = say(results, [f"--dir_name=FT,{other}"])
-    names = [line.split()[0] for line in text.splitlines()[1:4]]
+    result = program(f"--results_dir={results}", f"--dir_name=FT,{other}")
+    assert result.returncode == 0, result.stderr
+    names = [line.split()[0] for line in result.stdout.splitlines()[1:4]]
     assert names == ["unedited", f"{results}/FT/run_000", f"{other}/run_000"]

@@ -3,9 +3,6 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -22,32 +19,12 @@ from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.factworld.records import Role
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import load_model
+from tests.programs import Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = ROMEConfig(layers=(0,), v_num_grad_steps=3, context_template_length_params=((3, 1),))
 GRID = Grid.parse(["v_lr=0.001,0.5", "clamp_norm_factor=0.1,20"], BASE)
 NAMES = [f"v_lr={lr},clamp_norm_factor={norm}" for lr in ("0.001", "0.5") for norm in (0.1, 20)]
 DEFAULT_NAME = "ROME_factworld-gpt2_cf_v_lr_clamp_norm_factor"
-# Runs the program on several command lines in one process; prints what each says, as JSON.
-MANY = """
-import contextlib, functools, io, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from eval import evaluation_flags, sweep
-evaluation_flags.load_model = functools.cache(evaluation_flags.load_model)
-flags.FLAGS(["sweep"])
-said = []
-for line in json.loads(sys.argv[1]):
-    output = io.StringIO()
-    try:
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(output):
-            flags.FLAGS(["sweep", *line])
-            sweep.main()
-    except (ValueError, OSError) as error:
-        output.write(f"Error: {error}")
-    said.append(output.getvalue())
-print(json.dumps(said))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -299,19 +276,14 @@ def test_the_program_goes_on_with_a_sweep_and_draws_it(sweep, results, found, tm
         ["--model_name=gpt2-xl", "--sweep=mom2_adjustment=False,True"],
         [*common, *grid, "--config=configs/rome.py"],
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(lines)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    finished, texts, unknown, missing, moments, both = json.loads(done.stdout)
+    with Program("eval.sweep") as program:
+        finished, *refused = [program(*line) for line in lines]
+    assert finished.returncode == 0, finished.stderr
+    texts, unknown, missing, moments, both = map(refusal, refused)
     directory = results / "sweeps" / DEFAULT_NAME
-    assert finished.rstrip().endswith(f"{directory / 'sweep.svg'}")
+    assert finished.stdout.rstrip().endswith(f"{directory / 'sweep.svg'}")
     assert "<svg" in (directory / "sweep.svg").read_text()
-    assert all(f"\n{name} " in finished for name in NAMES)
+    assert all(f"\n{name} " in finished.stdout for name in NAMES)
     assert (directory / "sweep.csv").read_text().startswith("v_lr,clamp_norm_factor,run,cases,")
     assert "generation_seed is None there and 0 here): give another --sweep_name" in texts
     assert "there is no hyperparameter 'v_lrs'" in unknown

@@ -1,9 +1,6 @@
 """`python -m eval.train_hypernetwork` as a user runs it, what it learns from, and the curves that it draws."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +17,8 @@ from rome_jax.edit.targets import tokenize_requests
 from rome_jax.factworld.records import Role
 from rome_jax.models import forward
 from rome_jax.models.registry import SHIPPED, load_model
+from tests.programs import ROOT, Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 RECORDS = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=40).records
 SMALL = ("--batch_size=4", "--max_steps=2", "--validate_every=1")
 CONFIG = """
@@ -29,24 +26,6 @@ from ml_collections import ConfigDict
 from rome_jax.edit.baseline_config import MENDConfig
 def get_config():
     return ConfigDict(MENDConfig((5,), rank=4).to_dict(), convert_dict=False)
-"""
-# Runs the program on several command lines in one process; prints what each says, as JSON.
-MANY = """
-import contextlib, io, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from eval import train_hypernetwork
-flags.FLAGS(["train_hypernetwork"])
-said = []
-for line in json.loads(sys.argv[1]):
-    with contextlib.redirect_stdout(io.StringIO()) as output, flagsaver.flagsaver():
-        try:
-            flags.FLAGS(["train_hypernetwork", *line])
-            train_hypernetwork.main()
-            said.append(output.getvalue())
-        except (ValueError, OSError, flags.Error) as error:
-            said.append(f"Error: {error}")
-print(json.dumps(said))
 """
 
 
@@ -66,16 +45,14 @@ def said(tmp_path_factory):
         ["--model_name=gpt2-xl", f"--data_path={records}.absent"],
         ["--alg_name=KE", "--model_name=EleutherAI/gpt-j-6B"],
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(lines)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return directory, json.loads(result.stdout.splitlines()[-1])
+    with Program("eval.train_hypernetwork") as program:
+        return directory, [program(*line) for line in lines]
 
 
 def test_it_trains_reports_and_draws(said):
     directory, (first, *_) = said
-    assert "Best at step " in first and " of 2: " in first
+    assert first.returncode == 0, first.stderr
+    assert "Best at step " in first.stdout and " of 2: " in first.stdout
     files = {path.name for path in directory.iterdir()}
     assert files == {"hypernetwork.safetensors", "training.json", "training.png"}
     network = hypernetworks.load(directory / "hypernetwork.safetensors")
@@ -88,7 +65,8 @@ def test_it_trains_reports_and_draws(said):
 
 def test_a_finished_training_says_the_same_again(said):
     _, (first, second, *_) = said
-    assert first.splitlines()[-1] == second.splitlines()[-1]
+    assert second.returncode == 0, second.stderr
+    assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +79,7 @@ def test_a_finished_training_says_the_same_again(said):
     ],
 )
 def test_bad_input_is_one_sentence(said, number, message):
-    error = said[1][number]
+    error = refusal(said[1][number])
     assert error.startswith("Error: ") and message in error
 
 
