@@ -2,8 +2,8 @@
 # the virtual environment .venv is made, and refreshed whenever setup.cfg changes.
 
 PYTHON ?= python3
-# Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models".
-PYTEST_ARGS ?= -n 2
+# Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models". The tests of a file share programs and models.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It goes on where it was
 # stopped. TABLE_ARGS are flags of eval.compare, for example TABLE_ARGS="--algs=ROME,KN --output=table.md".
 TABLE_ARGS ?=

@@ -78,9 +78,7 @@ def rome_requests(case: SimpleNamespace) -> list[EditRequest]:
     ]
 
 
-def rome_delta(
-    case: SimpleNamespace, model: LanguageModel, request: int, layer: int
-) -> np.ndarray:
+def rome_delta(case: SimpleNamespace, model: LanguageModel, request: int, layer: int) -> np.ndarray:
     """ΔW of the original as [F, D]; GPT-J's file has it transposed."""
     name = f"r{request}_wdelta.{layer_name(model.config, Leaf.MLP_DOWN, layer)}.weight"
     delta = case.arrays[name]
