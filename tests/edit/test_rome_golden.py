@@ -49,7 +49,9 @@ def check_losses(case, prefix, result):
         assert np.isnan(actual[len(wanted) :]).all(), f"{name} went on after the original stopped"
         # The terms start at 0, and the loss is what they are parts of: its size is the scale of all four.
         scale = np.abs(case.arrays[f"{prefix}step_loss"]).max()
-        assert np.abs(actual[: len(wanted)] - wanted).max() / scale <= rome_tolerance(case.name), name
+        assert np.abs(actual[: len(wanted)] - wanted).max() / scale <= rome_tolerance(case.name), (
+            name
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from eval.metrics import Estimate
 from eval.results_plot import method_bars
 from eval.tables import Row

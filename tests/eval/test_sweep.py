@@ -12,7 +12,6 @@ from eval.metrics import Estimate
 from eval.scoring import MAX_TOKENS
 from eval.summaries import Summary
 from eval.sweep_grid import Grid, label
-from eval.sweep_plot import draw
 from eval.sweeps import Sweep, text_table, write_csv
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
@@ -215,7 +214,15 @@ def made_up(grid, **more):
     }
 
 
-def test_numbers_are_drawn_as_lines_in_their_order():
+@pytest.fixture(scope="module")
+def draw():
+    pytest.importorskip("matplotlib")
+    from eval.sweep_plot import draw
+
+    return draw
+
+
+def test_numbers_are_drawn_as_lines_in_their_order(draw):
     grid = Grid.parse(["layers=5,0,3"], BASE)
     axes = draw(grid, made_up(grid), "a $ title").axes[0]
     score, efficacy = axes.lines
@@ -228,7 +235,7 @@ def test_numbers_are_drawn_as_lines_in_their_order():
     assert bands[1].max() == 100  # no share is above
 
 
-def test_values_that_crowd_are_spread_out():
+def test_values_that_crowd_are_spread_out(draw):
     grid = Grid.parse(["v_lr=0.01,0.1,1"], BASE)
     axes = draw(grid, made_up(grid), "").axes[0]
     assert axes.get_xscale() == "log"
@@ -236,14 +243,14 @@ def test_values_that_crowd_are_spread_out():
 
 
 @pytest.mark.parametrize("text", ["key_mode=reference,consistent", "layers=(0,),(0,1)"])
-def test_what_is_no_number_is_drawn_as_bars(text):
+def test_what_is_no_number_is_drawn_as_bars(draw, text):
     grid = Grid.parse([text], BASE)
     axes = draw(grid, made_up(grid), "").axes[0]
     assert [bar.get_height() for bar in axes.containers[1]] == [10, 20]
     assert [t.get_text() for t in axes.get_xticklabels()] == list(map(label, grid.axes[0].values))
 
 
-def test_two_keys_are_a_heatmap_with_the_first_key_down():
+def test_two_keys_are_a_heatmap_with_the_first_key_down(draw):
     grid = Grid.parse(["layers=0,1", "v_lr=0.1,0.5,1"], BASE)
     axes, bar = draw(grid, made_up(grid), "").axes
     written = {text.get_position(): text.get_text() for text in axes.texts}
@@ -253,7 +260,7 @@ def test_two_keys_are_a_heatmap_with_the_first_key_down():
     assert bar.get_ylabel() == "score S"
 
 
-def test_what_cannot_be_drawn_is_one_sentence():
+def test_what_cannot_be_drawn_is_one_sentence(draw):
     grid = Grid.parse(["layers=0", "v_lr=0.1", "kl_factor=0"], BASE)
     with pytest.raises(ValueError, match="3 keys are varied"):
         draw(grid, made_up(grid), "")

@@ -104,6 +104,7 @@ def test_too_few_records():
         split_records(RECORDS[:15], seed=0)
 
 
+@pytest.mark.needs("matplotlib")
 def test_curves_show_the_margin_of_a_constraint_alone(tmp_path):
     names = ("edit", "train_edit", "kl", "train_kl", "margin", "success", "kept")
     history = [{"step": step, **dict.fromkeys(names, 1 / step)} for step in (1, 2)]

@@ -16,6 +16,8 @@ from rome_jax.trace.prompt import TracePrompt
 from tests.golden_cases import TRACE_TABLES, TRACE_TOLERANCE
 
 CASES = ("gpt2_one_token", "gpt2_mid", "gptj_one_token", "gptj_start")
+
+
 @pytest.fixture(params=CASES)
 def found(request, golden):
     """A golden file."""
@@ -51,7 +53,9 @@ def test_every_table(case):
     runs = start(case, arrays["noise_unit"])
     assert int(runs.target[0]) == int(arrays["answer_id"])
     for score, name in ((runs.clean_score, "high"), (runs.corrupted_score, "low")):
-        assert float(score) == pytest.approx(float(arrays[f"default_{name}_score"]), abs=TRACE_TOLERANCE)
+        assert float(score) == pytest.approx(
+            float(arrays[f"default_{name}_score"]), abs=TRACE_TOLERANCE
+        )
     for name, options in TRACE_TABLES.items():
         check(model, prompt, runs, arrays, name, **options)
     check(model, prompt, runs, arrays, "subject_last", tokens=[prompt.span[1] - 1])
