@@ -58,6 +58,7 @@ def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.directory.glob("cases/*.npz")}
 
 
+@pytest.mark.needs("matplotlib")
 def test_files_are_named_and_filled_as_the_originals(traced, facts):
     suffixes = ("", "_severed_mlp")
     names = {f"knowledge_{fact.known_id}{suffix}.npz" for fact in facts for suffix in suffixes}
@@ -76,6 +77,7 @@ def test_files_are_named_and_filled_as_the_originals(traced, facts):
     assert abs(severed.scores[0, 0] - ordinary.scores[last, 0]) > 1e-4
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_stopped_run_goes_on_and_ends_the_same(traced, facts, model, protocol, capsys):
     averages = traced.directory / "averages.json"
     before, old = averages.read_text(), stamps(traced)
@@ -93,6 +95,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(traced, facts, model, protocol,
     assert "3 prompts traced, 0 skipped" in capsys.readouterr().out
 
 
+@pytest.mark.needs("matplotlib")
 def test_averages_are_those_of_the_cases(traced, facts):
     found = json.loads((traced.directory / "averages.json").read_text())
     assert list(found) == ["hidden", "severed_mlp"]
@@ -108,6 +111,7 @@ def test_averages_are_those_of_the_cases(traced, facts):
     assert figures == {"average_lines.svg", "severed_bars.svg", "average_heatmap_hidden.svg"}
 
 
+@pytest.mark.needs("matplotlib")
 def test_averages_of_the_last_subject_token_alone(tmp_path, traced, facts, capsys):
     """A subject of one token is its first too, but the average of last tokens is what was asked for."""
     case = load_trace(traced.path(facts[0], Series.HIDDEN))
@@ -120,6 +124,7 @@ def test_averages_of_the_last_subject_token_alone(tmp_path, traced, facts, capsy
     assert counts == {place.name.lower(): 0 for place in TokenClass} | {"last_subject": 1}
 
 
+@pytest.mark.needs("matplotlib")
 def test_another_configuration_is_refused(traced):
     other = SETTINGS | {"samples": 10, "facts_sha256": "b" * 64, "window": 3}
     with pytest.raises(ValueError) as error:
@@ -144,6 +149,7 @@ def test_cases_of_unknown_origin_and_damaged_settings_are_refused(tmp_path):
         RunFolder.open(tmp_path, SETTINGS)
 
 
+@pytest.mark.needs("matplotlib")
 def test_what_cannot_be_traced_is_skipped_and_counted(tmp_path, model, facts, protocol, capsys):
     known = facts[0]
     bad = {
@@ -286,6 +292,7 @@ def test_the_template_says_which_occurrence_is_the_subject():
     assert KnownFact(0, "Rome", "Italy", "Rome is in", "Old {}").characters is None
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_command_line(tmp_path, model, facts):
     # One prompt everywhere, and one measure with and without a contrast, so that its programs are compiled once.
     fact, other = facts[:2]

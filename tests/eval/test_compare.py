@@ -180,6 +180,7 @@ def test_hypernetworks_are_given_by_method(text):
         model_config(Algorithm.MEND, "gpt2-xl", None, "nowhere.safetensors")
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_program_prints_the_table_writes_it_and_says_what_is_wrong(found, results, tmp_path):
     table, figure = tmp_path / "table.md", tmp_path / "figure.svg"
     common = [f"--results_dir={results}", "--dataset_size_limit=2", "--skip_generation_tests"]

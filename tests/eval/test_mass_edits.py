@@ -37,6 +37,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_script_writes_numbers_and_a_picture(written):
     report = json.loads((written / "mass_edits.json").read_text())
     assert list(report["runs"]) == ["ROME", "MEMIT"]
@@ -53,6 +54,7 @@ def test_the_script_writes_numbers_and_a_picture(written):
     assert (written / "mass_edits.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.needs("matplotlib")
 def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
     model = load_model("factworld-gpt2")
     editors = [

@@ -77,6 +77,7 @@ def test_texts_mention_no_edited_subject(world):
     assert not any(subject in text for subject in subjects for text in texts)
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_script_writes_numbers_and_a_picture(tmp_path):
     flags = ("--num_edits=3", "--every=2", f"--output_dir={tmp_path}")
     done = subprocess.run(

@@ -269,6 +269,7 @@ def test_what_cannot_be_drawn_is_one_sentence(draw):
         draw(grid, {"layers=0": Summary(1, {"time": Estimate(1.0, 0.0, 1)})}, "")
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_program_goes_on_with_a_sweep_and_draws_it(sweep, results, found, tmp_path):
     hparams = tmp_path / "hparams.json"
     hparams.write_text(json.dumps(BASE.to_dict()))

@@ -49,6 +49,7 @@ def said(tmp_path_factory):
         return directory, [program(*line) for line in lines]
 
 
+@pytest.mark.needs("matplotlib")
 def test_it_trains_reports_and_draws(said):
     directory, (first, *_) = said
     assert first.returncode == 0, first.stderr
@@ -63,12 +64,14 @@ def test_it_trains_reports_and_draws(said):
     assert report["about"]["fingerprint"] == network.fingerprint
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_finished_training_says_the_same_again(said):
     _, (first, second, *_) = said
     assert second.returncode == 0, second.stderr
     assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -167,6 +170,7 @@ def test_methods_without_a_network_take_none(model):
         )
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_network_brings_its_own_hyperparameters(said):
     path = str(said[0] / "hypernetwork.safetensors")
     found = read_config(Algorithm.MEND, "a model nobody knows", hypernetwork=path)
