@@ -23,7 +23,7 @@ from rome_jax.models.config import ModelConfig, to_hf
 # (edits, of them in one chunk), in rounds: what a round compiles, it compiles side by side.
 _ROUNDS = {
     "float32": [[(1, 1), (8, 8)], [(32, 32)]],
-    "bfloat16": [[(1, 1), (32, 32)], [(128, 32)]],
+    "bfloat16": [[(1, 1), (8, 8)], [(32, 32), (128, 32)]],
 }
 _TINY_ROUNDS = {"float32": [[(1, 1), (4, 2)]], "bfloat16": [[(1, 1)]]}
 

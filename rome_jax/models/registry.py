@@ -198,7 +198,7 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """While transformers is imported without torch it says that models are not available: its own, not ours."""
+    """Keeps transformers from advising, on import, to install PyTorch: its models are not used here."""
     logger = logging.getLogger("transformers")
     before, logger.disabled = logger.disabled, True
     try:
