@@ -128,8 +128,7 @@ def evaluate(model, case: rome_torch.Case, rows: Rows) -> Result:
     device = rows.ids.device
 
     def edit():
-        with device:  # where tensors are made
-            factors = rome_torch.edit(model, case)
+        factors = rome_torch.edit(model, case)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return factors

@@ -68,7 +68,7 @@ def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     The arithmetic of the edit is float32, whatever the weights are.
     """
     mlp = model.transformer.h[case.layer].mlp
-    rows = torch.arange(len(case.ids))
+    rows = torch.arange(len(case.ids), device=case.ids.device)
     found = {}
     hook = mlp.c_proj.register_forward_hook(
         lambda module, args, output: found.update(key=args[0], value=output)
@@ -86,7 +86,7 @@ def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _value(model, case: Case, start: torch.Tensor) -> torch.Tensor:
     """δ, by Adam."""
-    rows = torch.arange(len(case.ids))
+    rows = torch.arange(len(case.ids), device=case.ids.device)
     delta = torch.zeros_like(start, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=case.lr)
 

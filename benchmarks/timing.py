@@ -42,9 +42,8 @@ def ceiling(
       >>> ceiling() > 0  # doctest: +SKIP
       True
     """
-    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    on_device = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=precision))
-    on_device = jnp.asarray(a, dtype)
     product(on_device).block_until_ready()
     seconds, _ = timed(lambda: product(on_device).block_until_ready(), 10)
     return 2e-9 * size**3 / seconds

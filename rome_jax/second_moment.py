@@ -104,7 +104,10 @@ class SecondMoment:
             )
         flat = keys.reshape(-1, keys.shape[-1])
         return (
-            scipy.linalg.cho_solve(self._cholesky, flat.T).T.reshape(keys.shape).astype(np.float32)
+            # The factor is finite: looking at all of it again would take longer than the solve.
+            scipy.linalg.cho_solve(self._cholesky, flat.T, check_finite=False)
+            .T.reshape(keys.shape)
+            .astype(np.float32)
         )
 
     def condition_number(self) -> float:

@@ -13,8 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import measure, moment, page, sizes, weights
+from benchmarks.gpu import check, measure, moment, page, sizes, weights
 from benchmarks.gpu.runner import LOG, PAGE, ROWS, Part, Stage, append_row, read_rows, run_stages
 from rome_jax.models.config import PRESETS, to_hf
 from rome_jax.models.forward import param_shapes
@@ -122,11 +121,11 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path):
 
 def test_tables_of_a_page():
     stages = [Stage("one", "About.", [])]
-    row = {"what": "a|b", "share": 0.123456, "right": False, "none": None}
+    row = {"|what|": "a|b", "share": 0.123456, "right": False, "none": None}
     rows = [{"stage": "one", "table": "t", "row": row}, {"stage": "one", "table": "t", "row": {}}]
     lines = page.render(stages, rows, {}).splitlines()
     assert lines[-4:] == [
-        "| what | share | right | none |",
+        "| \\|what\\| | share | right | none |",
         "|---|---|---|---|",
         "| a\\|b | 0.1235 | **no** |  |",
         "|  |  |  |  |",
@@ -136,12 +135,12 @@ def test_tables_of_a_page():
 @pytest.mark.parametrize("names", [[], ["gpt3"], ["gpt2-xl", "gptj"]])
 def test_sizes_are_checked(names):
     with pytest.raises(ValueError, match=f"--sizes={','.join(names)}: name some of gpt2, "):
-        program.make_stages(names, True)
+        check.make_stages(names, True)
 
 
 def test_stages_are_those_that_sizes_and_torch_allow():
     def modules(*arguments):
-        stages = program.make_stages(*arguments)
+        stages = check.make_stages(*arguments)
         return [part.options["module"] for stage in stages for part in stage.parts]
 
     everything = modules(["gpt2-xl", "gpt-j-6B"], True)
@@ -149,9 +148,7 @@ def test_stages_are_those_that_sizes_and_torch_allow():
     plain = modules(["gpt2-xl", "gpt-j-6B"], False)
     assert plain == [name for name in everything if not name.endswith("_torch")]
     assert set(modules(["gpt-j-6B"], False)) == {"card", "correctness", "texts", "gptj", "moments"}
-    parts = [
-        part for stage in program.make_stages(["gpt2", "gpt2-xl"], True) for part in stage.parts
-    ]
+    parts = [part for stage in check.make_stages(["gpt2", "gpt2-xl"], True) for part in stage.parts]
     assert len({part.name for part in parts}) == len(parts)
     for part in parts:
         assert (ROOT / "benchmarks" / "gpu" / f"{part.options['module']}.py").is_file()
@@ -217,7 +214,7 @@ def test_missing_wheels_are_installed_for_the_check_alone(tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     for name in ("rome_jax_never_installed", "numpy"):
         wheel(tmp_path, name)
-    with program.missing_wheels(str(tmp_path)) as installed:
+    with check.missing_wheels(str(tmp_path)) as installed:
         assert installed == ["rome_jax_never_installed"]  # numpy is there
         found = subprocess.run(
             [sys.executable, "-c", "import rome_jax_never_installed as m; print(m.answer)"],
@@ -225,12 +222,12 @@ def test_missing_wheels_are_installed_for_the_check_alone(tmp_path, monkeypatch)
             text=True,
         )
         assert found.stdout.strip() == "42", found.stderr
-    with program.missing_wheels(None) as installed:
+    with check.missing_wheels(None) as installed:
         assert installed == []
     (tmp_path / "empty").mkdir()
     with (
         pytest.raises(ValueError, match="holds no wheel"),
-        program.missing_wheels(str(tmp_path / "empty")),
+        check.missing_wheels(str(tmp_path / "empty")),
     ):
         pass
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ class Context:
       size: as `--sizes` names it; empty if the part is about none.
       dtype: of the weights.
       tiny: whether shapes are tiny ones.
+      xla_flags: added to XLA_FLAGS before jax is imported.
       begun: of the process, by its monotonic clock.
     """
 
@@ -42,6 +44,7 @@ class Context:
     size: str = ""
     dtype: str = "float32"
     tiny: bool = False
+    xla_flags: str = ""
     begun: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -84,6 +87,7 @@ def command(
 def main() -> None:
     """Runs the part that the command line names."""
     context = Context(**json.loads(sys.argv[1]))
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {context.xla_flags}".strip()
     importlib.import_module(f"benchmarks.gpu.{context.module}").run(context)
 
 

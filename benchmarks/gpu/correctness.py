@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.key_sums import KeySums
 from rome_jax.models import forward
-from rome_jax.models.interventions import Site
+from rome_jax.models.interventions import Delta, Site
 from rome_jax.models.registry import LanguageModel, load_model
 from rome_jax.tokens import TokenBatch, encode
 from rome_jax.trace import sweep
@@ -63,31 +63,33 @@ def run(context: Context) -> None:
     """Writes a row for each check, then how far other precisions move an edit and a trace."""
     tiny = context.tiny
     rome_cases, traces = (_ROME[:1], ()) if tiny else (_ROME, _TRACES)
+    families = ("gpt2",) if tiny else ("gpt2", "gptj")
     checks: list[Callable[[], Iterable[Check]]] = [
+        functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),  # takes longest
         *(functools.partial(check_rome, name) for name in rome_cases),
         *(functools.partial(check_trace, name) for name in traces),
-        *(functools.partial(check_forward, family) for family in ("gpt2", "gptj")),
+        *(functools.partial(check_forward, family) for family in families),
         check_moments,
-        functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),
     ]
-    for family in ("gpt2", "gptj"):
-        golden_model(family)  # transformers cannot be imported by several threads at once
+    settings = [("bfloat16 weights", {"dtype": "bfloat16"})]
+    if not tiny:
+        settings.append(("TF32 (default precision of NVIDIA GPUs)", {"precision": "default"}))
+    # transformers cannot be imported by several threads at once.
+    for options in ({}, *(options for _, options in settings)):
+        for family in families:
+            golden_model(family, **options)
     wrong = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(attempt, checks):
-            for check in found:
+        running = {pool.submit(attempt, check) for check in checks}
+        moved = {pool.submit(precision_row, *setting) for setting in settings}
+        for done in as_completed(running | moved):
+            if done in moved:
+                context.emit("how far other precisions move one edit and one trace", done.result())
+                continue
+            for check in done.result():
                 row = dataclasses.asdict(check) | {"right": check.right}
                 context.emit("float32 at highest precision", row)
                 wrong += not check.right
-        settings = [
-            ("TF32 (default precision of NVIDIA GPUs)", {"precision": "default"}),
-            ("bfloat16 weights", {"dtype": "bfloat16"}),
-        ]
-        moved = pool.map(
-            lambda setting: precision_row(*setting), settings[1:] if tiny else settings
-        )
-        for row in moved:
-            context.emit("how far other precisions move one edit and one trace", row)
     if wrong:
         raise SystemExit(f"{wrong} figures are wrong: see the table.")
 
@@ -195,17 +197,20 @@ def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
     model = load_model("factworld-gpt2")
     dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=max(chunk_sizes))
     requests = [record.request for record in dataset.records]
-    computed = {
-        size: rome.compute_deltas(
+    moments = load_shipped(model.name)
+
+    def compute(size: int) -> Delta:
+        return rome.compute_deltas(
             model,
             requests,
             ROMEConfig.for_model(model.name),
-            covariance=load_shipped(model.name),
+            covariance=moments,
             templates=["{}", "The truth is. {}"],
             chunk_size=size,
         )
-        for size in chunk_sizes
-    }
+
+    with ThreadPoolExecutor() as pool:
+        computed = dict(zip(chunk_sizes, pool.map(compute, chunk_sizes), strict=True))
     changes = {size: _matrices(deltas) for size, deltas in computed.items()}
     alone = changes[chunk_sizes[0]]
     for size in chunk_sizes[1:]:
@@ -224,7 +229,7 @@ def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
         yield Check("factored", f"logits in a batch and merged alone, edit {case}", error, 1e-5)
 
 
-def _matrices(deltas) -> Iterator[np.ndarray]:
+def _matrices(deltas: Delta) -> list[np.ndarray]:
     (update,) = deltas.updates
     return [np.asarray(a @ b.T) for a, b in zip(update.left, update.right, strict=True)]
 

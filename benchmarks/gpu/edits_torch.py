@@ -18,7 +18,8 @@ from benchmarks.gpu.weights_torch import random_gpt2
 from benchmarks.timing_torch import synchronize, torch_device
 
 # ‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖ of the same edit: rounding, which twenty steps of Adam and C⁻¹ magnify.
-_SAME = {"float32": 1e-3, "bfloat16": 0.1}
+# Adam's first step takes little but the signs of a gradient, and noise flips some.
+_SAME = {"float32": 1e-3, "bfloat16": 0.3}
 _REPEATS = 3
 
 
@@ -36,8 +37,7 @@ def run(context: Context) -> None:
     def edit() -> tuple[float, tuple[torch.Tensor, torch.Tensor]]:
         synchronize()
         begun = time.perf_counter()
-        with device:
-            factors = rome_torch.edit(model, case)
+        factors = rome_torch.edit(model, case)
         synchronize()
         return time.perf_counter() - begun, factors
 

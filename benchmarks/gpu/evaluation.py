@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.edit_case import STEPS
@@ -10,13 +15,15 @@ from benchmarks.evaluate_cases import NUM_PROMPTS, make_records, make_templates,
 from benchmarks.gpu import sizes, weights
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
-from eval.datasets import DatasetName
+from eval.datasets import CounterFactRecord, DatasetName
 from eval.evaluation import evaluate_records
 from rome_jax.edit import rome
+from rome_jax.edit.chunks import behind_subject
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.generate import Sampling, generate
-from rome_jax.models.interventions import Delta
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
+from rome_jax.second_moment import SecondMoment
 from rome_jax.tokens import pad
 
 _CASES, _CHUNK, _TEXTS, _LENGTH = 128, 32, 64, 100
@@ -25,31 +32,47 @@ _PROMPT = 8  # tokens of a text's beginning
 
 
 def run(context: Context) -> None:
-    """Writes cases an hour, the first pass with compiling, and tokens a second."""
+    """Writes tokens a second, then cases an hour, each as soon as it is known."""
     size = sizes.Size.of(context.size, context.tiny)
     cases, chunk, texts, length = _TINY if context.tiny else (_CASES, _CHUNK, _TEXTS, _LENGTH)
-    params = weights.random_params(size.config, context.dtype)
-    tokenizer = word_tokenizer(size.config.vocab_size)
-    model = LanguageModel(context.size, size.config, params, tokenizer, "random weights")
-    deltas = evaluate_cases(context, model, size.layer, cases, chunk)
-    generate_texts(context, model, deltas, texts, length)
+    with ThreadPoolExecutor() as pool:
+        moment = pool.submit(sizes.second_moment, size.config.mlp_width)
+        params = weights.random_params(size.config, context.dtype)
+        tokenizer = word_tokenizer(size.config.vocab_size)
+        model = LanguageModel(context.size, size.config, params, tokenizer, "random weights")
+        generate_texts(context, model, no_edits(model, size.layer, texts), length)
+        evaluate_cases(context, model, size.layer, moment.result(), cases, chunk)
+
+
+def no_edits(model: LanguageModel, layer: int, count: int) -> Delta:
+    """N edits of the shapes of ROME's that change nothing."""
+    widths = model.config.mlp_width, model.config.width
+    left, right = (jnp.zeros((count, width, 1)) for width in widths)
+    return Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.full(count, layer), left, right),))
 
 
 def evaluate_cases(
-    context: Context, model: LanguageModel, layer: int, cases: int, chunk: int
-) -> Delta:
-    """Edits and scores N cases twice, first with compiling; returns the edits."""
+    context: Context,
+    model: LanguageModel,
+    layer: int,
+    moment: SecondMoment,
+    cases: int,
+    chunk: int,
+) -> None:
+    """Edits N cases in chunks, scores them before and after; what is compiled, side by side."""
     config = ROMEConfig((layer,), v_num_grad_steps=STEPS, loss_threshold=0.0)
-    moments = {layer: sizes.second_moment(model.config.mlp_width)}
-    records = make_records(cases, model.config.vocab_size)
     templates = make_templates(model.config.vocab_size)
+    # In the order of the chunks, so that each thread below compiles one of their shapes.
+    records = sorted(
+        make_records(cases, model.config.vocab_size), key=lambda r: behind_subject(r.request)
+    )
 
-    def edit() -> Delta:
+    def edit(part: Sequence[CounterFactRecord]) -> Delta:
         return rome.compute_deltas(
             model,
-            [record.request for record in records],
+            [record.request for record in part],
             config,
-            covariance=moments,
+            covariance={layer: moment},
             templates=templates,
             chunk_size=chunk,
         )
@@ -57,36 +80,41 @@ def evaluate_cases(
     def score(deltas: Delta | None) -> list:
         return evaluate_records(model, DatasetName.CF, records, deltas)
 
-    for compiling in (True, False):
-        editing, deltas = median_seconds(edit, 1)
-        before, _ = median_seconds(lambda: score(None), 1)
-        after, _ = median_seconds(lambda deltas=deltas: score(deltas), 1)
-        total = editing + before + after
-        context.emit(
-            f"{context.size}, {cases} cases of {NUM_PROMPTS} prompts with two targets",
-            {
-                "dtype": context.dtype,
-                "compiling": "included" if compiling else "done",
-                "s of editing": editing,
-                "s of scoring, before and after": before + after,
-                "cases per hour": round(3600 * cases / total),
-                "peak GiB so far": peak_gib(),
-            },
-        )
-        if context.seconds_left < 1.5 * total:
-            break
-    return deltas
+    parts = [records[start : start + chunk] for start in range(0, cases, chunk)]
+    first = [functools.partial(edit, part) for part in parts]
+    first += [functools.partial(score, deltas) for deltas in (None, no_edits(model, layer, cases))]
+    _, seconds, compiling = warm_up(first)
+    row = {"s until all had run": seconds, "s of all programs": compiling}
+    context.emit(f"{context.size}, compiling edits and scoring", row)
+
+    editing, deltas = median_seconds(lambda: edit(records), 1)
+    _report(context, f"{cases} edits in chunks of {chunk}", editing, cases)
+    scoring, _ = median_seconds(lambda: (score(None), score(deltas)), 1)
+    label = f"their {NUM_PROMPTS} prompts with two targets each, scored before and after"
+    _report(context, label, scoring, cases)
+    _report(context, "both", editing + scoring, cases)
 
 
-def generate_texts(
-    context: Context, model: LanguageModel, deltas: Delta, texts: int, length: int
-) -> None:
-    """Generates texts side by side, with and without an edit each."""
+def _report(context: Context, what: str, seconds: float, cases: int) -> None:
+    context.emit(
+        f"{context.size}, {cases} cases",
+        {
+            "dtype": context.dtype,
+            "what": what,
+            "s": seconds,
+            "cases per hour": round(3600 * cases / seconds),
+            "peak GiB so far": peak_gib(),
+        },
+    )
+
+
+def generate_texts(context: Context, model: LanguageModel, deltas: Delta, length: int) -> None:
+    """Generates as many texts as there are edits side by side, with and without an edit each."""
+    texts = len(deltas)
     ids = np.random.default_rng(2).integers(model.config.vocab_size, size=(texts, _PROMPT))
     batch = pad(ids.tolist())
-    edits = deltas.rows(np.arange(texts, dtype=np.int32), texts)
     keys = jax.random.split(jax.random.key(0), texts)
-    for label, own in (("one edit per row", edits), ("none", None)):
+    for label, own in (("one edit per row", deltas), ("none", None)):
 
         def write(own=own):
             return generate(

@@ -23,7 +23,8 @@ def run(context: Context) -> None:
     batch = TokenBatch(ids.astype(np.int32), np.ones(shape, bool))
     sums = KeySums(params, size.config, [size.layer])
     cold, _ = median_seconds(lambda: sums.add(batch), 1)
-    seconds, _ = median_seconds(lambda: sums.add(batch))
+    repeats = 3 if context.seconds_left > 4 * cold else 1
+    seconds, _ = median_seconds(lambda: sums.add(batch), repeats)
     context.emit(
         "second moments",
         {

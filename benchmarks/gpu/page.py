@@ -39,7 +39,7 @@ def render(stages: Sequence[Stage], rows: Sequence[Row], about: Mapping[str, str
 
 def _table(entries: Sequence[Row]) -> list[str]:
     columns = list(dict.fromkeys(column for entry in entries for column in entry))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
     for entry in entries:
         lines.append("| " + " | ".join(_cell(entry.get(column)) for column in columns) + " |")
     return lines

@@ -123,7 +123,7 @@ def test_a_request_does_not_depend_on_the_others(setup, requests):
 
 @pytest.mark.parametrize("setup", ["gpt2"], indirect=True)  # a program more, of the same code
 def test_more_padding_changes_nothing(setup, requests):
-    long = setup.compute(requests, shape=(28, 6))
+    long = setup.compute(requests, multiples=(28, 6))
     for name, found in setup.factors.items():
         assert long[name].delta.shape[2] == 28
         assert (long[name].delta[:, :, 24:] == 0).all()
