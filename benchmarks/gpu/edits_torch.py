@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ import torch
 from benchmarks import rome_torch
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.moment import inverse
-from benchmarks.gpu.weights_torch import random_gpt2
-from benchmarks.timing_torch import synchronize, torch_device
+from benchmarks.gpu.weights_torch import take_over
+from benchmarks.timing_torch import synchronize
 
 # ‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖ of the same edit: rounding, which twenty steps of Adam and C⁻¹ magnify.
 # Adam's first step takes little but the signs of a gradient, and noise flips some.
@@ -25,13 +24,8 @@ _REPEATS = 3
 
 def run(context: Context) -> None:
     """Writes PyTorch's row, and the ratio if both sides gave one ΔW."""
-    path = context.handed(f"edit_{context.size}_{context.dtype}.npz")
-    if not path.is_file():
-        raise SystemExit("rome_jax left no edit to compare with: see its part.")
-    with np.load(path) as file:
-        handed = dict(file)
-    device = torch_device()
-    model = random_gpt2(json.loads(str(handed["config"])), context.dtype, device)
+    handed, model = take_over(context, "edit")
+    device = model.device
     case = _case(handed, device)
 
     def edit() -> tuple[float, tuple[torch.Tensor, torch.Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 
@@ -11,8 +10,8 @@ import torch
 
 from benchmarks import trace_torch
 from benchmarks.gpu.child import Context
-from benchmarks.gpu.weights_torch import random_gpt2
-from benchmarks.timing_torch import synchronize, torch_device
+from benchmarks.gpu.weights_torch import take_over
+from benchmarks.timing_torch import synchronize
 
 _EVERY = 10  # place that PyTorch restores
 _KINDS = ("hidden", "mlp", "attn")
@@ -22,13 +21,8 @@ _REPEATS = 3
 
 def run(context: Context) -> None:
     """Writes PyTorch's rows, and the ratios of the kinds whose tables are the same."""
-    path = context.handed(f"trace_{context.size}_{context.dtype}.npz")
-    if not path.is_file():
-        raise SystemExit("rome_jax left no table to compare with: see its part.")
-    with np.load(path) as file:
-        handed = dict(file)
-    device = torch_device()
-    model = random_gpt2(json.loads(str(handed["config"])), context.dtype, device)
+    handed, model = take_over(context, "trace")
+    device = model.device
     ids, noise = (torch.tensor(handed[name], device=device) for name in ("ids", "noise"))
     span = tuple(handed["span"].tolist())
     case = trace_torch.Case(ids, span, noise, int(handed["window"]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.gpu.child import Context
 from benchmarks.gpu.counters import HALF_WIDTH, scramble, seed_of
+from benchmarks.timing_torch import torch_device
 
 # Our leaf by the name of GPT-2's tensor in a layer; Conv1D stores [in, out] as we do.
 _LAYER = {
@@ -17,6 +21,22 @@ _LAYER = {
     "mlp.c_fc": "blocks/mlp/up/kernel",
     "mlp.c_proj": "blocks/mlp/down/kernel",
 }
+
+
+def take_over(context: Context, kind: str) -> tuple[dict[str, np.ndarray], GPT2LMHeadModel]:
+    """What the part of rome_jax has handed on, and the model that it belongs to.
+
+    Args:
+      context: of PyTorch's part.
+      kind: "edit" or "trace".
+    """
+    path = context.handed(f"{kind}_{context.size}_{context.dtype}.npz")
+    if not path.is_file():
+        raise SystemExit(f"rome_jax left no {kind} to compare with: see its part.")
+    with np.load(path) as file:
+        handed = dict(file)
+    config = json.loads(str(handed["config"]))
+    return handed, random_gpt2(config, context.dtype, torch_device())
 
 
 def random_gpt2(hf_config: Mapping[str, Any], dtype: str, device: torch.device) -> GPT2LMHeadModel:
