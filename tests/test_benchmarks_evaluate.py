@@ -151,7 +151,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "PRESETS", sizes)
         monkeypatch.setattr(module, "EDIT_LAYERS", layers)
     monkeypatch.setattr(benchmark.forward, "init_params", lambda config, _: random_params(config))
-    monkeypatch.setattr(benchmark, "ceilings", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(benchmark, "ceiling", lambda *_: 1.0)
+    monkeypatch.setattr(benchmark, "torch_ceiling", lambda *_: 1.0)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # main sets it: put back after
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests' programs are in there
 

@@ -103,7 +103,8 @@ def test_it_runs_from_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests' programs are in there
     monkeypatch.setitem(benchmark.MODELS, "tiny", "tiny")
     monkeypatch.setattr(benchmark, "PRESETS", {"tiny": config})
-    monkeypatch.setattr(benchmark, "ceilings", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(benchmark, "ceiling", lambda *_: 1.0)
+    monkeypatch.setattr(benchmark, "torch_ceiling", lambda *_: 1.0)
     arguments = f"--models tiny --kinds hidden --samples {SAMPLES} --chunk_columns {COLUMNS}"
     monkeypatch.setattr("sys.argv", f"trace {arguments} --naive_fraction 0.25".split())
     benchmark.main()
