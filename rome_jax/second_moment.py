@@ -90,7 +90,7 @@ class SecondMoment:
         """C⁻¹ k for keys [..., F], by Cholesky in float64; float32 [..., F].
 
         Raises:
-          ValueError: C is not positive definite, or the width differs.
+          ValueError: C is not positive definite, the width differs, or a key is not finite.
 
         Example:
           >>> SecondMoment(np.diag([1.0, 4.0]), count=10).solve(np.array([2.0, 2.0])).tolist()
@@ -101,6 +101,10 @@ class SecondMoment:
             raise ValueError(
                 f"keys of width {keys.shape[-1]} and a second moment of width {self.mean.shape[0]}: "
                 "it was collected on another model."
+            )
+        if not np.isfinite(keys).all():
+            raise ValueError(
+                "keys hold NaN or infinity: the model's weights are damaged or overflow."
             )
         flat = keys.reshape(-1, keys.shape[-1])
         return (

@@ -73,3 +73,9 @@ def test_fill_rate():
     assert moment.fill_rate == 0.75
     assert moment.fingerprint == "abc"
     assert np.isnan(SecondMoment(np.eye(2), 30).fill_rate)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_keys_that_are_not_finite_are_an_error(wrong):
+    with pytest.raises(ValueError, match="keys hold NaN or infinity"):
+        SecondMoment(np.eye(2), 3).solve(np.array([[1.0, 2.0], [wrong, 1.0]]))

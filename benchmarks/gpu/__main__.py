@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import math
 import os
 import shlex
 import signal
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     """Checks what the flags say."""
     if len(argv) > 1:
         raise ValueError(f"unknown arguments: {' '.join(argv[1:])}; see --help.")
+    if not math.isfinite(_BUDGET.value):
+        raise ValueError(f"--budget_s={_BUDGET.value}: give a finite number of seconds.")
     directory = Path(_OUTPUT.value).expanduser().resolve()
     if (directory / ROWS).exists():
         raise ValueError(f"--output_dir={directory} holds a check already: give another one.")
