@@ -45,6 +45,9 @@ _TINY = flags.DEFINE_bool("tiny", False, "Tiny shapes, to try every stage on a C
 _WHEELS = flags.DEFINE_string(
     "wheels", None, "Folder of wheels; those that are missing here are installed."
 )
+_COMMIT = flags.DEFINE_string(
+    "commit", None, "Commit that the page names, where the checkout is a copy without git."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     about = {
         "command": f"`python -m benchmarks.gpu {shlex.join(sys.argv[1:])}`",
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
-        "commit": check.commit(),
+        "commit": _COMMIT.value or check.commit(),
         "XLA flags": f"`{check.XLA_FLAGS}`; for stage 2 `{check.QUICK_XLA_FLAGS}`",
         "shapes": "tiny: the figures mean nothing" if _TINY.value else "real",
     }
