@@ -58,6 +58,10 @@ class Context:
             Path(self.directory) / ROWS, {"stage": self.stage, "table": table, "row": dict(row)}
         )
 
+    def log(self, message: str) -> None:
+        """Prints a line with the seconds since the process began; the check keeps it in its log."""
+        print(f"[{time.monotonic() - self.begun:6.1f} s] {message}", flush=True)
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         """The rows of a table so far, those of other parts too."""
         rows = read_rows(Path(self.directory) / ROWS)
@@ -88,7 +92,10 @@ def main() -> None:
     """Runs the part that the command line names."""
     context = Context(**json.loads(sys.argv[1]))
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {context.xla_flags}".strip()
-    importlib.import_module(f"benchmarks.gpu.{context.module}").run(context)
+    module = importlib.import_module(f"benchmarks.gpu.{context.module}")
+    context.log("imported")
+    module.run(context)
+    context.log("done")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from rome_jax.models.config import ModelConfig, to_hf
 
 # (edits, of them in one chunk), in rounds: what a round compiles, it compiles side by side.
 _ROUNDS = {
-    "float32": [[(1, 1), (8, 8)], [(32, 32)]],
-    "bfloat16": [[(1, 1), (8, 8)], [(32, 32), (128, 32)]],
+    "float32": [[(1, 1)], [(8, 8)], [(32, 32)]],
+    "bfloat16": [[(1, 1)], [(8, 8)], [(32, 32), (128, 32)]],
 }
 _TINY_ROUNDS = {"float32": [[(1, 1), (2, 1)]], "bfloat16": [[(1, 1)]]}
 
@@ -35,7 +35,9 @@ def run(context: Context) -> None:
     with ThreadPoolExecutor() as pool:  # the factor of C on the host, the weights on the device
         moment = pool.submit(sizes.second_moment, size.config.mlp_width)
         params = jax.block_until_ready(weights.random_params(size.config, dtype))
+        context.log("weights made")
         moments = {size.layer: moment.result()}
+    context.log("second moment factored")
 
     def edit(inputs: EditInputs) -> rome.ROMEResult:
         return rome.compute_from_inputs(params, size.config, inputs, config, moments)
@@ -58,6 +60,7 @@ def run(context: Context) -> None:
             return
         results, longest, compiling = warm_up([functools.partial(edit, x) for x in new.values()])
         warm |= set(new)
+        context.log(f"chunks of {sorted(new)} compiled")
         if number == 0:
             _hand_on(context, new[1], config, size.config, results[0])
         if new:

@@ -37,7 +37,8 @@ def run(context: Context) -> None:
     cases, chunk, texts, length = _TINY if context.tiny else (_CASES, _CHUNK, _TEXTS, _LENGTH)
     with ThreadPoolExecutor() as pool:
         moment = pool.submit(sizes.second_moment, size.config.mlp_width)
-        params = weights.random_params(size.config, context.dtype)
+        params = jax.block_until_ready(weights.random_params(size.config, context.dtype))
+        context.log("weights made")
         tokenizer = word_tokenizer(size.config.vocab_size)
         model = LanguageModel(context.size, size.config, params, tokenizer, "random weights")
         generate_texts(context, model, no_edits(model, size.layer, texts), length)

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,8 @@ def run(context: Context) -> None:
     """Finds the best `--chunk_columns` on one kind, then times all of them with it."""
     config, dtype = sizes.Size.of(context.size, context.tiny).config, context.dtype
     params = weights.random_params(config, dtype)
+    jax.block_until_ready(params)
+    context.log("weights made")
     model = LanguageModel(context.size, config, params, None, "random weights")
     generator = np.random.default_rng(0)
     prompt = make_prompt(generator.integers(config.vocab_size, size=PROMPT))
