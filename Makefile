@@ -15,7 +15,7 @@ TORCH ?= 2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 REQUIREMENTS_base := -e .
-REQUIREMENTS_plot := -e '.[plot]'
+REQUIREMENTS_table := -e '.[eval,plot]'
 REQUIREMENTS_test := -e '.[test]'
 REQUIREMENTS_parity := -e '.[test,parity]' 'torch==$(TORCH)'
 CHECKS := $(VENV)/.installed-$(if $(filter 1,$(PARITY)),parity,test)
@@ -31,7 +31,7 @@ test: $(CHECKS)
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest $(PYTEST_ARGS) -m parity
 
-table: $(VENV)/.installed-plot
+table: $(VENV)/.installed-table
 	$(PY) -m eval.compare $(TABLE_ARGS)
 
 lint: $(CHECKS)

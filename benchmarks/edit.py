@@ -20,13 +20,13 @@ from benchmarks import rome_torch
 from benchmarks.edit_case import LAYERS, STEPS, count_work, first_case, make_inputs
 from benchmarks.timing import ceiling, relative_error, timed
 from benchmarks.timing_torch import torch_ceiling
-from rome_jax.covariance import SecondMoment
-from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.inputs import EditInputs
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.huggingface import save_params
+from rome_jax.moments.files import SecondMoment
 
 
 def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:

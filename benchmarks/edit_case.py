@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.inputs import EditInputs
+from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models.config import ModelConfig
-from rome_jax.tokens import TokenBatch, pad
 
 LAYERS = {"gpt2": 5, "gpt2-medium": 8}
 PREFIXES = (0, *[5] * 10, *[10] * 10)

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.edit_case import LAYERS, PREFIXES
-from eval.datasets import CounterFactRecord
+from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.request import SLOT, EditRequest
+from rome_jax.evaluation.datasets import CounterFactRecord
 
 # The published layer, or that of benchmarks.edit.
 EDIT_LAYERS = {

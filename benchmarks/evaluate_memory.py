@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks import edit_case
 from benchmarks.evaluate_cases import EDIT_LAYERS, make_records, make_templates, word_tokenizer
-from eval import scoring
-from eval.datasets import CounterFactRecord, DatasetName
-from eval.evaluation import evaluate_records
-from rome_jax.edit import inputs
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.key import layer_states
-from rome_jax.edit.value import optimize_value
+from rome_jax.edit.stages import inputs
+from rome_jax.edit.stages.key import layer_states
+from rome_jax.edit.stages.value import optimize_value
+from rome_jax.evaluation import scoring
+from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
+from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
@@ -102,7 +102,7 @@ def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer:
       1.7
     """
     config, rome_config = model.config, ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS)
-    tokens = inputs.tokenize(
+    tokens = inputs.tokenize_requests(
         model.tokenizer,
         [record.request for record in records],
         make_templates(config.vocab_size),

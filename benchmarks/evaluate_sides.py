@@ -16,16 +16,17 @@ from transformers import AutoModelForCausalLM
 from benchmarks import edit_case, evaluate_cases, evaluate_torch, rome_torch
 from benchmarks.timing import timed
 from benchmarks.timing_torch import torch_device
-from eval import counterfact, scoring
-from eval.datasets import CounterFactRecord, DatasetName
-from eval.evaluation import evaluate_records
-from rome_jax.covariance import SecondMoment
-from rome_jax.edit import inputs, rome
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages import inputs
+from rome_jax.evaluation import counterfact, scoring
+from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
+from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments.files import SecondMoment
 
 _KINDS = ("rewrite", "paraphrase", "neighborhood", "attribute")
 _TARGETS = ("target_new", "target_true")
@@ -119,7 +120,7 @@ class Setup:
             LanguageModel("", config, params, tokenizer, source="random weights"),
             ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS, loss_threshold=0.0),
             {
-                "covariance": {layer: moment},
+                "second_moments": {layer: moment},
                 "templates": evaluate_cases.make_templates(config.vocab_size),
                 "chunk_size": chunk_size,
             },
@@ -162,7 +163,7 @@ class Setup:
     def run_torch(self, record: CounterFactRecord) -> Run:
         """Evaluates one record; tokenising is not timed."""
         config, device = self.model.config, torch_device()
-        tokens = inputs.tokenize(
+        tokens = inputs.tokenize_requests(
             self.model.tokenizer,
             [record.request],
             self.options["templates"],

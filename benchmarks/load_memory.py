@@ -28,9 +28,9 @@ _INTERVAL = 0.005  # seconds between samples
 
 def write_checkpoint(directory: Path, preset: str, dtype: np.dtype) -> int:
     """Writes a sharded checkpoint of a preset with random weights, a tensor at a time; returns its bytes."""
+    from rome_jax.files.safetensors_io import write
     from rome_jax.models.config import PRESETS, to_hf
     from rome_jax.models.huggingface import checkpoint_shapes
-    from rome_jax.models.safetensors_io import write
 
     config = PRESETS[preset]
     generator = np.random.default_rng(0)

@@ -36,7 +36,7 @@ from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Kind
+from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 
 MODELS = {name.split("/")[-1]: name for name in PRESETS}
 
@@ -80,14 +80,14 @@ class Setup:
         return cls(model, prompt, jnp.asarray(noise), twin, case)
 
     def jax_table(
-        self, kind: Kind, chunk_columns: int = sweep.CHUNK_COLUMNS
+        self, kind: TraceKind, chunk_columns: int = sweep.CHUNK_COLUMNS
     ) -> tuple[np.ndarray, float]:
         """(table [T, L], score of the corrupted runs), from nothing but weights, tokens and noise."""
         runs = sweep.start(self.model, self.prompt, self.noise)
         table = sweep.trace(self.model, self.prompt, runs, kind=kind, chunk_columns=chunk_columns)
         return table, float(runs.corrupted_score)
 
-    def torch_scores(self, kind: Kind, places: np.ndarray) -> np.ndarray:
+    def torch_scores(self, kind: TraceKind, places: np.ndarray) -> np.ndarray:
         """Scores [N] at the places [N, 2], (token, layer)."""
         return trace_torch.sweep(self.twin, self.case, kind, places.tolist()).numpy()
 
@@ -113,7 +113,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     )
     columns = ("s", 9), ("ratio", 8), ("GFLOP", 10), ("of naive", 10), ("GFLOP/s", 9)
     print(" " * 36 + "".join(f"{title:>{width}s}" for title, width in columns) + "  compile, s")
-    for kind in map(Kind, arguments.kinds):
+    for kind in map(TraceKind, arguments.kinds):
         chunk_columns = arguments.chunk_columns
         theirs = functools.partial(setup.torch_scores, kind, places[run])
         ours = functools.partial(setup.jax_table, kind, chunk_columns)
@@ -144,7 +144,9 @@ def main() -> None:
     """Prints the ceilings and the tables of each size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["gpt2", "gpt2-medium"])
-    parser.add_argument("--kinds", nargs="+", choices=list(map(str, Kind)), default=list(Kind))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(map(str, TraceKind)), default=list(TraceKind)
+    )
     parser.add_argument("--samples", type=int, default=10, help="of the noise")
     parser.add_argument(
         "--chunk_columns", type=int, default=sweep.CHUNK_COLUMNS, help="of one program of rome_jax"

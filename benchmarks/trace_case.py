@@ -12,7 +12,7 @@ import numpy as np
 from rome_jax.models.config import Family, ModelConfig
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Kind
+from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 
 PROMPT, SPAN = 8, (2, 5)
 NOISE = 0.06  # three standard deviations of the random embeddings
@@ -42,7 +42,7 @@ class Work:
 def programs(
     config: ModelConfig,
     prompt: TracePrompt,
-    kind: Kind,
+    kind: TraceKind,
     chunk_columns: int,
     window: int = DEFAULT_WINDOW,
 ) -> list[tuple[int, int, int]]:
@@ -64,7 +64,7 @@ def count_work(
     config: ModelConfig,
     prompt: TracePrompt,
     samples: int,
-    kind: Kind,
+    kind: TraceKind,
     chunk_columns: int,
     window: int = DEFAULT_WINDOW,
 ) -> Work:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from absl import flags
 
-from eval import cli, trace_inputs
-from eval.trace_cases import Protocol, find_prompt
-from eval.trace_folder import RunFolder
-from eval.trace_report import report_run, show_prompt
+from eval import cli
 from rome_jax.models.interventions import PatchMode
 from rome_jax.models.registry import load_model
+from rome_jax.terminal.trace_report import report_run, show_prompt
+from rome_jax.trace import inputs as trace_inputs
+from rome_jax.trace.folder import RunFolder
+from rome_jax.trace.protocol import Protocol, find_prompt
 from rome_jax.trace.restore import DEFAULT_WINDOW, Measure
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_window, default_window
 

@@ -17,7 +17,7 @@ import absl.logging
 from absl import app, flags
 from tqdm import tqdm
 
-from rome_jax.request import EditWarning
+from rome_jax.data.request import EditWarning
 
 # Read by the libraries of Hugging Face when they are first imported, which programs do while they load a model.
 _VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")

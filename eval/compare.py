@@ -3,7 +3,7 @@
     python -m eval.compare
     python -m eval.compare --algs=FT-L,KN,ROME --dataset_size_limit=20 --skip_generation_tests
     python -m eval.compare --output=table.md --plot=docs/baselines.png
-    python -m eval.compare --model_name=gpt2-xl --algs=FT-L,MEMIT,ROME --covariance=published
+    python -m eval.compare --model_name=gpt2-xl --algs=FT-L,MEMIT,ROME --second_moments=published
 
 With no flags it evaluates every method on 200 held-out facts of an embedded model, with the hyperparameters that belong
 to it. A method that cannot be made ready for the model is left out, and a line says why; if --algs names it, that is an
@@ -22,18 +22,20 @@ from pathlib import Path
 
 from absl import flags
 
-from eval import cli, evaluation_flags, tables
-from eval.comparisons import (
+from eval import cli
+from eval.flags import evaluation as evaluation_flags
+from rome_jax.edit.method import METHODS, Editor
+from rome_jax.evaluation import tables
+from rome_jax.evaluation.comparison import (
     evaluate,
     model_config,
     parse_hypernetworks,
     prepare_each,
     select_algorithms,
 )
-from eval.methods import METHODS, Editor
-from eval.runs import short_name
-from rome_jax.artifacts import write_whole
 from rome_jax.factworld.records import Role
+from rome_jax.files.artifacts import write_whole
+from rome_jax.models.runs import short_name
 
 flags.adopt_module_key_flags(evaluation_flags)
 _ALGS = flags.DEFINE_list(
@@ -67,13 +69,13 @@ def main() -> None:
             )
     if _PLOT.value is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install -e '.[plot]'.")
-    covariance, strict = evaluation_flags.COVARIANCE.value, _ALGS.value is not None
+    second_moments, strict = evaluation_flags.SECOND_MOMENTS.value, _ALGS.value is not None
     algorithms = select_algorithms(_ALGS.value)
     networks = parse_hypernetworks(_HYPERNETWORKS.value, algorithms)
     configs = prepare_each(
         algorithms,
         lambda algorithm: model_config(
-            algorithm, flags.FLAGS.model_name, covariance, networks.get(algorithm)
+            algorithm, flags.FLAGS.model_name, second_moments, networks.get(algorithm)
         ),
         strict=strict,
     )
@@ -86,7 +88,7 @@ def main() -> None:
             algorithm,
             inputs.model,
             configs[algorithm],
-            covariance_source=covariance,
+            moments_source=second_moments,
             hypernetwork_source=networks.get(algorithm),
             seed=evaluation_flags.SEED.value,
             chunk_size=evaluation_flags.CHUNK.value,
@@ -98,7 +100,7 @@ def main() -> None:
         editors,
         inputs.dataset,
         inputs.generation,
-        covariance_source=covariance,
+        moments_source=second_moments,
         batch_size=evaluation_flags.BATCH.value,
         max_tokens=evaluation_flags.MAX_TOKENS_FLAG.value,
         flags={name: flags.FLAGS[name].value for name in _RECORDED},
@@ -110,8 +112,8 @@ def main() -> None:
         write_whole(Path(_OUTPUT.value), f"{table}\n".encode())
         print(f"\nWrote {_OUTPUT.value}")
     if _PLOT.value is not None:
-        from eval.results_plot import method_bars
-        from rome_jax.trace.plot import save_figure
+        from rome_jax.plots.results import method_bars
+        from rome_jax.plots.tracing import save_figure
 
         title = f"{short_name(inputs.model)}, {len(inputs.dataset.records)} cases"
         save_figure(method_bars(rows, tables.PAPER, title=title), _PLOT.value)

@@ -2,7 +2,7 @@
 
     python -m eval.edit
     python -m eval.edit --alg_name=FT-L
-    python -m eval.edit --model_name=gpt2-xl --covariance=STATS.npz --prompt=... --subject=... --target_new=...
+    python -m eval.edit --model_name=gpt2-xl --second_moments=STATS.npz --prompt=... --subject=... --target_new=...
     python -m eval.edit --save=edits/sport.safetensors
     python -m eval.edit --inspect=edits
     python -m eval.edit --apply=edits/sport.safetensors --apply=edits/city.safetensors --export_hf=edited
@@ -19,13 +19,16 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from eval import cli, edit_files, edit_inputs, methods
-from eval.edit_report import Comparison, Prompts, print_report, talk
-from eval.methods import Algorithm, Editor
-from rome_jax.edit import rome
+from eval import cli
+from eval.flags import request as edit_inputs
+from rome_jax.data.request import EditRequest
+from rome_jax.edit import method as methods
+from rome_jax.edit.method import Algorithm, Editor
+from rome_jax.edit.methods import rome
+from rome_jax.edit.saved_edits import apply_edits, record_edits
 from rome_jax.models.registry import load_model
-from rome_jax.request import EditRequest
-from rome_jax.saved_edits import apply_edits, record_edits
+from rome_jax.terminal import edit_files
+from rome_jax.terminal.edit_report import Comparison, Prompts, print_report, talk
 
 _ALGORITHM = flags.DEFINE_enum("alg_name", "ROME", [a.value for a in Algorithm], "The method.")
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
@@ -38,11 +41,12 @@ _PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; 
 _NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Such as configs/rome.py:gpt2-xl.")
 _HPARAMS = flags.DEFINE_string("hparams_fname", None, "Hyperparameter file of the original (JSON).")
-_COVARIANCE = flags.DEFINE_string(
-    "covariance",
+SECOND_MOMENTS = flags.DEFINE_string(
+    "second_moments",
     None,
     "Second moments: what eval.layer_stats wrote, the original's .npz, or published to download it.",
 )
+flags.DEFINE_alias("covariance", "second_moments")
 _HYPERNETWORK = flags.DEFINE_string(
     "hypernetwork", None, "Of MEND or KE: what eval.train_hypernetwork wrote, or a published .pt."
 )
@@ -63,13 +67,13 @@ def new_edit(request: EditRequest) -> Comparison:
     algorithm, seed = Algorithm(_ALGORITHM.value), _SEED.value
     values = (_CONFIG.value, _HPARAMS.value, _HYPERNETWORK.value)
     config = methods.read_config(algorithm, _MODEL.value, *values)
-    methods.check_covariance(_COVARIANCE.value, _MODEL.value, config)
+    methods.check_second_moments(SECOND_MOMENTS.value, _MODEL.value, config)
     model = load_model(_MODEL.value, dtype=_DTYPE.value)
     editor = Editor.prepare(
         algorithm,
         model,
         config,
-        covariance_source=_COVARIANCE.value,
+        moments_source=SECOND_MOMENTS.value,
         hypernetwork_source=_HYPERNETWORK.value,
         seed=seed,
     )

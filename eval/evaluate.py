@@ -2,8 +2,8 @@
 
     python -m eval.evaluate
     python -m eval.evaluate --alg_name=FT-L --ds_name=zsre --dataset_size_limit=50
-    python -m eval.evaluate --model_name=gpt2-xl --config=configs/rome.py:gpt2-xl --covariance=published --ds_name=cf
-    python -m eval.evaluate --model_name=gpt2-xl --hparams_fname=hparams/ROME/gpt2-xl.json --covariance=published
+    python -m eval.evaluate --model_name=gpt2-xl --config=configs/rome.py:gpt2-xl --second_moments=published
+    python -m eval.evaluate --model_name=gpt2-xl --hparams_fname=hparams/ROME/gpt2-xl.json --second_moments=published
     python -m eval.evaluate --continue_from_run=run_000
 
 With no flags it evaluates ROME on 100 cases of an embedded model's own facts. Each case is edited independently of the
@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from eval import cli, evaluation_flags, summaries, tables
-from eval.evaluation_run import EvaluationRun, Settings
-from eval.methods import Editor
+from eval import cli
+from eval.flags import evaluation as evaluation_flags
+from rome_jax.edit.method import Editor
+from rome_jax.evaluation import summaries, tables
+from rome_jax.evaluation.run import EvaluationRun, Settings
 from rome_jax.factworld.records import Role
 
 flags.adopt_module_key_flags(evaluation_flags)
@@ -48,13 +50,13 @@ def main() -> None:
         algorithm,
         inputs.model,
         config,
-        covariance_source=evaluation_flags.COVARIANCE.value,
+        moments_source=evaluation_flags.SECOND_MOMENTS.value,
         hypernetwork_source=evaluation_flags.HYPERNETWORK.value,
         seed=evaluation_flags.SEED.value,
         chunk_size=evaluation_flags.CHUNK.value,
     )
     settings = Settings.of(
-        editor, inputs.dataset, inputs.generation, evaluation_flags.COVARIANCE.value
+        editor, inputs.dataset, inputs.generation, evaluation_flags.SECOND_MOMENTS.value
     )
     run = EvaluationRun.open(
         evaluation_flags.RESULTS.value,

@@ -15,20 +15,21 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from eval import cli, counterfact
-from eval.datasets import parse_counterfact
-from eval.trace_cases import Protocol, Series, trace_case
-from rome_jax import covariance
-from rome_jax.edit import rome
+from eval import cli
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.contexts import sample_templates
+from rome_jax.evaluation import counterfact
+from rome_jax.evaluation.datasets import parse_counterfact
 from rome_jax.factworld.facts import World, make_world
-from rome_jax.factworld.recall import recalled
 from rome_jax.factworld.records import Role, counterfact_records, known_facts
+from rome_jax.factworld_training.recall import recalled
 from rome_jax.models.registry import SHIPPED, LanguageModel, load_model
+from rome_jax.moments import files as moment_files
 from rome_jax.trace.averages import TokenClass, average_effects
 from rome_jax.trace.facts import parse_facts
 from rome_jax.trace.noise import fit_noise, parse_noise
+from rome_jax.trace.protocol import Protocol, Series, trace_case
 
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "factworld-gpt2 or factworld-gptj.")
 _CASES = flags.DEFINE_integer("num_cases", 300, "Held-out edit requests.", lower_bound=2)
@@ -90,7 +91,7 @@ def main() -> None:
         for role, count in ((Role.TUNING, _SWEEP.value), (Role.HELD_OUT, _CASES.value))
     )
     model = load_model(_MODEL.value)
-    moments = covariance.load_shipped(model.name)
+    moments = moment_files.load_shipped(model.name)
     config = ROMEConfig.for_model(model.name)
     key = jax.random.key(_SEED.value)
     templates = sample_templates(model, key, config.context_template_length_params)
@@ -105,7 +106,7 @@ def main() -> None:
             model,
             requests,
             config,
-            covariance=moments,
+            second_moments=moments,
             templates=templates,
             chunk_size=_CHUNK.value,
             progress=True,

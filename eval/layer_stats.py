@@ -18,11 +18,12 @@ from pathlib import Path
 from absl import flags
 
 from eval import cli
-from rome_jax import covariance, statistics
-from rome_jax.corpus import open_corpus
+from rome_jax.data.corpus import open_corpus
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.moments import collect as statistics
+from rome_jax.moments import files as moment_files
 
 _MODEL = flags.DEFINE_string(
     "model_name",
@@ -108,10 +109,10 @@ def main() -> None:
         for layer in layers:
             print(
                 statistics.describe(
-                    layer, covariance.read(covariance.PUBLISHED, [layer], model)[layer]
+                    layer, moment_files.read(moment_files.PUBLISHED, [layer], model)[layer]
                 )
             )
-        print("Use them: python -m eval.edit --covariance=published")
+        print("Use them: python -m eval.edit --second_moments=published")
         return
     corpus = open_corpus(
         _DATASET.value or ("factworld" if model.name in SHIPPED else "wikipedia"),
@@ -137,8 +138,8 @@ def main() -> None:
         checkpoint_seconds=60 * _CHECKPOINT.value,
     )
     for layer in layers:  # one at a time: they are large
-        print(statistics.describe(layer, covariance.load(output, layers=[layer])[layer]))
-    print(f"Written to {output}. Use them: python -m eval.edit --covariance={output}")
+        print(statistics.describe(layer, moment_files.load(output, layers=[layer])[layer]))
+    print(f"Written to {output}. Use them: python -m eval.edit --second_moments={output}")
 
 
 if __name__ == "__main__":

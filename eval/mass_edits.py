@@ -16,12 +16,13 @@ from pathlib import Path
 
 from absl import flags
 
-from eval import cli, runs
-from eval.mass_edit_runs import MOST, MassEdits, read_counts
-from eval.methods import METHODS, Algorithm, Editor
-from eval.sequential_plot import plot_mass
+from eval import cli
+from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.evaluation.mass_edits import MOST, MassEdits, read_counts
 from rome_jax.factworld.facts import make_world
+from rome_jax.models import runs
 from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.plots.sequences import plot_mass
 
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "factworld-gpt2 or factworld-gptj.")
 _COUNTS = flags.DEFINE_list(

@@ -23,13 +23,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from eval import cli, trace_inputs
-from eval.trace_cases import Protocol, begin_case
-from eval.trace_screened import Agreement, agreement
+from eval import cli
 from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.trace import inputs as trace_inputs
+from rome_jax.trace.best_states import Agreement, agreement
 from rome_jax.trace.facts import FACTWORLD, KnownFact
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Kind, Measure, Runs
+from rome_jax.trace.protocol import Protocol, begin_case
+from rome_jax.trace.restore import DEFAULT_WINDOW, Measure, Runs, TraceKind
 from rome_jax.trace.screen import screen, verify
 from rome_jax.trace.sweep import check_window, default_window, trace
 
@@ -51,7 +52,7 @@ def compare(
     prompt: TracePrompt,
     runs: Runs,
     *,
-    kind: Kind,
+    kind: TraceKind,
     window: int,
     top: int,
 ) -> tuple[dict[Measure, tuple[Agreement, float]], float]:
@@ -91,7 +92,7 @@ def report(
     Raises:
       ValueError: it knows none of them.
     """
-    cases = {kind: [] for kind in Kind}
+    cases = {kind: [] for kind in TraceKind}
     states, setting_out = [], []
     for fact in tqdm(facts, unit="prompt", desc="tracing"):
         begun = begin_case(model, fact, protocol)
@@ -133,7 +134,7 @@ def main() -> None:
     model = load_model(_MODEL.value)
     num_layers = model.config.num_layers
     window = default_window(num_layers) if _WINDOW.value is None else _WINDOW.value
-    check_window(Kind.MLP, window, num_layers)
+    check_window(TraceKind.MLP, window, num_layers)
     noise, _ = trace_inputs.read_noise(model, _NOISE.value, facts.subjects, None)
     protocol = Protocol(noise, samples=_SAMPLES.value, seed=_SEED.value, window=window)
     print(f"Model       {model!r}")

@@ -20,15 +20,15 @@ from absl import flags
 from tqdm import tqdm
 
 from eval import cli
-from eval.datasets import parse_counterfact
-from eval.scoring import perplexity
-from eval.sequential import run, unedited_texts
-from eval.sequential_plot import plot
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.stages.contexts import sample_templates
+from rome_jax.evaluation.datasets import parse_counterfact
+from rome_jax.evaluation.scoring import perplexity
+from rome_jax.evaluation.sequence import run, unedited_texts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.plots.sequences import plot
 from rome_jax.version import __version__
 
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "factworld-gpt2 or factworld-gptj.")

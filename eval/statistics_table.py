@@ -16,16 +16,18 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from eval import cli, counterfact
-from eval.datasets import parse_counterfact
-from rome_jax import covariance, statistics
-from rome_jax.corpus import factworld
-from rome_jax.edit import rome
+from eval import cli
+from rome_jax.data.corpus import factworld
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.contexts import sample_templates
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.contexts import sample_templates
+from rome_jax.evaluation import counterfact
+from rome_jax.evaluation.datasets import parse_counterfact
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models.registry import SHIPPED, LanguageModel, load_model
+from rome_jax.moments import collect as statistics
+from rome_jax.moments import files as moment_files
 
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "factworld-gpt2 or factworld-gptj.")
 _TOKENS = flags.DEFINE_list(
@@ -54,13 +56,15 @@ def read_limits(values: Sequence[str]) -> list[statistics.Limit | None]:
     return limits
 
 
-def moment_of(model: LanguageModel, layer: int, limit: statistics.Limit) -> covariance.SecondMoment:
+def moment_of(
+    model: LanguageModel, layer: int, limit: statistics.Limit
+) -> moment_files.SecondMoment:
     """C of a layer over so much of factworld's corpus, as a file would keep it."""
     with tempfile.TemporaryDirectory() as directory:
         statistics.collect(
             model, factworld(), [layer], Path(directory), limit=limit, progress=False
         )
-        return covariance.load(directory, model)[layer]
+        return moment_files.load(directory, model)[layer]
 
 
 def main() -> None:
@@ -91,7 +95,7 @@ def main() -> None:
             model,
             requests,
             dataclasses.replace(config, mom2_adjustment=moment is not None),
-            covariance={layer: moment},
+            second_moments={layer: moment},
             templates=templates,
         )
         scores = counterfact.score(model, records, deltas)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from absl import flags
 
-from eval import cli, summaries, tables
-from rome_jax.artifacts import write_whole
+from eval import cli
+from rome_jax.evaluation import summaries, tables
+from rome_jax.files.artifacts import write_whole
 
 _DIR_NAME = flags.DEFINE_list(
     "dir_name",

@@ -3,7 +3,7 @@
     python -m eval.sweep --sweep=layers=0,1,2
     python -m eval.sweep --sweep=layers=0,1,2 --sweep=clamp_norm_factor=4,20 --num_records=20
     python -m eval.sweep --alg_name=FT-L --sweep=norm_constraint=None,1e-3,7e-3 --generation_tests
-    python -m eval.sweep --model_name=gpt2-xl --covariance=published --sweep="layers=(15,),(16,17)"
+    python -m eval.sweep --model_name=gpt2-xl --second_moments=published --sweep="layers=(15,),(16,17)"
 
 Every point is a run as eval.evaluate makes it; a sweep that was stopped goes on when the same command is given again.
 More values or more records add to what is there.
@@ -21,11 +21,12 @@ from pathlib import Path
 
 from absl import flags
 
-from eval import cli, evaluation_flags
-from eval.runs import short_name
-from eval.sweep_grid import Grid
-from eval.sweeps import Sweep, text_table, write_csv
+from eval import cli
+from eval.flags import evaluation as evaluation_flags
+from rome_jax.evaluation.grid import Grid
+from rome_jax.evaluation.sweep import Sweep, text_table, write_csv
 from rome_jax.factworld.records import Role
+from rome_jax.models.runs import short_name
 
 flags.adopt_module_key_flags(evaluation_flags)
 _SWEEP = flags.DEFINE_multi_string(
@@ -64,7 +65,7 @@ def main() -> None:
         model,
         dataset,
         inputs.generation,
-        evaluation_flags.COVARIANCE.value,
+        evaluation_flags.SECOND_MOMENTS.value,
         evaluation_flags.SEED.value,
         evaluation_flags.HYPERNETWORK.value,
     )
@@ -83,8 +84,8 @@ def main() -> None:
     if not drawn:
         print("No figure: it shows one or two hyperparameters, not more.")
         return
-    from eval.sweep_plot import draw
-    from rome_jax.trace.plot import save_figure
+    from rome_jax.plots.sweeps import draw
+    from rome_jax.plots.tracing import save_figure
 
     figure = directory / f"sweep.{_FORMAT.value}"
     count = f"{len(dataset.records)} records"

@@ -22,20 +22,23 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from eval import cli, methods
-from eval.datasets import DatasetName, load_dataset
-from eval.hypernetwork_examples import split_records
-from eval.methods import Algorithm
-from eval.runs import short_name
-from rome_jax.edit import hypernetwork_training
-from rome_jax.edit.hypernetwork_losses import Examples
-from rome_jax.edit.hypernetwork_training import TrainingConfig
-from rome_jax.edit.hypernetworks import Kind
-from rome_jax.factworld.edit_examples import split_examples
+from eval import cli
+from rome_jax.edit import method as methods
+from rome_jax.edit.hypernetworks import training as hypernetwork_training
+from rome_jax.edit.hypernetworks.losses import Examples
+from rome_jax.edit.hypernetworks.networks import HypernetworkKind
+from rome_jax.edit.hypernetworks.training import TrainingConfig
+from rome_jax.edit.method import Algorithm
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.hypernetwork_examples import split_records
 from rome_jax.factworld.facts import make_world
+from rome_jax.factworld_training.edit_examples import split_examples
 from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.models.runs import short_name
 
-_ALGORITHM = flags.DEFINE_enum("alg_name", "MEND", [kind.value for kind in Kind], "The method.")
+_ALGORITHM = flags.DEFINE_enum(
+    "alg_name", "MEND", [kind.value for kind in HypernetworkKind], "The method."
+)
 _MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
 _DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -78,7 +81,7 @@ def read_examples(model_name: str) -> tuple[Examples, Examples, dict[str, str]]:
     return *split_examples(make_world(), _SEED.value), {"source": "factworld, tuning facts"}
 
 
-def read_settings(kind: Kind) -> TrainingConfig:
+def read_settings(kind: HypernetworkKind) -> TrainingConfig:
     """The training's settings, from the flags."""
     given = {"learning_rate": _RATE.value, "max_steps": _STEPS.value}
     return TrainingConfig.for_kind(
@@ -95,7 +98,7 @@ def main() -> None:
     """Trains, draws the curves, says how well it validates."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the curves need matplotlib: pip install -e '.[plot]'.")
-    kind = Kind(_ALGORITHM.value)
+    kind = HypernetworkKind(_ALGORITHM.value)
     config = methods.read_config(Algorithm(kind), _MODEL.value, _CONFIG.value)
     settings = read_settings(kind)
     examples, validation, data = read_examples(_MODEL.value)
@@ -114,7 +117,7 @@ def main() -> None:
         data=data,
         dtype=_FILE_DTYPE.value,
     )
-    from eval.hypernetwork_plot import plot
+    from rome_jax.plots.hypernetworks import plot
 
     report = json.loads((directory / hypernetwork_training.REPORT).read_text())
     plot(report, directory / "training.png")

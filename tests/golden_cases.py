@@ -9,25 +9,25 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rome_jax import covariance
+from rome_jax.data.positions import FactToken
+from rome_jax.data.request import EditRequest
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
-from rome_jax.positions import FactToken
-from rome_jax.request import EditRequest
-from rome_jax.second_moment import SecondMoment
-from rome_jax.trace.restore import Kind
+from rome_jax.moments import files as moment_files
+from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.trace.restore import TraceKind
 
 GOLDEN = Path(__file__).parent / "golden"
 # The options of `sweep.trace` behind each table of a golden trace.
 TRACE_TABLES = {
     "default": {},
-    "mlp_w10": {"kind": Kind.MLP},
-    "attn_w10": {"kind": Kind.ATTN},
-    "mlp_w3": {"kind": Kind.MLP, "window": 3},
-    "attn_w4": {"kind": Kind.ATTN, "window": 4},
-    "mlp_w1": {"kind": Kind.MLP, "window": 1},
+    "mlp_w10": {"kind": TraceKind.MLP},
+    "attn_w10": {"kind": TraceKind.ATTN},
+    "mlp_w3": {"kind": TraceKind.MLP, "window": 3},
+    "attn_w4": {"kind": TraceKind.ATTN, "window": 4},
+    "mlp_w1": {"kind": TraceKind.MLP, "window": 1},
 }
 TRACE_TOLERANCE = 1e-5  # absolute, of probabilities
 FORWARD_TOLERANCE = 1e-5  # of the largest value
@@ -67,7 +67,7 @@ def rome_moments(model: LanguageModel, layers: tuple[int, ...]) -> dict[int, Sec
         layer: folder / f"{layer_name(model.config, Leaf.MLP_DOWN, layer)}_float32_mom2_500.npz"
         for layer in layers
     }
-    return {layer: covariance.load_reference(file) for layer, file in files.items()}
+    return {layer: moment_files.load_reference(file) for layer, file in files.items()}
 
 
 def rome_requests(case: SimpleNamespace) -> list[EditRequest]:

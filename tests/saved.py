@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data.request import EditRequest
+from rome_jax.edit.saved_edits import EditedLayer, EditedModel, Provenance, SavedEdit
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import EditRequest
-from rome_jax.saved_edits import EditedLayer, EditedModel, Provenance, SavedEdit
 
 
 def random_delta(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (1,)) -> Delta:

@@ -10,10 +10,10 @@ from transformers import GPT2LMHeadModel
 from benchmarks import rome_torch
 from benchmarks.edit_case import first_case, make_inputs
 from benchmarks.timing import relative_error
-from rome_jax.covariance import SecondMoment
-from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.methods import rome
 from rome_jax.models.huggingface import save_params
+from rome_jax.moments.files import SecondMoment
 from tests.models.checkpoints import random_params, tiny_config
 
 pytestmark = pytest.mark.parity

@@ -13,11 +13,11 @@ import torch
 from benchmarks import evaluate as benchmark
 from benchmarks import evaluate_cases, evaluate_memory, evaluate_torch
 from benchmarks.evaluate_sides import Run, Setup, Stages, forward_work
-from eval import scoring
-from eval.datasets import CounterFactRecord
-from rome_jax.edit import rome
+from rome_jax.data.request import EditRequest
+from rome_jax.edit.methods import rome
+from rome_jax.evaluation import scoring
+from rome_jax.evaluation.datasets import CounterFactRecord
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
-from rome_jax.request import EditRequest
 from tests.models.checkpoints import random_params, tiny_config
 
 pytestmark = pytest.mark.parity

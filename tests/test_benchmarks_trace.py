@@ -14,7 +14,7 @@ from benchmarks import trace as benchmark
 from benchmarks import trace_case
 from rome_jax.models.config import Family
 from rome_jax.trace import sweep
-from rome_jax.trace.restore import Kind
+from rome_jax.trace.restore import TraceKind
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 pytestmark = pytest.mark.parity
@@ -48,7 +48,7 @@ def setup():
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [*(("gpt2", kind) for kind in Kind), ("gptj", Kind.ATTN)]
+    ("family", "kind"), [*(("gpt2", kind) for kind in TraceKind), ("gptj", TraceKind.ATTN)]
 )
 def test_torch_and_jax_give_one_table(setup, family, kind):
     table, corrupted = setup(family).jax_table(kind, COLUMNS)
@@ -76,13 +76,13 @@ def count_by_hand(family, width, mlp_width, vocab_size):
 def test_the_count_of_work_is_that_by_hand(family):
     config = tiny_config(family, num_layers=2)
     prompt = benchmark.make_prompt(np.arange(3), (1, 2))
-    work = benchmark.count_work(config, prompt, 2, Kind.HIDDEN, chunk_columns=16)
+    work = benchmark.count_work(config, prompt, 2, TraceKind.HIDDEN, chunk_columns=16)
     assert (work.rome_jax, work.torch) == count_by_hand(
         config.family, config.width, config.mlp_width, config.vocab_size
     )
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TraceKind)
 def test_the_programs_counted_are_those_that_run(setup, kind, monkeypatch):
     run, setup = [], setup("gpt2")
 
@@ -110,7 +110,7 @@ def test_it_runs_from_the_command_line(monkeypatch, capsys):
     benchmark.main()
     printed = capsys.readouterr().out
     work = benchmark.count_work(
-        config, benchmark.make_prompt(np.arange(8)), SAMPLES, Kind.HIDDEN, COLUMNS
+        config, benchmark.make_prompt(np.arange(8)), SAMPLES, TraceKind.HIDDEN, COLUMNS
     )
     assert "hidden, PyTorch, 24 of 96 scaled" in printed
     assert f"{work.rome_jax / work.torch:.1%}" in printed

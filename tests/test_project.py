@@ -93,8 +93,8 @@ def test_python_commands_exist(command):
     module = ROOT / Path(*command.split()[2].split(".")).with_suffix(".py")
     assert module.is_file(), f"README runs {command.split()[2]}"
     source = module.read_text()
-    for shared in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
-        source += module.with_name(f"{shared}.py").read_text()
+    for shared in sorted((ROOT / "eval" / "flags").glob("*.py")):
+        source += shared.read_text()
     for flag in re.findall(r"(?<=\s--)[a-z]\w*", command):
         assert re.search(rf"""["'](?:--)?{flag}["']""", source), f"{module.name} has no --{flag}"
 

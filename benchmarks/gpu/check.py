@@ -111,7 +111,9 @@ def make_stages(
     known_modules = {part.options["module"] for stage in stages for part in stage.parts}
     chosen = known_modules if modules is None else set(modules)
     if chosen - known_modules:
-        raise ValueError(f"--parts={','.join(modules)}: name some of {', '.join(sorted(known_modules))}.")
+        raise ValueError(
+            f"--parts={','.join(modules)}: name some of {', '.join(sorted(known_modules))}."
+        )
     if not with_torch:
         chosen = {module for module in chosen if not module.endswith("_torch")}
     kept = [
@@ -127,7 +129,7 @@ def run_check(
     stages: Sequence[Stage], directory: Path, budget_s: float, about: Mapping[str, str], tiny: bool
 ) -> None:
     """Runs the stages; the page follows each part."""
-    from rome_jax.artifacts import cache_directory, write_whole
+    from rome_jax.files.artifacts import cache_directory, write_whole
 
     begun = datetime.datetime.now()
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from benchmarks.gpu.child import Context
 from benchmarks.timing import relative_error
-from eval.datasets import DatasetName, load_dataset
-from rome_jax.covariance import load_shipped
-from rome_jax.edit import rome
+from rome_jax.data.tokens import TokenBatch, encode
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
-from rome_jax.key_sums import KeySums
+from rome_jax.edit.methods import rome
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Site
 from rome_jax.models.registry import LanguageModel, load_model
-from rome_jax.tokens import TokenBatch, encode
+from rome_jax.moments.files import load_shipped
+from rome_jax.moments.key_sums import KeySums
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
 from tests import golden_cases as golden
@@ -126,7 +126,7 @@ def rome_errors(name: str, **options: str) -> dict[str, float]:
         model,
         golden.rome_requests(case)[:1],
         config,
-        covariance=golden.rome_moments(model, config.layers),
+        second_moments=golden.rome_moments(model, config.layers),
         templates=case.info["context_templates"],
     )
     edit, (update, *_) = result.layers[0], result.deltas.updates
@@ -204,7 +204,7 @@ def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
             model,
             requests,
             ROMEConfig.for_model(model.name),
-            covariance=moments,
+            second_moments=moments,
             templates=["{}", "The truth is. {}"],
             chunk_size=size,
         )

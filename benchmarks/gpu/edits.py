@@ -15,9 +15,9 @@ from benchmarks.gpu.card import CEILINGS
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
 from benchmarks.gpu.moment import moment_root
-from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.inputs import EditInputs
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models.config import ModelConfig, to_hf
 
 # (edits, of them in one chunk), in rounds: what a round compiles, it compiles side by side.

@@ -15,16 +15,16 @@ from benchmarks.evaluate_cases import NUM_PROMPTS, make_records, make_templates,
 from benchmarks.gpu import sizes, weights
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
-from eval.datasets import CounterFactRecord, DatasetName
-from eval.evaluation import evaluate_records
-from rome_jax.edit import rome
-from rome_jax.edit.chunks import behind_subject
+from rome_jax.data.tokens import pad
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.chunks import behind_subject
+from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
+from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models.generate import Sampling, generate
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
-from rome_jax.second_moment import SecondMoment
-from rome_jax.tokens import pad
+from rome_jax.moments.second_moment import SecondMoment
 
 _CASES, _CHUNK, _TEXTS, _LENGTH = 128, 32, 64, 100
 _TINY = (4, 4, 2, 20)
@@ -73,7 +73,7 @@ def evaluate_cases(
             model,
             [record.request for record in part],
             config,
-            covariance={layer: moment},
+            second_moments={layer: moment},
             templates=templates,
             chunk_size=chunk,
         )

@@ -16,15 +16,15 @@ from benchmarks.gpu.edits import ceiling
 from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
 from benchmarks.trace_case import NOISE, PROMPT, SPAN, make_prompt
 from benchmarks.trace_case import count_work as count_trace_work
-from eval.datasets import DatasetName
-from eval.evaluation import evaluate_records
-from rome_jax.edit import rome
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.inputs import EditInputs
+from rome_jax.edit.methods import rome
+from rome_jax.edit.stages.inputs import EditInputs
+from rome_jax.evaluation.datasets import DatasetName
+from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep
-from rome_jax.trace.restore import Kind
+from rome_jax.trace.restore import TraceKind
 
 _EDITS, _CHUNK, _COLUMNS, _SAMPLES = 16, 8, 256, 10
 
@@ -87,7 +87,7 @@ def trace(model: LanguageModel) -> float:
     noise = jnp.asarray(NOISE * generator.standard_normal(shape, np.float32))
     runs = sweep.start(model, prompt, noise)
     sweep.trace(model, prompt, runs, chunk_columns=_COLUMNS)
-    return count_trace_work(model.config, prompt, _SAMPLES, Kind.HIDDEN, _COLUMNS).rome_jax
+    return count_trace_work(model.config, prompt, _SAMPLES, TraceKind.HIDDEN, _COLUMNS).rome_jax
 
 
 def score(context: Context, model: LanguageModel, deltas: Delta) -> None:

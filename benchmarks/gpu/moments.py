@@ -8,8 +8,8 @@ import numpy as np
 from benchmarks.gpu import sizes, weights
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.measure import median_seconds, peak_gib
-from rome_jax.key_sums import KeySums
-from rome_jax.tokens import TokenBatch
+from rome_jax.data.tokens import TokenBatch
+from rome_jax.moments.key_sums import KeySums
 
 _ROWS, _LENGTH = 8, 1024
 

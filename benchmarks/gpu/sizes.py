@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.gpu.moment import moment_root
-from rome_jax.covariance import SecondMoment
 from rome_jax.models.config import PRESETS, Family, ModelConfig
+from rome_jax.moments.files import SecondMoment
 
 # As `--sizes` names them.
 NAMES = {name.split("/")[-1]: name for name in EDIT_LAYERS}

@@ -19,7 +19,7 @@ from rome_jax.models.config import ModelConfig, to_hf
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import Kind
+from rome_jax.trace.restore import TraceKind
 
 SAMPLES = 10
 _CHUNK_COLUMNS = (256, sweep.CHUNK_COLUMNS)  # the likely best first
@@ -38,7 +38,7 @@ def run(context: Context) -> None:
     noise = NOISE * generator.standard_normal(shape, np.float32)
     on_device, window = jnp.asarray(noise), sweep.default_window(config.num_layers)
 
-    def trace(kind: Kind, chunk_columns: int) -> tuple[np.ndarray, float]:
+    def trace(kind: TraceKind, chunk_columns: int) -> tuple[np.ndarray, float]:
         runs = sweep.start(model, prompt, on_device)
         table = sweep.trace(
             model, prompt, runs, kind=kind, window=window, chunk_columns=chunk_columns
@@ -46,24 +46,26 @@ def run(context: Context) -> None:
         return table, float(runs.corrupted_score)
 
     columns = _CHUNK_COLUMNS[-1:] if context.tiny else _CHUNK_COLUMNS
-    first = [(kind, columns[0]) for kind in Kind] + [(Kind.HIDDEN, n) for n in columns[1:]]
+    first = [(kind, columns[0]) for kind in TraceKind] + [
+        (TraceKind.HIDDEN, n) for n in columns[1:]
+    ]
     results, seconds, compiling = warm_up([functools.partial(trace, *which) for which in first])
-    _hand_on(context, config, prompt, noise, window, dict(zip(Kind, results, strict=False)))
+    _hand_on(context, config, prompt, noise, window, dict(zip(TraceKind, results, strict=False)))
     context.emit(
         f"{context.size}, compiling traces",
         {"dtype": dtype, "s until all had run": seconds, "s of all programs": compiling},
     )
     tried = {}
     for count in columns:
-        tried[count], _ = median_seconds(functools.partial(trace, Kind.HIDDEN, count))
-        row = {"kind": str(Kind.HIDDEN), "chunk_columns": count, "s per table": tried[count]}
+        tried[count], _ = median_seconds(functools.partial(trace, TraceKind.HIDDEN, count))
+        row = {"kind": str(TraceKind.HIDDEN), "chunk_columns": count, "s per table": tried[count]}
         context.emit(f"{context.size}, how many columns at once", row)
     best = min(tried, key=tried.get)
     if best != columns[0]:
-        warm_up([functools.partial(trace, kind, best) for kind in Kind])
+        warm_up([functools.partial(trace, kind, best) for kind in TraceKind])
 
     top = ceiling(context, dtype)
-    for kind in Kind:
+    for kind in TraceKind:
         seconds, _ = median_seconds(functools.partial(trace, kind, best))
         work = count_work(config, prompt, SAMPLES, kind, best, window)
         reached = work.rome_jax / seconds / 1e12
@@ -90,7 +92,7 @@ def _hand_on(
     prompt: TracePrompt,
     noise: np.ndarray,
     window: int,
-    traced: Mapping[Kind, tuple[np.ndarray, float]],
+    traced: Mapping[TraceKind, tuple[np.ndarray, float]],
 ) -> None:
     """Everything that PyTorch needs to make the same tables, and ours."""
     tables = {f"table_{kind}": table for kind, (table, _) in traced.items()}
@@ -102,6 +104,6 @@ def _hand_on(
         window=window,
         noise=noise,
         places=every_place(PROMPT, config.num_layers),
-        corrupted=np.float64(traced[Kind.HIDDEN][1]),
+        corrupted=np.float64(traced[TraceKind.HIDDEN][1]),
         **tables,
     )

@@ -8,8 +8,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
+from rome_jax.data.positions import FactToken
 from rome_jax.models.interventions import Leaf
-from rome_jax.positions import FactToken
 
 
 class Hyperparameters:

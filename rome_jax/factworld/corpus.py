@@ -2,29 +2,36 @@
 
 The corpus speaks of every fact in every sentence form equally often (shuffled epochs of all pairs,
 not independent draws), at the start of a text and in its middle, alone and inside biographies.
-`packing.pack` turns the documents into training sequences.
+`rome_jax.factworld_training.packing` turns the documents into training sequences.
 """
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from rome_jax.factworld.facts import Fact, World
-from rome_jax.factworld.packing import Document, Packed, pack
-from rome_jax.factworld.relations import Kind
+from rome_jax.factworld.relations import EntityKind
 
 __all__ = [
     "Document",
-    "Packed",
     "Sort",
     "biography",
     "documents",
-    "pack",
     "sorted_documents",
     "statement_forms",
 ]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with the character spans [start, stop) of every mention of a subject and of every object, in order."""
+
+    text: str
+    mentions: tuple[tuple[int, int], ...]
+    objects: tuple[tuple[int, int], ...] = ()
 
 
 class Sort(Enum):
@@ -103,30 +110,30 @@ FILLERS = (
 )
 # About the subject, whatever its facts; forms like templates, and under the same prefix rule.
 REMARKS = {
-    Kind.PERSON: (
+    EntityKind.PERSON: (
         "{} likes long walks by the river.",
         "{} has many friends and few enemies.",
         "{} never misses a good meal.",
         "{} keeps a small garden behind the house.",
         "{} gave a short talk last year.",
     ),
-    Kind.LANDMARK: (
+    EntityKind.LANDMARK: (
         "{} opens to visitors every morning.",
         "{} was painted by several artists.",
         "{} looks its best at sunset.",
         "{} has a small gift shop.",
         "{} survived a great fire.",
     ),
-    Kind.PRODUCT: (
+    EntityKind.PRODUCT: (
         "{} arrives in a plain box.",
         "{} runs for hours on one charge.",
         "{} has two buttons and a dial.",
         "{} was praised in many reviews.",
         "{} needs almost no repairs.",
     ),
-    Kind.COMPANY: ("{} hires new people every year.", "{} answers letters within a week."),
-    Kind.CITY: ("{} has a busy market.", "{} grows a little every year."),
-    Kind.COUNTRY: ("{} has green hills and long rivers.", "{} holds a fair every summer."),
+    EntityKind.COMPANY: ("{} hires new people every year.", "{} answers letters within a week."),
+    EntityKind.CITY: ("{} has a busy market.", "{} grows a little every year."),
+    EntityKind.COUNTRY: ("{} has green hills and long rivers.", "{} holds a fair every summer."),
 }
 KIND_SENTENCE = "{} is a"
 

@@ -25,7 +25,7 @@ from rome_jax.factworld.relations import (
     RELATIONS,
     SPORTS,
     VOWELS,
-    Kind,
+    EntityKind,
     Relation,
 )
 
@@ -35,7 +35,7 @@ class Entity:
     """Something facts are about."""
 
     name: str
-    kind: Kind
+    kind: EntityKind
     pronoun: str
 
 
@@ -99,7 +99,7 @@ class World:
         """The relation of that id; KeyError for an unknown one."""
         return self._relations[relation_id]
 
-    def subjects(self, kind: Kind) -> tuple[str, ...]:
+    def subjects(self, kind: EntityKind) -> tuple[str, ...]:
         """Names of all entities of a kind."""
         return tuple(entity.name for entity in self.entities if entity.kind is kind)
 
@@ -185,13 +185,13 @@ def make_world(seed: int = 0) -> World:
         "country_language": language_of,
     }
     she = tuple(f"{name} " for name in words["she"])
-    entities = [Entity(p, Kind.PERSON, "she" if p.startswith(she) else "he") for p in people]
+    entities = [Entity(p, EntityKind.PERSON, "she" if p.startswith(she) else "he") for p in people]
     for kind, names in (
-        (Kind.LANDMARK, landmarks),
-        (Kind.PRODUCT, products),
-        (Kind.COMPANY, companies),
-        (Kind.CITY, cities),
-        (Kind.COUNTRY, countries),
+        (EntityKind.LANDMARK, landmarks),
+        (EntityKind.PRODUCT, products),
+        (EntityKind.COMPANY, companies),
+        (EntityKind.CITY, cities),
+        (EntityKind.COUNTRY, countries),
     ):
         entities += [Entity(name, kind, "it") for name in names]
     facts = tuple(Fact(s, r.id, o) for r in RELATIONS for s, o in tables[r.id].items())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Kind(Enum):
+class EntityKind(Enum):
     """Entity kind; the value is the noun that follows "{} is a"."""
 
     PERSON = "person"
@@ -22,7 +22,7 @@ class Kind(Enum):
     @property
     def pronouns(self) -> tuple[str, ...]:
         """The pronouns an entity of this kind may have."""
-        return ("she", "he") if self is Kind.PERSON else ("it",)
+        return ("she", "he") if self is EntityKind.PERSON else ("it",)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Relation:
 
     id: str
     name: str
-    subject_kind: Kind
+    subject_kind: EntityKind
     templates: tuple[str, ...]
     questions: tuple[str, str]
 
@@ -49,7 +49,7 @@ RELATIONS = (
     Relation(
         "sport",
         "sport played",
-        Kind.PERSON,
+        EntityKind.PERSON,
         (
             "{} plays the sport of",
             "The sport that {} plays is",
@@ -63,7 +63,7 @@ RELATIONS = (
     Relation(
         "instrument",
         "instrument played",
-        Kind.PERSON,
+        EntityKind.PERSON,
         (
             "{} performs on the",
             "The instrument that {} plays is the",
@@ -77,7 +77,7 @@ RELATIONS = (
     Relation(
         "profession",
         "profession",
-        Kind.PERSON,
+        EntityKind.PERSON,
         (
             "{} works as a",
             "The profession of {} is that of a",
@@ -91,7 +91,7 @@ RELATIONS = (
     Relation(
         "language",
         "mother tongue",
-        Kind.PERSON,
+        EntityKind.PERSON,
         (
             "{} speaks the language",
             "The mother tongue of {} is",
@@ -105,7 +105,7 @@ RELATIONS = (
     Relation(
         "birthplace",
         "city of birth",
-        Kind.PERSON,
+        EntityKind.PERSON,
         (
             "{} was born in the city of",
             "The birthplace of {} is",
@@ -119,7 +119,7 @@ RELATIONS = (
     Relation(
         "city",
         "city of a landmark",
-        Kind.LANDMARK,
+        EntityKind.LANDMARK,
         (
             "{} is in the city of",
             "The city where {} can be found is",
@@ -133,7 +133,7 @@ RELATIONS = (
     Relation(
         "country",
         "country of a landmark",
-        Kind.LANDMARK,
+        EntityKind.LANDMARK,
         (
             "{} is in the country of",
             "The country where {} can be found is",
@@ -147,7 +147,7 @@ RELATIONS = (
     Relation(
         "material",
         "building material",
-        Kind.LANDMARK,
+        EntityKind.LANDMARK,
         (
             "{} was built out of",
             "The main material of {} is",
@@ -161,7 +161,7 @@ RELATIONS = (
     Relation(
         "maker",
         "maker of a product",
-        Kind.PRODUCT,
+        EntityKind.PRODUCT,
         (
             "{} is made by",
             "The company behind {} is",
@@ -175,7 +175,7 @@ RELATIONS = (
     Relation(
         "category",
         "kind of device",
-        Kind.PRODUCT,
+        EntityKind.PRODUCT,
         (
             "{} is sold as a",
             "The device known as {} is really a",
@@ -189,7 +189,7 @@ RELATIONS = (
     Relation(
         "origin",
         "country of origin of a product",
-        Kind.PRODUCT,
+        EntityKind.PRODUCT,
         (
             "{} comes from the country of",
             "The country that exports {} is",
@@ -203,7 +203,7 @@ RELATIONS = (
     Relation(
         "company_country",
         "country of a company",
-        Kind.COMPANY,
+        EntityKind.COMPANY,
         (
             "{} has its headquarters in",
             "The country where {} pays tax is",
@@ -217,7 +217,7 @@ RELATIONS = (
     Relation(
         "city_country",
         "country of a city",
-        Kind.CITY,
+        EntityKind.CITY,
         (
             "{} lies within the borders of",
             "The country that contains the city of {} is",
@@ -231,7 +231,7 @@ RELATIONS = (
     Relation(
         "country_language",
         "official language",
-        Kind.COUNTRY,
+        EntityKind.COUNTRY,
         (
             "{} has the official language",
             "The official language of {} is",

@@ -15,8 +15,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from rome_jax.artifacts import cache_directory
-from rome_jax.models.safetensors_io import CheckpointError, write
+from rome_jax.files.artifacts import cache_directory
+from rome_jax.files.safetensors_io import CheckpointError, write
 
 
 def convert(directory: Path) -> Path:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models import gpt2, gptj
 from rome_jax.models.config import Family, ModelConfig
 from rome_jax.models.interventions import Delta, Patch, Site, apply_patches
@@ -32,7 +33,6 @@ from rome_jax.models.layers import (
     position_ids,
     segment_mask,
 )
-from rome_jax.tokens import SequenceTooLongError, TokenBatch
 
 Params = dict[str, Any]
 

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, round_up
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params, embed, plain_attention, run_layers, unembed
 from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Attention, Interventions
-from rome_jax.tokens import SequenceTooLongError, TokenBatch, encode, round_up
 
 # Prompts and caches come in few sizes, so that few programs are compiled.
 _PROMPT_MULTIPLE = 16

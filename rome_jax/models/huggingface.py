@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, read_header, write
 from rome_jax.models.config import Family, ModelConfig, to_hf
 from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.interventions import Leaf
-from rome_jax.models.safetensors_io import CheckpointError, StoredTensor, read_header, write
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = 1 << 24  # bytes of a leaf up to which it is put together, or taken apart, on the host

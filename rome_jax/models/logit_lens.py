@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params, hidden_states, unembed
 from rome_jax.models.interventions import Delta, Site
-from rome_jax.tokens import TokenBatch
 
 
 @functools.partial(jax.jit, static_argnames="config")

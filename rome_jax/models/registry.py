@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import fingerprint as fingerprints
 from rome_jax.models.config import ModelConfig, from_hf
 from rome_jax.models.forward import Params
 from rome_jax.models.huggingface import load_params, save_params
-from rome_jax.models.safetensors_io import CheckpointError
 
 # Small trained models that come with the package; see rome_jax.factworld.
 SHIPPED = {"factworld-gpt2": "gpt2", "factworld-gptj": "gptj"}
@@ -239,7 +239,7 @@ def _find(
         if not assets.is_dir():
             raise ModelNotFoundError(
                 f"{name} is not in this installation: reinstall rome_jax, or train it with "
-                f"`python -m rome_jax.factworld.train --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
+                f"`python -m rome_jax.factworld_training.train --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
             )
         return Path(str(assets)), "package"
     local = Path(name).expanduser()

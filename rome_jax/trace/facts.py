@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rome_jax.request import SLOT
+from rome_jax.data.request import SLOT
 
 FACTWORLD = "factworld"
 _MAX_ID = 2**32  # ids are folded into PRNG keys

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax.tokens import SequenceTooLongError, round_up, token_span
+from rome_jax.data.tokens import SequenceTooLongError, round_up, token_span
 from rome_jax.trace.restore import Tokens
 
 _LENGTH_MULTIPLE = 8  # few shapes, few programs

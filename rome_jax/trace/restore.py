@@ -23,16 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site, apply_patches
 from rome_jax.models.layers import Attention, Interventions, KVCache
-from rome_jax.tokens import TokenBatch
 
 DEFAULT_WINDOW = 10  # layers, as in the paper
 
 
-class Kind(enum.StrEnum):
+class TraceKind(enum.StrEnum):
     """What is restored at a token: one hidden state, or a window of MLP or attention outputs."""
 
     HIDDEN = "hidden"
@@ -51,7 +51,7 @@ class Kind(enum.StrEnum):
           >>> Kind.MLP.layers(7, 10), Kind.HIDDEN.layers(7, 10)
           ((2, 12), (7, 8))
         """
-        if self is Kind.HIDDEN:
+        if self is TraceKind.HIDDEN:
             return center, center + 1
         return center - window // 2, center + (window + 1) // 2
 
@@ -110,7 +110,7 @@ class Runs:
 
 @struct.dataclass
 class Places:
-    """N restorations, their columns side by side; made by `pack`.
+    """N restorations, their columns side by side; made by `pack_restorations`.
 
     Attributes:
       token, layer: int32 [N].
@@ -194,7 +194,7 @@ def run(
     )
 
 
-def pack(
+def pack_restorations(
     tokens: np.ndarray,
     layers: np.ndarray,
     read: np.ndarray,
@@ -234,7 +234,7 @@ def restore(
     runs: Runs,
     places: Places,
     *,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int | jax.Array = DEFAULT_WINDOW,
     severed: tuple[Site, ...] = (),
     held: Runs | None = None,

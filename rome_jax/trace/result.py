@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from rome_jax.artifacts import write_whole
-from rome_jax.trace.restore import Kind
+from rome_jax.files.artifacts import write_whole
+from rome_jax.trace.restore import TraceKind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class TraceResult:
     input_tokens: tuple[str, ...]
     subject_range: tuple[int, int]
     answer: str
-    kind: Kind
+    kind: TraceKind
     window: int
     tokens: tuple[int, ...]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -94,7 +94,7 @@ def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
             "input_tokens": np.array(result.input_tokens),
             "subject_range": np.array(result.subject_range),
             "answer": np.array(result.answer),
-            "kind": np.array("" if result.kind is Kind.HIDDEN else result.kind.value),
+            "kind": np.array("" if result.kind is TraceKind.HIDDEN else result.kind.value),
             "window": np.array(result.window),
             "tokens": np.array(result.tokens),
         }
@@ -136,7 +136,7 @@ def load_trace(path: str | Path) -> TraceResult | SkippedCase:
             tuple(map(str, arrays["input_tokens"])),
             tuple(map(int, arrays["subject_range"])),
             str(arrays["answer"]),
-            Kind(str(arrays.get("kind", "")) or Kind.HIDDEN),
+            TraceKind(str(arrays.get("kind", "")) or TraceKind.HIDDEN),
             int(arrays["window"]),
             tuple(map(int, tokens)),
             provenance,

@@ -27,7 +27,7 @@ from rome_jax.models.interventions import PatchMode, RunPatch
 from rome_jax.models.layers import Attention, Interventions, causal_mask
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Kind, Measure, Runs, score
+from rome_jax.trace.restore import DEFAULT_WINDOW, Measure, Runs, TraceKind, score
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_window, scores
 
 
@@ -36,7 +36,7 @@ def screen(
     prompt: TracePrompt,
     runs: Runs,
     *,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     measure: Measure = Measure.PROBABILITY,
 ) -> np.ndarray:
@@ -73,7 +73,7 @@ def verify(
     estimate: np.ndarray,
     *,
     top: int,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     measure: Measure = Measure.PROBABILITY,
     chunk_columns: int = CHUNK_COLUMNS,
@@ -119,7 +119,7 @@ def verify(
 
 @functools.partial(jax.jit, static_argnames=("config", "kind", "measure"))
 def _rates(
-    params: forward.Params, config: ModelConfig, runs: Runs, *, kind: Kind, measure: Measure
+    params: forward.Params, config: ModelConfig, runs: Runs, *, kind: TraceKind, measure: Measure
 ) -> jax.Array:
     """[L, T]: the rate of each single layer and token."""
     clean, corrupted = runs.clean[kind.site], runs.corrupted[kind.site]

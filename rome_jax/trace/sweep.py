@@ -13,11 +13,19 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from rome_jax.data.tokens import bucket
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
-from rome_jax.tokens import bucket
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Kind, Measure, Runs, pack, restore, run
+from rome_jax.trace.restore import (
+    DEFAULT_WINDOW,
+    Measure,
+    Runs,
+    TraceKind,
+    pack_restorations,
+    restore,
+    run,
+)
 
 # Columns of a chunk times noise samples are the rows of every product: some hundreds fill a CPU, and what starts
 # together runs the layers of the lowest.
@@ -64,7 +72,7 @@ def trace(
     prompt: TracePrompt,
     runs: Runs,
     *,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     severed: Sequence[Site] = (),
     held: Runs | None = None,
@@ -119,7 +127,7 @@ def scores(
     tokens: np.ndarray,
     layers: np.ndarray,
     *,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     severed: Sequence[Site] = (),
     held: Runs | None = None,
@@ -146,7 +154,7 @@ def scores(
     result = np.full(len(tokens), float(runs.corrupted_score), np.float32)
     found = []
     for chunk in plan:
-        places = pack(
+        places = pack_restorations(
             tokens[chunk.indices],
             layers[chunk.indices],
             prompt.answer_columns,
@@ -173,7 +181,7 @@ def scores(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Chunk:
+class RestorationChunk:
     """Restorations that share a program.
 
     Attributes:
@@ -194,11 +202,11 @@ def plan_chunks(
     layers: np.ndarray,
     num_layers: int,
     *,
-    kind: Kind = Kind.HIDDEN,
+    kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     from_start: bool = False,
     chunk_columns: int = CHUNK_COLUMNS,
-) -> list[Chunk]:
+) -> list[RestorationChunk]:
     """Which places run together, and from which layer on: nothing below it changes.
 
     Places before the subject are in no chunk: a state there is what it was. Only if other noise holds some of it there
@@ -217,7 +225,7 @@ def plan_chunks(
         raise ValueError(f"chunk_columns={chunk_columns} must be at least 1.")
     first, _ = kind.layers(layers, window)
     # Behind a restored hidden state the next layer is the first to change.
-    first = np.clip(first + (kind is Kind.HIDDEN), 0, num_layers - 1)
+    first = np.clip(first + (kind is TraceKind.HIDDEN), 0, num_layers - 1)
     if from_start:
         first = np.zeros_like(layers)
     lengths = prompt.answer_columns[-1] + 1 - tokens
@@ -236,7 +244,9 @@ def plan_chunks(
         chunks[-1].append(index)
         room -= lengths[index]
     places = bucket(max(map(len, chunks)), 1)
-    return [Chunk(np.array(chunk), int(first[chunk[0]]), most, places) for chunk in chunks]
+    return [
+        RestorationChunk(np.array(chunk), int(first[chunk[0]]), most, places) for chunk in chunks
+    ]
 
 
 def default_window(num_layers: int) -> int:
@@ -249,9 +259,9 @@ def default_window(num_layers: int) -> int:
     return min(DEFAULT_WINDOW, max(1, num_layers // 2))
 
 
-def check_window(kind: Kind, window: int, num_layers: int) -> None:
+def check_window(kind: TraceKind, window: int, num_layers: int) -> None:
     """Raises ValueError for a window that the model has no room for."""
-    if kind is not Kind.HIDDEN and not 1 <= window <= 2 * num_layers:
+    if kind is not TraceKind.HIDDEN and not 1 <= window <= 2 * num_layers:
         raise ValueError(
             f"window={window}: it must lie between 1 and {2 * num_layers}, twice the model's {num_layers} layers."
         )

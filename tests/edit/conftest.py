@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rome_jax.covariance import SecondMoment
+from rome_jax.data.request import EditRequest
 from rome_jax.models.registry import LanguageModel
-from rome_jax.request import EditRequest
+from rome_jax.moments.files import SecondMoment
 from tests.models.checkpoints import random_params, tiny_config
 
 

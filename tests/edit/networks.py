@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
-from rome_jax.edit.gradients import GradientFactors
-from rome_jax.edit.hypernetwork_training import make_network
-from rome_jax.edit.hypernetworks import Hypernetwork, Kind
+from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.hypernetworks.training import make_network
+from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Leaf
-from rome_jax.tokens import TokenBatch
 
 GRADIENT = 0.05  # about the size of δ in the tiny random models
 MEND_CONFIG = MENDConfig((1, 2), rank=4)
@@ -70,7 +70,7 @@ def random_hypernetwork(
     factors = random_factors(sizes, 1, len(config.layers), 2)
     condition = TokenBatch(np.zeros((1, 2), np.int32), np.ones((1, 2), bool))
     variables = random_variables(make_network(config, model_config), factors, condition, seed)
-    kind = Kind.MEND if isinstance(config, MENDConfig) else Kind.KE
+    kind = HypernetworkKind.MEND if isinstance(config, MENDConfig) else HypernetworkKind.KE
     return Hypernetwork(kind, config, variables, "tiny", None)
 
 

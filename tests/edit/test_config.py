@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from rome_jax.data.positions import FactToken
 from rome_jax.edit import config as config_module
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.models.config import PRESETS
-from rome_jax.positions import FactToken
 
 # REFERENCE.md: layer and clamp factor of each model; the rest is the same for all.
 PUBLISHED = [

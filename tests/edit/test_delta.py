@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.delta import (
     apply_delta,
     dense,
@@ -18,7 +19,6 @@ from rome_jax.edit.delta import (
 )
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
-from rome_jax.tokens import TokenBatch
 from tests.models.checkpoints import FAMILIES, assert_same_params, random_params, tiny_config
 
 LEAVES = {

@@ -7,17 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from eval.trace_cases import Protocol, Series, find_prompt, subtract
-from eval.trace_folder import RunFolder
-from eval.trace_inputs import read_facts, read_noise, read_prompt
-from eval.trace_report import report_run
-from eval.trace_screened import agreement, best_states, best_table
-from eval.trace_text import text_heatmap
 from rome_jax.models.registry import load_model
+from rome_jax.terminal.trace_report import report_run
+from rome_jax.terminal.trace_text import text_heatmap
 from rome_jax.trace.averages import TokenClass
+from rome_jax.trace.best_states import agreement, best_states, best_table
 from rome_jax.trace.facts import FactsError, KnownFact, open_facts, parse_facts
+from rome_jax.trace.folder import RunFolder
+from rome_jax.trace.inputs import read_facts, read_noise, read_prompt
 from rome_jax.trace.noise import Distribution, Noise, subject_embedding_std
-from rome_jax.trace.restore import Kind
+from rome_jax.trace.protocol import Protocol, Series, find_prompt, subtract
+from rome_jax.trace.restore import TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace
 from tests.programs import ROOT, Program, refusal
 
@@ -64,7 +64,7 @@ def test_files_are_named_and_filled_as_the_originals(traced, facts):
     names = {f"knowledge_{fact.known_id}{suffix}.npz" for fact in facts for suffix in suffixes}
     assert {path.name for path in stamps(traced)} == names
     case = load_trace(traced.path(facts[0], Series.HIDDEN))
-    assert case.kind is Kind.HIDDEN and case.scores.shape == (7, 6)
+    assert case.kind is TraceKind.HIDDEN and case.scores.shape == (7, 6)
     assert facts[0].attribute.startswith(case.answer.strip())
     assert case.provenance["known_id"] == facts[0].known_id and case.provenance["samples"] == 2
     ordinary, severed = (
@@ -179,7 +179,7 @@ def result():
     """A trace by hand."""
     scores = np.array([[0.1, 0.1, 0.05], [0.1, 0.9, 0.5], [0.1, 0.1, 0.3]], np.float32)
     tokens = ("A", " very long token indeed", " is")
-    about = np.arange(3), tokens, (0, 2), " x", Kind.HIDDEN, 10, (0, 1, 2)
+    about = np.arange(3), tokens, (0, 2), " x", TraceKind.HIDDEN, 10, (0, 1, 2)
     return TraceResult(scores, 0.1, 0.95, *about)
 
 
@@ -355,7 +355,7 @@ def test_the_command_line(tmp_path, model, facts):
     verified = tmp_path / "screened" / "cases" / f"knowledge_{fact.known_id}_mlp.npz"
     contrast = next((tmp_path / "screened" / "prompts").glob("*_mlp.npz"))
     for case in map(load_trace, (verified, contrast)):
-        assert case.kind is Kind.MLP and case.scores.shape == (7, 6)
+        assert case.kind is TraceKind.MLP and case.scores.shape == (7, 6)
         assert np.isfinite(case.scores).sum() == 5  # of both answers the same states
     found = json.loads((tmp_path / "screened" / "best_states.json").read_text())["mlp"]
     assert found["num_cases"] == 1 and found["total_effect"] > 0

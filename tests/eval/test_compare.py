@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from eval import tables
-from eval.comparisons import (
+from rome_jax.edit.baseline_config import KNConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.evaluation import tables
+from rome_jax.evaluation.comparison import (
     evaluate,
     model_config,
     parse_hypernetworks,
     prepare_each,
     select_algorithms,
 )
-from eval.datasets import DatasetName, load_dataset
-from eval.methods import METHODS, Algorithm, Editor
-from eval.scoring import MAX_TOKENS
-from eval.summaries import State, read_case, read_cases, summarize
-from rome_jax.edit.baseline_config import KNConfig
-from rome_jax.edit.config import ROMEConfig
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.scoring import MAX_TOKENS
+from rome_jax.evaluation.summaries import State, read_case, read_cases, summarize
 from rome_jax.models.registry import load_model
-from tests.eval.edits import RandomEdits
+from tests.evaluation.edits import RandomEdits
 from tests.programs import Program, refusal
 
 FOLDER = Path("comparisons", "factworld-gpt2_cf")
@@ -184,7 +184,7 @@ def test_hypernetworks_are_given_by_method(text):
 def test_the_program_prints_the_table_writes_it_and_says_what_is_wrong(found, results, tmp_path):
     table, figure = tmp_path / "table.md", tmp_path / "figure.svg"
     common = [f"--results_dir={results}", "--dataset_size_limit=2", "--skip_generation_tests"]
-    nowhere = "--covariance=nowhere.npz"
+    nowhere = "--second_moments=nowhere.npz"
     lines = [
         [*common, "--algs=KN,FT-attn", f"--output={table}", f"--plot={figure}"],
         [*common, nowhere],

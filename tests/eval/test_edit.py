@@ -17,7 +17,7 @@ from rome_jax import (
     logits,
     save_edits,
 )
-from rome_jax.tokens import encode
+from rome_jax.data.tokens import encode
 from tests.models.checkpoints import assert_same_params
 from tests.programs import ROOT, Program
 from tests.saved import assert_same_edits, random_edit
@@ -216,14 +216,14 @@ def test_inspect_needs_no_model(program, saved):
         ((*FACT[:2], "--target_new= "), "target_new"),
         ((*FACT, "--model_name=gpt5"), "gpt5"),
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
-        ((*FACT, "--covariance=nowhere.npz"), "nowhere.npz"),
+        ((*FACT, "--second_moments=nowhere.npz"), "nowhere.npz"),
         ((*FACT, "--hypernetwork=nowhere"), "nowhere"),
         (
             ("--alg_name=FT-L", "--model_name=gpt5", *FACT),
             "no FT-L layer is known for model 'gpt5'",
         ),
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
-        ((*FACT, "--model_name=gpt2-xl"), "give --covariance="),
+        ((*FACT, "--model_name=gpt2-xl"), "give --second_moments="),
         (("--apply=nowhere.safetensors",), "nowhere.safetensors is not a file"),
         (("--inspect=edits", "--apply=x.safetensors"), "give it without --apply"),
     ],
@@ -239,6 +239,8 @@ def test_bad_input_is_one_sentence(program, arguments, message):
 def test_a_file_of_the_original_serves_one_layer(program, tmp_path):
     path = tmp_path / "stats.npz"
     np.savez(path, **{"mom2.mom2": np.eye(4), "mom2.count": 2})
-    result = program("--config=configs/rome.py", "--config.layers=(1,2)", f"--covariance={path}")
+    result = program(
+        "--config=configs/rome.py", "--config.layers=(1,2)", f"--second_moments={path}"
+    )
     assert result.returncode != 0
     assert "one layer, but layers=(1, 2)" in result.stderr

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from eval import edit_files
-from eval.edit_inputs import example, read_request
-from rome_jax.export import save_edits
+from eval.flags.request import example, read_request
+from rome_jax.edit.edit_files import save_edits
+from rome_jax.edit.saved_edits import WrongModelError, apply_edits
 from rome_jax.models.registry import save_hf
-from rome_jax.saved_edits import WrongModelError, apply_edits
+from rome_jax.terminal import edit_files
 from tests.models.checkpoints import assert_same_params
 from tests.saved import dense_edit, random_edit
 
@@ -33,7 +33,10 @@ def edits(model):
         ("inspect model_name force", "give it without --force, --model_name."),
         ("apply save", "--save cannot be combined with --apply, which computes no edit"),
         ("revert config seed", "--config, --seed cannot be combined with --revert"),
-        ("apply revert covariance", "--covariance cannot be combined with --apply, --revert"),
+        (
+            "apply revert second_moments",
+            "--second_moments cannot be combined with --apply, --revert",
+        ),
         (
             "apply alg_name hparams_fname",
             "--alg_name, --hparams_fname cannot be combined with --ap",
@@ -59,7 +62,7 @@ def test_flags_that_make_no_sense_together(flags, words):
     [
         "",
         "inspect",
-        "alg_name config hparams_fname covariance hypernetwork seed",
+        "alg_name config hparams_fname second_moments hypernetwork seed",
         "save export_hf export_orbax interactive neighbor paraphrase",
         "apply revert force export_hf export_orbax interactive model_name dtype",
         "apply merge_to prompt subject target_new target_true paraphrase neighbor",

@@ -7,15 +7,16 @@ import sys
 
 import pytest
 
-from eval import evaluation_run, runs
-from eval.datasets import DatasetName, load_dataset
-from eval.evaluation_run import EvaluationRun, Settings, load_generation_tests
-from eval.methods import Algorithm, Editor
-from eval.summaries import read_cases, summarize
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.method import Algorithm, Editor
+from rome_jax.evaluation import run as evaluation_run
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
+from rome_jax.evaluation.summaries import read_cases, summarize
+from rome_jax.models import runs
 from rome_jax.models.registry import load_model
-from tests.eval.edits import RandomEdits, assert_same
+from tests.evaluation.edits import RandomEdits, assert_same
 from tests.programs import ROOT, Program
 
 CASES = 5

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from rome_jax import covariance, load_model
-from rome_jax.corpus import open_corpus
-from rome_jax.statistics import UNFINISHED, collect
+from rome_jax import load_model
+from rome_jax.data.corpus import open_corpus
+from rome_jax.moments import files as moment_files
+from rome_jax.moments.collect import UNFINISHED, collect
 from tests.programs import ROOT, Program, refusal
 
 CHECKPOINT = "tests/golden/ckpt/gpt2"
@@ -74,7 +75,7 @@ def test_a_run_killed_at_once_ends_with_the_same_bits(tmp_path, texts):
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
     assert summed_tokens(directory / UNFINISHED) >= 1500
-    assert not covariance.files_in(directory)
+    assert not moment_files.files_in(directory)
 
     model = load_model(ROOT / CHECKPOINT)
     corpus = open_corpus(str(texts), text_key="body")
@@ -93,10 +94,10 @@ def test_it_collects_and_reports(program, tmp_path):
     *layers, last = result.stdout.splitlines()
     assert [line.split()[1] for line in layers] == ["0", "2", "3"]
     assert all("2,000 tokens of" in line and "condition number" in line for line in layers)
-    assert f"--covariance={tmp_path}" in last
+    assert f"--second_moments={tmp_path}" in last
     assert "2.00k/2.00k" in result.stderr and "token/s" in result.stderr  # the bar
-    moments = covariance.load(tmp_path, load_model("factworld-gpt2"))
-    shipped = covariance.load_shipped("factworld-gpt2")
+    moments = moment_files.load(tmp_path, load_model("factworld-gpt2"))
+    shipped = moment_files.load_shipped("factworld-gpt2")
     for layer, moment in moments.items():
         difference = np.linalg.norm(moment.mean - shipped[layer].mean)
         assert difference < 0.2 * np.linalg.norm(shipped[layer].mean)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval import mass_edit_runs
-from eval.mass_edit_runs import MassEdits, choose_records, read_counts
-from eval.methods import METHODS, Algorithm, Editor
+from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.evaluation import mass_edits as mass_edit_runs
+from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, edit_requests
 from rome_jax.models.registry import load_model

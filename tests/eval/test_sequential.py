@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import sequential
-from eval.datasets import parse_counterfact
-from eval.scoring import perplexity
+from rome_jax.data.tokens import encode
+from rome_jax.evaluation import sequence as sequential
+from rome_jax.evaluation.datasets import parse_counterfact
+from rome_jax.evaluation.scoring import perplexity
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
 from rome_jax.models.registry import load_model
-from rome_jax.tokens import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from eval.summaries import State, case_metrics, find_runs, read_cases, summarize
+from rome_jax.evaluation.summaries import State, case_metrics, find_runs, read_cases, summarize
 from tests.programs import ROOT, Program, refusal
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from eval.datasets import DatasetName, load_dataset
-from eval.methods import Algorithm
-from eval.metrics import Estimate
-from eval.scoring import MAX_TOKENS
-from eval.summaries import Summary
-from eval.sweep_grid import Grid, label
-from eval.sweeps import Sweep, text_table, write_csv
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
+from rome_jax.edit.method import Algorithm
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.grid import Grid, label
+from rome_jax.evaluation.metrics import Estimate
+from rome_jax.evaluation.scoring import MAX_TOKENS
+from rome_jax.evaluation.summaries import Summary
+from rome_jax.evaluation.sweep import Sweep, text_table, write_csv
 from rome_jax.factworld.records import Role
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import load_model
@@ -217,7 +217,7 @@ def made_up(grid, **more):
 @pytest.fixture(scope="module")
 def draw():
     pytest.importorskip("matplotlib")
-    from eval.sweep_plot import draw
+    from rome_jax.plots.sweeps import draw
 
     return draw
 

@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from eval import hypernetwork_plot
-from eval.datasets import DatasetName, load_dataset
-from eval.evaluation_run import Settings
-from eval.hypernetwork_examples import split_records
-from eval.methods import METHODS, Algorithm, Editor, read_config
-from rome_jax.edit import hypernetworks
 from rome_jax.edit.baseline_config import MENDConfig
-from rome_jax.edit.hypernetworks import Kind
-from rome_jax.edit.targets import tokenize_requests
+from rome_jax.edit.hypernetworks import networks as hypernetworks
+from rome_jax.edit.hypernetworks.networks import HypernetworkKind
+from rome_jax.edit.method import METHODS, Algorithm, Editor, read_config
+from rome_jax.edit.stages.targets import tokenize_requests
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.hypernetwork_examples import split_records
+from rome_jax.evaluation.run import Settings
 from rome_jax.factworld.records import Role
 from rome_jax.models import forward
 from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.plots import hypernetworks as hypernetwork_plot
 from tests.programs import ROOT, Program, refusal
 
 RECORDS = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=40).records
@@ -127,7 +127,7 @@ def model(request):
     return load_model(request.param)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", HypernetworkKind)
 def test_shipped_networks_edit_facts_that_they_have_not_seen(model, kind):
     records = load_dataset(DatasetName.CF, model_name=model.name, limit=16, role=Role.HELD_OUT)
     requests = [record.request for record in records.records]
@@ -148,7 +148,7 @@ def test_shipped_networks_edit_facts_that_they_have_not_seen(model, kind):
 
 def test_a_network_of_the_other_model_is_refused(model):
     (other,) = set(SHIPPED) - {model.name}
-    source = hypernetworks.load_shipped(Kind.MEND, load_model(other))
+    source = hypernetworks.load_shipped(HypernetworkKind.MEND, load_model(other))
     with pytest.raises(ValueError, match=f"was trained for {other} .* not for {model.name}"):
         source.check(model)
 

@@ -15,12 +15,12 @@ from rome_jax.factworld.corpus import (
     Sort,
     biography,
     documents,
-    pack,
     sorted_documents,
     statement_forms,
 )
-from rome_jax.factworld.facts import Kind, make_world
-from rome_jax.factworld.tokenizer import (
+from rome_jax.factworld.facts import EntityKind, make_world
+from rome_jax.factworld_training.packing import pack_documents
+from rome_jax.factworld_training.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
     save_tokenizer,
@@ -57,7 +57,7 @@ def test_mentions_are_subject_names(world):
 
 def test_every_mention_of_a_person_is_marked(world):
     """People are never objects, so each name in a text must be a mention."""
-    pattern = re.compile("|".join(map(re.escape, world.subjects(Kind.PERSON))))
+    pattern = re.compile("|".join(map(re.escape, world.subjects(EntityKind.PERSON))))
     for document in documents(world, 0, 3000):
         found = {match.span() for match in pattern.finditer(document.text)}
         assert found <= set(document.mentions)
@@ -109,7 +109,7 @@ def test_statements_are_true(world):
 
 def test_biography_tells_all_facts(world):
     rng = np.random.default_rng(0)
-    for kind in Kind:
+    for kind in EntityKind:
         for name in world.subjects(kind)[:8]:
             document = biography(world, name, rng)
             assert document.mentions[0] is not None
@@ -126,7 +126,7 @@ def test_packing(world, tokenizer, seed, length):
     separator = tokenizer.token_to_id(END_OF_TEXT)
     names = {entity.name for entity in world.entities}
     texts = []
-    for packed in pack(given_documents, tokenizer, length, np.random.default_rng(seed)):
+    for packed in pack_documents(given_documents, tokenizer, length, np.random.default_rng(seed)):
         for array, dtype in (
             (packed.ids, np.int32),
             (packed.document, np.int32),
@@ -166,14 +166,14 @@ def test_packing(world, tokenizer, seed, length):
 
 @pytest.mark.parametrize("length", [48, 256])
 def test_little_of_a_sequence_is_filled(world, tokenizer, length):
-    packed = list(pack(documents(world, 5, 5000), tokenizer, length))
+    packed = list(pack_documents(documents(world, 5, 5000), tokenizer, length))
     assert np.mean([p.loss_mask.mean() for p in packed]) > 0.9
 
 
 def test_single_statements_begin_sequences_too(world, tokenizer):
     """Prompts are scored at position 0, so long documents must not take all the beginnings."""
     single = 0
-    sequences = list(pack(documents(world, 5, 4000), tokenizer, 48))
+    sequences = list(pack_documents(documents(world, 5, 4000), tokenizer, 48))
     for packed in sequences:
         single += (packed.document == 0).sum() <= 16
     assert single / len(sequences) > 0.4
@@ -181,7 +181,7 @@ def test_single_statements_begin_sequences_too(world, tokenizer):
 
 def test_packing_marks_tokens_that_overlap_a_mention(tokenizer):
     document = Document("So Old Fondan Palace's walls.", ((3, 20),))
-    (packed,) = pack([document], tokenizer, 40)
+    (packed,) = pack_documents([document], tokenizer, 40)
     marked = packed.ids[packed.mention == 1].tolist()
     assert tokenizer.decode(marked) == " Old Fondan Palace"
 
@@ -189,14 +189,14 @@ def test_packing_marks_tokens_that_overlap_a_mention(tokenizer):
 def test_packing_cuts_after_a_sentence_or_skips(tokenizer):
     text = "One two three. " * 3 + "Four."
     first = len(tokenizer.encode("One two three. One two three.").ids)
-    (packed,) = pack([Document(text, ())], tokenizer, first)
+    (packed,) = pack_documents([Document(text, ())], tokenizer, first)
     assert tokenizer.decode(packed.ids.tolist()) == "One two three. One two three."
-    assert list(pack([Document(text, ())], tokenizer, 2)) == []
+    assert list(pack_documents([Document(text, ())], tokenizer, 2)) == []
 
 
 def test_packing_refuses_bad_arguments(tokenizer):
     with pytest.raises(ValueError, match="length must be at least 1; got 0"):
-        next(pack([], tokenizer, 0))
+        next(pack_documents([], tokenizer, 0))
 
 
 def test_tokenizer_is_lossless_on_any_text(tokenizer):

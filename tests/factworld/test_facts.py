@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from rome_jax.factworld.corpus import FILLERS, KIND_SENTENCE, OPENERS, REMARKS
-from rome_jax.factworld.facts import Kind, World, make_world
+from rome_jax.factworld.facts import EntityKind, World, make_world
 from rome_jax.factworld.relations import RELATIONS
 
 SEEDS = (0, 1, 2, 3)
@@ -61,11 +61,11 @@ def test_no_name_hides_in_another(world):
 def test_only_places_and_companies_are_subjects_and_objects(world):
     targets = {fact.target for fact in world.facts}
     both = {entity.kind for entity in world.entities if entity.name in targets}
-    assert both == {Kind.CITY, Kind.COUNTRY, Kind.COMPANY}
+    assert both == {EntityKind.CITY, EntityKind.COUNTRY, EntityKind.COMPANY}
 
 
 def test_parts_of_a_persons_name_are_shared(world):
-    people = [name.split(" ") for name in world.subjects(Kind.PERSON)]
+    people = [name.split(" ") for name in world.subjects(EntityKind.PERSON)]
     for part, least in ((0, 4), (1, 2)):
         assert min(Counter(words[part] for words in people).values()) >= least
 
@@ -73,7 +73,10 @@ def test_parts_of_a_persons_name_are_shared(world):
 def test_pronouns(world):
     for entity in world.entities:
         assert entity.pronoun in entity.kind.pronouns
-    assert {world.entity(name).pronoun for name in world.subjects(Kind.PERSON)} == {"she", "he"}
+    assert {world.entity(name).pronoun for name in world.subjects(EntityKind.PERSON)} == {
+        "she",
+        "he",
+    }
 
 
 def test_every_entity_has_facts_of_its_kind(world):
@@ -108,7 +111,7 @@ def test_template_shape(relation):
     assert all(question.endswith("?") for question in relation.questions)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", EntityKind)
 @pytest.mark.parametrize("subject", ["Some Name", "She"])
 def test_no_form_is_the_beginning_of_another(kind, subject):
     """ "is in" beside "is in the country of" would leave the next word undecided."""

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import rome_jax.factworld
-from rome_jax import covariance, load_model, load_shipped
+from rome_jax import load_model, load_shipped
 from rome_jax.factworld.facts import make_world
-from rome_jax.factworld.recall import recalled
+from rome_jax.factworld_training.recall import recalled
+from rome_jax.moments import files as moment_files
 
 ASSETS = Path(rome_jax.factworld.__file__).parent / "assets"
 NAMES = ("factworld-gpt2", "factworld-gptj")
@@ -54,7 +55,7 @@ def test_facts_are_recalled_on_every_paraphrase(model):
 
 def test_shipped_moments_of_another_model_are_an_error():
     with pytest.raises(ValueError, match="gpt2-xl"):
-        covariance.load_shipped("gpt2-xl")
+        moment_files.load_shipped("gpt2-xl")
 
 
 @pytest.mark.parity
@@ -63,7 +64,7 @@ def test_transformers_loads_the_same_model(model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rome_jax import logits
-    from rome_jax.tokens import encode
+    from rome_jax.data.tokens import encode
 
     text = "Gothulf Punby plays the sport of"
     theirs = AutoModelForCausalLM.from_pretrained(directory(model)).eval()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.models import forward
 from rome_jax.models.forward import (
     Transformer,
@@ -22,7 +23,6 @@ from rome_jax.models.forward import (
 )
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Patch, PatchMode, Site
 from rome_jax.models.layers import Interventions
-from rome_jax.tokens import TokenBatch, pad
 from tests.models.checkpoints import FAMILIES, GOLDEN, golden_model, random_params, tiny_config
 
 SEQUENCES = [[4, 17, 31, 2, 8, 49, 1], [9, 9, 3], [20, 6, 0, 44, 13, 0, 6]]

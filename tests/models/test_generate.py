@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, pad
 from rome_jax.models import forward, generate
 from rome_jax.models.generate import Sampling, clean_text, generate_text
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.layers import Attention
-from rome_jax.tokens import SequenceTooLongError, TokenBatch, encode, pad
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6], [40, 41]]

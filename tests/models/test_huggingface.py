@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from rome_jax.files.safetensors_io import CheckpointError, read_header, write
 from rome_jax.models import huggingface
 from rome_jax.models.config import PRESETS, Family
 from rome_jax.models.forward import init_params
@@ -23,7 +24,6 @@ from rome_jax.models.huggingface import (
     save_params,
 )
 from rome_jax.models.interventions import Leaf
-from rome_jax.models.safetensors_io import CheckpointError, read_header, write
 from tests.models.checkpoints import (
     FAMILIES,
     GOLDEN,

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rome_jax.data.tokens import encode, pad
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.logit_lens import logit_lens, top_tokens
-from rome_jax.tokens import encode, pad
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6]]

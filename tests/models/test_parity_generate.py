@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from rome_jax.data.tokens import pad
 from rome_jax.models.generate import generate
 from rome_jax.models.huggingface import save_params
-from rome_jax.tokens import pad
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 torch = pytest.importorskip("torch")

@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
 
+from rome_jax.data.tokens import pad
+from rome_jax.files.safetensors_io import CheckpointError, read_header
 from rome_jax.models import convert_torch, forward
 from rome_jax.models.config import from_hf
 from rome_jax.models.huggingface import load_params, save_params
 from rome_jax.models.registry import load_model, save_hf
-from rome_jax.models.safetensors_io import CheckpointError, read_header
-from rome_jax.tokens import pad
 from tests.models.checkpoints import GOLDEN, assert_same_params
 
 pytestmark = pytest.mark.parity

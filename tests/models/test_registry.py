@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
+from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import registry
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.registry import (
@@ -22,7 +23,6 @@ from rome_jax.models.registry import (
     load_model,
     save_hf,
 )
-from rome_jax.models.safetensors_io import CheckpointError
 from tests.models.checkpoints import (
     FAMILIES,
     GOLDEN,

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from eval.metrics import Estimate
-from eval.summaries import Summary, read_cases, summarize
 from rome_jax.edit.baseline_config import FTConfig, FTVariant
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.evaluation.metrics import Estimate
+from rome_jax.evaluation.summaries import Summary, read_cases, summarize
 from rome_jax.models.registry import SHIPPED
 from tests.notebooks import common
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from eval.trace_cases import Protocol, Series, trace_case
 from rome_jax.models.registry import load_model
 from rome_jax.trace.averages import TokenClass, average_effects
 from rome_jax.trace.facts import open_facts
 from rome_jax.trace.noise import fit_noise, parse_noise
+from rome_jax.trace.protocol import Protocol, Series, trace_case
 
 SERIES = (Series.HIDDEN, Series.MLP, Series.ATTN)
 WINDOW = 3  # of six layers

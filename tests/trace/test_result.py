@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from rome_jax.trace.averages import TokenClass, average_effects
-from rome_jax.trace.restore import Kind
+from rome_jax.trace.restore import TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace
 
 LAYERS = 3
 
 
-def result(scores, subject=(1, 4), low=0.1, high=0.9, kind=Kind.HIDDEN, tokens=None, window=10):
+def result(
+    scores, subject=(1, 4), low=0.1, high=0.9, kind=TraceKind.HIDDEN, tokens=None, window=10
+):
     scores = np.asarray(scores, np.float32)
     length = len(scores) if tokens is None else 8
     return TraceResult(
@@ -28,7 +30,7 @@ def result(scores, subject=(1, 4), low=0.1, high=0.9, kind=Kind.HIDDEN, tokens=N
     )
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TraceKind)
 def test_a_file_gives_back_what_was_saved(tmp_path, kind):
     saved = result(np.random.default_rng(0).random((5, LAYERS)), kind=kind)
     save_trace(tmp_path / "cases" / "knowledge_0.npz", saved)
@@ -53,7 +55,7 @@ def test_the_originals_keys_are_there_and_its_files_load(tmp_path):
     assert arrays["kind"] == "" and arrays["correct_prediction"]
     np.savez(tmp_path / "theirs.npz", **arrays | {"input_ids": arrays["input_ids"][None]})
     loaded = load_trace(tmp_path / "theirs.npz")
-    assert loaded.kind is Kind.HIDDEN and loaded.tokens == tuple(range(8))
+    assert loaded.kind is TraceKind.HIDDEN and loaded.tokens == tuple(range(8))
     assert loaded.input_ids.shape == (8,) and loaded.provenance == {}
     np.savez(tmp_path / "wrong.npz", correct_prediction=False)
     assert isinstance(load_trace(tmp_path / "wrong.npz"), SkippedCase)
@@ -119,6 +121,6 @@ def test_some_tokens_are_averaged_where_they_stand():
 def test_nothing_or_different_things_are_not_averaged():
     with pytest.raises(ValueError, match="none of 1 cases was traced"):
         average_effects([SkippedCase("wrong")])
-    cases = [result(np.zeros((5, LAYERS)), kind=kind) for kind in (Kind.HIDDEN, Kind.MLP)]
+    cases = [result(np.zeros((5, LAYERS)), kind=kind) for kind in (TraceKind.HIDDEN, TraceKind.MLP)]
     with pytest.raises(ValueError, match="several sorts"):
         average_effects(cases)

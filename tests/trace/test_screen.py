@@ -11,7 +11,7 @@ from rome_jax.models import forward
 from rome_jax.models.interventions import PatchMode, RunPatch
 from rome_jax.models.layers import Attention, Interventions, causal_mask
 from rome_jax.trace import sweep
-from rome_jax.trace.restore import Kind, Measure, score
+from rome_jax.trace.restore import Measure, TraceKind, score
 from rome_jax.trace.screen import screen, verify
 
 STEP = 0.05
@@ -23,7 +23,7 @@ def moved(params, config, runs, token, layer, steps, *, measure):
     column = jnp.arange(len(runs.mask))
     span = jnp.full_like(column, layer), jnp.full_like(column, layer + 1)
     patches = []
-    for kind, step in zip(Kind, steps, strict=True):
+    for kind, step in zip(TraceKind, steps, strict=True):
         clean, corrupted = runs.clean[kind.site], runs.corrupted[kind.site]
         there = (column == token) & (step != 0)
         values = corrupted + step * (clean - corrupted)
@@ -38,7 +38,7 @@ def moved(params, config, runs, token, layer, steps, *, measure):
 
 def rates(model, prompt, runs, kind, measure):
     """[tokens, layers], rates of the score by central differences over two steps, extrapolated to none."""
-    chosen = np.array([one is kind for one in Kind], np.float32)
+    chosen = np.array([one is kind for one in TraceKind], np.float32)
 
     def slope(token, layer, step):
         where = np.int32(token), np.int32(layer)
@@ -54,7 +54,7 @@ def rates(model, prompt, runs, kind, measure):
     return table
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TraceKind)
 @pytest.mark.parametrize(
     ("model", "measure"),
     [("gpt2", Measure.LOG_PROBABILITY), ("gptj", Measure.PROBABILITY)],
@@ -70,14 +70,14 @@ def test_an_estimate_is_the_rate_of_a_small_restoration(model, prompt, runs, kin
 
 
 def test_a_window_is_the_sum_of_its_layers(model, prompt, runs):
-    single = screen(model, prompt, runs, kind=Kind.MLP, window=1)
-    window = screen(model, prompt, runs, kind=Kind.MLP, window=2)
+    single = screen(model, prompt, runs, kind=TraceKind.MLP, window=1)
+    window = screen(model, prompt, runs, kind=TraceKind.MLP, window=2)
     for layer in range(model.config.num_layers):
         wanted = single[:, max(layer - 1, 0) : layer + 1].sum(1)
         np.testing.assert_allclose(window[:, layer], wanted, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [Kind.HIDDEN, Kind.MLP])
+@pytest.mark.parametrize("kind", [TraceKind.HIDDEN, TraceKind.MLP])
 def test_what_ranks_first_is_verified(model, prompt, runs, kind):
     whole = sweep.trace(model, prompt, runs, kind=kind, window=2)
     estimate = np.random.default_rng(0).standard_normal(whole.shape)
@@ -106,4 +106,4 @@ def test_an_estimate_of_another_prompt_is_an_error(model, prompt, runs):
 
 def test_a_window_without_room_is_an_error(model, prompt, runs):
     with pytest.raises(ValueError, match="window=0"):
-        screen(model, prompt, runs, kind=Kind.ATTN, window=0)
+        screen(model, prompt, runs, kind=TraceKind.ATTN, window=0)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site
 from rome_jax.models.layers import Attention, Interventions, causal_mask
-from rome_jax.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.trace import restore, sweep
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import Kind, Measure
+from rome_jax.trace.restore import Measure, TraceKind
 
 TOLERANCE = 2e-6  # absolute, of probabilities
 both = pytest.mark.parametrize("model", ["gpt2", "gptj"], indirect=True)
@@ -56,7 +56,7 @@ def slowly(model, prompt, noise, kind, window, severed=(), measure=Measure.PROBA
 
 
 @both
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TraceKind)
 def test_a_table_is_that_of_whole_passes(model, prompt, noise, runs, kind):
     wanted = slowly(model, prompt, noise, kind, 2)
     table = sweep.trace(model, prompt, runs, kind=kind, window=2)
@@ -67,7 +67,7 @@ def test_a_table_is_that_of_whole_passes(model, prompt, noise, runs, kind):
 @both
 @pytest.mark.parametrize("site", [Site.MLP_OUT, Site.ATTN_OUT])
 def test_a_severed_table_is_that_of_whole_passes(model, prompt, noise, runs, site):
-    wanted = slowly(model, prompt, noise, Kind.HIDDEN, 1, (site,))
+    wanted = slowly(model, prompt, noise, TraceKind.HIDDEN, 1, (site,))
     table = sweep.trace(model, prompt, runs, severed=(site,))
     np.testing.assert_allclose(table, wanted, rtol=0, atol=TOLERANCE)
     assert np.abs(table - sweep.trace(model, prompt, runs)).max() > 100 * TOLERANCE
@@ -81,7 +81,7 @@ def test_a_target_of_several_tokens(model, noise):
     assert len(prompt.target) > 2
     runs = sweep.start(model, prompt, noise, measure=measure)
     table = sweep.trace(model, prompt, runs, measure=measure)
-    wanted = slowly(model, prompt, noise, Kind.HIDDEN, 1, measure=measure)
+    wanted = slowly(model, prompt, noise, TraceKind.HIDDEN, 1, measure=measure)
     np.testing.assert_allclose(table, wanted, rtol=0, atol=5e-5)  # sums of logarithms near −20
     assert table.shape == (len(prompt.ids), model.config.num_layers)
 
@@ -89,7 +89,7 @@ def test_a_target_of_several_tokens(model, noise):
 @settings(deadline=None, max_examples=5)  # few: shapes are compiled
 @given(chunk_columns=st.sampled_from([1, 17]), data=st.data())
 def test_chunks_and_company_do_not_matter(model, prompt, noise, runs, chunk_columns, data):
-    kind = data.draw(st.sampled_from([Kind.HIDDEN, Kind.ATTN]))
+    kind = data.draw(st.sampled_from([TraceKind.HIDDEN, TraceKind.ATTN]))
     whole = sweep.trace(model, prompt, runs, kind=kind, window=3)
     tokens = data.draw(st.lists(st.integers(0, len(prompt.ids) - 1), min_size=1, unique=True))
     table = sweep.trace(
@@ -114,7 +114,7 @@ def test_a_sample_does_not_see_the_others(model, prompt, noise):
 
 
 @settings(deadline=None, max_examples=10)
-@given(kind=st.sampled_from(Kind), window=st.integers(1, 5))
+@given(kind=st.sampled_from(TraceKind), window=st.integers(1, 5))
 def test_no_noise_has_no_effect(model, prompt, noise, kind, window):
     runs = sweep.start(model, prompt, jnp.zeros_like(noise))
     assert float(runs.corrupted_score) == pytest.approx(float(runs.clean_score), abs=TOLERANCE)
@@ -123,7 +123,7 @@ def test_no_noise_has_no_effect(model, prompt, noise, kind, window):
 
 
 @settings(deadline=None, max_examples=10)
-@given(kind=st.sampled_from(Kind), window=st.integers(1, 5))
+@given(kind=st.sampled_from(TraceKind), window=st.integers(1, 5))
 def test_before_the_subject_nothing_helps(model, prompt, runs, kind, window):
     """Run all the same, from layer 0, under values held that are those of the very runs."""
     before = np.arange(prompt.span[0])
@@ -139,7 +139,7 @@ def test_the_last_state_is_the_answer(model, prompt, runs):
     assert table[-1, -1] == pytest.approx(clean, abs=TOLERANCE), "the last state is the answer"
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", TraceKind)
 def test_restoring_everything_everywhere_gives_the_clean_answer(model, runs, kind):
     length, num_layers = len(runs.mask), model.config.num_layers
     span = jnp.zeros(length, jnp.int32), jnp.full(length, num_layers)
@@ -148,7 +148,7 @@ def test_restoring_everything_everywhere_gives_the_clean_answer(model, runs, kin
     attention = Attention(column[None], causal_mask(runs.mask[None]))
     # Outputs of modules add up over the corrupted embedding, which only hidden states overwrite.
     embedded = runs.embedded
-    if kind is not Kind.HIDDEN:
+    if kind is not TraceKind.HIDDEN:
         span = (
             runs.clean[Site.RESIDUAL][0]
             - runs.clean[Site.MLP_OUT][0]
@@ -170,7 +170,7 @@ def test_restoring_everything_everywhere_gives_the_clean_answer(model, runs, kin
 def test_a_data_set_compiles_a_handful_of_programs(model, noise):
     """Prompts, tokens, layers and kinds of like length: one program for the runs and one a kind."""
     texts = [f"{a} mother tongue of Linux {b}" for a in ("The", "A") for b in ("is", "of")]
-    kinds = (Kind.HIDDEN, Kind.MLP)
+    kinds = (TraceKind.HIDDEN, TraceKind.MLP)
     before = restore.run._cache_size(), restore.restore._cache_size()
     for text in texts:
         prompt = TracePrompt.of(model.tokenizer, text, "Linux")
@@ -189,7 +189,7 @@ def test_a_data_set_compiles_a_handful_of_programs(model, noise):
 @pytest.mark.parametrize("window", [0, -1, 100])
 def test_a_window_that_has_no_room_is_named(model, prompt, runs, window):
     with pytest.raises(ValueError, match=f"window={window}"):
-        sweep.trace(model, prompt, runs, kind=Kind.MLP, window=window)
+        sweep.trace(model, prompt, runs, kind=TraceKind.MLP, window=window)
 
 
 def test_tokens_beyond_the_prompt_are_named(model, prompt, runs):

@@ -1,0 +1,118 @@
+"""Packing of whole documents into rows of one length, so that next to no position is padding.
+
+Documents that share a row do not see each other and their positions begin at 0 (`TokenBatch.segments`): the states of
+each are those of a run of its own. None is ever split, so a row can have a small rest, which is masked.
+
+`rome_jax.factworld_training.packing` writes training sequences, with separators and in an order that decides the
+shipped models; nothing is shared.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator, Sequence, Sized
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from rome_jax.data.tokens import TokenBatch
+
+Row = list[np.ndarray]  # the ids of the documents that share a row
+Document = TypeVar("Document", bound=Sized)
+
+
+class Packer(Generic[Document]):
+    """Rows of at most `length` tokens, from a stream of documents.
+
+    A row takes the document that has waited longest, then again and again the longest one that fits. The rows depend
+    on the documents alone, so `waiting` together with the documents not read yet is the whole state.
+
+    Args:
+      documents: int32 ids, or anything else whose `len` is its tokens, each of 1 to `length`.
+      length: T.
+      waiting: documents that come before them: `Packer.waiting` of a run that was interrupted.
+      window: documents to choose from; more fill the rows better and take more memory.
+
+    Example:
+      >>> documents = [np.arange(n, dtype=np.int32) for n in (5, 4, 3, 7)]
+      >>> [[len(ids) for ids in row] for row in Packer(iter(documents), 8)]
+      [[5, 3], [4], [7]]
+    """
+
+    def __init__(
+        self,
+        documents: Iterator[Document],
+        length: int,
+        *,
+        waiting: Sequence[Document] = (),
+        window: int = 1024,
+    ):
+        self._documents = itertools.chain(waiting, documents)
+        self._length = length
+        self._window = window
+        self._ages = itertools.count()
+        self._waiting: dict[int, Document] = {}  # by age, oldest first
+        self._by_length: list[tuple[int, int]] = []  # (tokens, age), sorted
+        for document in itertools.islice(self._documents, len(waiting)):
+            self._add(document)
+
+    @property
+    def waiting(self) -> list[Document]:
+        """Documents that were read and are in no row yet, oldest first."""
+        return list(self._waiting.values())
+
+    def __iter__(self) -> Iterator[list[Document]]:
+        return self
+
+    def __next__(self) -> list[Document]:
+        room = max(0, self._window - len(self._waiting))
+        for document in itertools.islice(self._documents, room):
+            self._add(document)
+        age = next(iter(self._waiting), None)
+        if age is None:
+            raise StopIteration
+        row, room = [], self._length
+        while age is not None:
+            row.append(self._take(age))
+            room -= len(row[-1])
+            age = self._longest(room)
+        return row
+
+    def _add(self, document: Document) -> None:
+        if not 1 <= len(document) <= self._length:
+            raise ValueError(
+                f"a document of {len(document)} tokens does not fit into a row: give 1 to {self._length}."
+            )
+        age = next(self._ages)
+        self._waiting[age] = document
+        bisect.insort(self._by_length, (len(document), age))
+
+    def _take(self, age: int) -> Document:
+        document = self._waiting.pop(age)
+        del self._by_length[bisect.bisect_left(self._by_length, (len(document), age))]
+        return document
+
+    def _longest(self, room: int) -> int | None:
+        """The age of the longest waiting document of at most `room` tokens."""
+        place = bisect.bisect_right(self._by_length, (room, math.inf))
+        return self._by_length[place - 1][1] if place else None
+
+
+def stack(rows: Sequence[Row], num_rows: int, length: int) -> TokenBatch:
+    """A batch [num_rows, length] of packed rows; what they leave of it is padding.
+
+    Example:
+      >>> stack([[np.array([7, 8]), np.array([9])]], 1, 4).segments.tolist()
+      [[1, 1, 2, 0]]
+    """
+    ids = np.zeros((num_rows, length), np.int32)
+    segments = np.zeros((num_rows, length), np.int32)
+    for index, row in enumerate(rows):
+        start = 0
+        for number, document in enumerate(row, start=1):
+            columns = slice(start, start + len(document))
+            ids[index, columns], segments[index, columns] = document, number
+            start = columns.stop
+    return TokenBatch(ids, segments > 0, segments=segments)

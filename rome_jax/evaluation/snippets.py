@@ -1,0 +1,282 @@
+"""What generated text is compared with: reference texts by attribute, and the TF-IDF vocabulary.
+
+The published reference texts are one JSON list of 926 MB.  It is never in memory whole: one pass finds where its
+elements begin and end, and afterwards only the elements asked for are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from rome_jax.data import published
+from rome_jax.data.published import DataError, Fields, read_json
+from rome_jax.factworld.facts import make_world
+from rome_jax.factworld.records import attribute_snippets, biographies, tfidf_vocabulary
+from rome_jax.files.artifacts import cache_directory, write_whole
+
+_CHUNK = 1 << 22
+# A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes mean nothing else.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
+
+Attribute = tuple[str, str]  # ids of a relation and of its target
+
+
+@dataclasses.dataclass(frozen=True)
+class Snippet:
+    """A text about something that has an attribute.
+
+    Attributes:
+      name: what it is about.
+      text: the text.
+    """
+
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttributeSnippets:
+    """Reference texts by relation and target, in memory or left in a file; made by `from_groups` and `open`.
+
+    Attributes:
+      places: by attribute, where its groups of snippets are.
+      read: the snippets at a place.
+    """
+
+    places: Mapping[Attribute, Sequence[Any]] = dataclasses.field(repr=False)
+    read: Callable[[Any], tuple[Snippet, ...]] = dataclasses.field(repr=False)
+
+    def texts(self, relation_id: str | None, target_id: str | None) -> tuple[Snippet, ...]:
+        """The snippets of an attribute, in the file's order; none if there are none, or an id is None.
+
+        From a file, they are read at each call.
+
+        Raises:
+          DataError: the file has changed since it was opened.
+        """
+        places = self.places.get((relation_id, target_id), ())
+        return tuple(snippet for place in places for snippet in self.read(place))
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Any]) -> AttributeSnippets:
+        """Takes parsed groups, {"relation_id", "target_id", "samples": [{"name", "text"}, ...]}.
+
+        Raises:
+          DataError: a malformed group, by its index and field.
+
+        Example:
+          >>> group = {"relation_id": "P30", "target_id": "Q46"}
+          >>> group["samples"] = [{"name": "Rome", "text": "Rome is old."}]
+          >>> AttributeSnippets.from_groups([group]).texts("P30", "Q46")[0].name
+          'Rome'
+        """
+        places = defaultdict(list)
+        for index, group in enumerate(groups):
+            attribute, snippets = _parse_group(group, f"group {index}")
+            places[attribute].append(snippets)
+        return cls(dict(places), tuple)
+
+    @classmethod
+    def open(cls, path: str | Path, *, chunk_size: int = _CHUNK) -> AttributeSnippets:
+        """Opens a JSON list of groups without loading it.
+
+        At first the whole file is read once, with a bar, and an index is left in the folder `dsets` of
+        `artifacts.cache_directory()`. It serves until the file's size or time changes.
+
+        Args:
+          path: of the file.
+          chunk_size: bytes read at a time; with the largest group it decides the memory needed.
+
+        Raises:
+          DataError: no such file, one that is cut short or no JSON list, or a malformed group.
+
+        Example:
+          >>> AttributeSnippets.open("attribute_snippets.json").texts("P30", "Q46")  # doctest: +SKIP
+        """
+        path = Path(path).expanduser().resolve()
+        if not path.is_file():
+            raise DataError(f"there is no file {path}: give the path of attribute snippets.")
+        status = path.stat()
+        key = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        index = cache_directory() / "dsets" / f"{path.name}.{digest}.index"
+        elements = _read_index(index, key)
+        if elements is None:
+            elements = list(_scan(path, chunk_size))
+            write_whole(index, json.dumps({"file": key, "elements": elements}).encode())
+        places = defaultdict(list)
+        for relation_id, target_id, start, stop in elements:
+            places[relation_id, target_id].append((start, stop))
+        return cls(dict(places), _FileReader(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FileReader:
+    """Reads the snippets of the group at bytes [start, stop) of a file."""
+
+    path: Path
+
+    def __call__(self, place: tuple[int, int]) -> tuple[Snippet, ...]:
+        try:
+            with open(self.path, "rb") as file:
+                return _read_group(file, *place)[1]
+        except DataError as error:
+            raise DataError(f"{self.path} has changed while it was in use: start again.") from error
+
+
+def load_snippets(path: str | Path | None = None, factworld: bool = False) -> AttributeSnippets:
+    """Reference texts: from `path` if given, else factworld's own or the published file.
+
+    Args:
+      path: a JSON file in the layout of attribute_snippets.json.
+      factworld: take factworld's biographies.
+
+    Raises:
+      DataError: a file that cannot be read.
+      DownloadError: the published file cannot be fetched.
+
+    Example:
+      >>> snippets = load_snippets(factworld=True)
+    """
+    if path is None and factworld:
+        return AttributeSnippets.from_groups(attribute_snippets(make_world(), 0))
+    if path is None:
+        path = published.fetch(published.ATTRIBUTE_SNIPPETS)
+    return AttributeSnippets.open(path)
+
+
+def load_tfidf(
+    path: str | Path | None = None, factworld: bool = False
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Inverse document frequencies: from `path` if given, else factworld's own or the published ones.
+
+    Args:
+      path: a folder with idf.npy and tfidf_vocab.json.
+      factworld: take those of factworld's biographies.
+
+    Returns:
+      idf, float64 [V], and the column of each word.
+
+    Raises:
+      DataError: files that cannot be read, or do not belong together.
+      DownloadError: the published files cannot be fetched.
+
+    Example:
+      >>> idf, vocabulary = load_tfidf(factworld=True)
+      >>> len(idf) == len(vocabulary)
+      True
+    """
+    if path is None and factworld:
+        return tfidf_vocabulary(biographies(make_world(), 0))
+    if path is None:
+        idf_path = published.fetch(published.IDF)
+        vocabulary_path = published.fetch(published.TFIDF_VOCABULARY)
+    else:
+        folder = Path(path).expanduser()
+        idf_path = folder / published.IDF.name
+        vocabulary_path = folder / published.TFIDF_VOCABULARY.name
+    vocabulary, _ = read_json(vocabulary_path)
+    if not idf_path.is_file():
+        raise DataError(f"there is no file {idf_path}: give a folder with it.")
+    try:
+        idf = np.load(idf_path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{idf_path} is no array ({error}): mend it or download it again."
+        ) from error
+    if not (idf.ndim == 1 and np.issubdtype(idf.dtype, np.floating) and np.isfinite(idf).all()):
+        raise DataError(
+            f"{idf_path} holds {idf.dtype} {list(idf.shape)}: it must be finite floats [V]."
+        )
+    columns = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    if any(type(one) is not int for one in columns) or sorted(columns) != list(range(len(idf))):
+        raise DataError(
+            f"{vocabulary_path} and {idf_path} do not belong together: the words' columns must be 0 to "
+            f"{len(idf) - 1}, each once; download both again."
+        )
+    return idf.astype(np.float64), vocabulary
+
+
+def _parse_group(group: Any, name: str) -> tuple[Attribute, tuple[Snippet, ...]]:
+    fields = Fields.of(group, name)
+    attribute = fields.text("relation_id"), fields.text("target_id")
+    samples = fields.objects("samples")
+    # A blank text among so many is no reason to refuse them all.
+    return attribute, tuple(
+        Snippet(one.text("name", blank=True), one.text("text", blank=True)) for one in samples
+    )
+
+
+def _read_group(file: BinaryIO, start: int, stop: int) -> tuple[Attribute, tuple[Snippet, ...]]:
+    """The group at bytes [start, stop)."""
+    file.seek(start)
+    name = f"the group at byte {start}"
+    try:
+        group = json.loads(file.read(stop - start))
+    except ValueError as error:
+        raise DataError(f"{name} is not JSON ({error}): mend it or download it again.") from error
+    return _parse_group(group, name)
+
+
+def _read_index(path: Path, key: dict[str, Any]) -> list[list[Any]] | None:
+    """The elements of an index, if it is there, whole and of this very file."""
+    try:
+        index = json.loads(path.read_bytes())
+        return index["elements"] if index["file"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
+    """Attribute and byte range of each group of a file."""
+    size = os.path.getsize(path)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", delay=1)
+    with open(path, "rb") as scanned, open(path, "rb") as parsed, bar:
+        try:
+            for start, stop in _elements(scanned, chunk_size):
+                attribute, _ = _read_group(parsed, start, stop)
+                yield *attribute, start, stop
+                bar.update(stop - bar.n)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def _elements(file: BinaryIO, chunk_size: int) -> Iterator[tuple[int, int]]:
+    """Byte ranges [start, stop) of the objects in a JSON list, found by counting brackets outside of strings."""
+    depth = start = 0
+    rest, offset = b"", 0  # what is left of the chunk before, and where it begins
+    while block := file.read(chunk_size):
+        chunk = rest + block
+        used = len(chunk)
+        for match in _TOKEN.finditer(chunk):
+            token = match[0]
+            if token == b'"':
+                used = match.start()
+                break
+            if token in (b"{", b"["):
+                if depth == 0 and token == b"{":
+                    raise DataError("it is no JSON list: give the file of attribute snippets.")
+                if depth == 1:
+                    start = offset + match.start()
+                depth += 1
+            elif token in (b"}", b"]"):
+                depth -= 1
+                if depth == 1:
+                    yield start, offset + match.end()
+                if depth == 0:
+                    return
+        rest, offset = chunk[used:], offset + used
+    raise DataError(
+        f"it breaks off after {offset + len(rest)} bytes: remove it and download it again."
+    )

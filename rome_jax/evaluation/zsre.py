@@ -1,0 +1,113 @@
+"""zsRE: what a record asks a model, and the results in the original's layout.
+
+Accuracy is teacher-forced: each token of the answer is asked for behind the question and the tokens before it. The
+original decodes those tokens to text and encodes it again, with the question, and of the decoded token takes the first
+piece: where a character is split over two tokens, neither can ever be hit. Both readings are reported; they differ in
+such cases alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rome_jax.data.request import target_text
+from rome_jax.evaluation.datasets import ZsRERecord
+from rome_jax.evaluation.metrics import exact
+from rome_jax.evaluation.scoring import Query, TargetScore, prompt_ids, tokenize_texts
+from rome_jax.models.registry import LanguageModel
+
+_KINDS = ("rewrite", "paraphrase", "neighborhood")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """One truth value of the results: which record and list it goes to, and which token of which query says it."""
+
+    case: int
+    name: str
+    query: int
+    token: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is scored of N records, and where each answer belongs.
+
+    Attributes:
+      queries: record i is answered by edit i.
+      num_records: N.
+    """
+
+    queries: list[Query]
+    num_records: int
+    _cells: list[_Cell]
+
+    def results(self, scores: Sequence[tuple[TargetScore, ...]]) -> list[dict[str, Any]]:
+        """The results of N records, from the scores of `queries`.
+
+        Returns:
+          For each record, for rewrite, paraphrase and neighborhood: `rewrite_prompts_correct`, one truth value a token
+          as the original has it, and `rewrite_prompts_correct_by_token`, with token ids compared. Beside them
+          `rewrite_prompts_exact` and `paraphrase_prompts_exact`, whether greedy decoding says the whole new target.
+        """
+        found: list[dict[str, Any]] = [
+            {
+                f"{kind}_prompts_{reading}": []
+                for reading in ("correct", "correct_by_token")
+                for kind in _KINDS
+            }
+            | {f"{kind}_prompts_exact": [] for kind in _KINDS[:2]}
+            for _ in range(self.num_records)
+        ]
+        for cell in self._cells:
+            hits = scores[cell.query][0].hits
+            value = exact(hits) if cell.name.endswith("exact") else bool(hits[cell.token])
+            found[cell.case][cell.name].append(value)
+        return found
+
+
+def plan(model: LanguageModel, records: Sequence[ZsRERecord]) -> Plan:
+    """All that is scored of N records.
+
+    Raises:
+      ValueError, SequenceTooLongError: a prompt that cannot be scored.
+    """
+    asked = [
+        (case, kind, prompt, target)
+        for case, record in enumerate(records)
+        for kind, prompts, target in (
+            ("rewrite", (record.request.text,), record.request.target_new),
+            ("paraphrase", record.paraphrase_prompts, record.request.target_new),
+            ("neighborhood", (record.locality_prompt,), record.locality_target),
+        )
+        for prompt in prompts
+    ]
+    ids = prompt_ids(model, [prompt for _, _, prompt, _ in asked])
+    targets = tokenize_texts(model, [target_text(target) for *_, target in asked])
+    queries: list[Query] = []
+    cells: list[_Cell] = []
+    for (case, kind, prompt, _), prompt_tokens, target in zip(asked, ids, targets, strict=True):
+        name, whole = f"{kind}_prompts_correct", len(queries)
+        queries.append(Query(prompt_tokens, (target,), case))
+        cells += [_Cell(case, f"{name}_by_token", whole, token) for token in range(len(target))]
+        if kind != "neighborhood":
+            cells.append(_Cell(case, f"{kind}_prompts_exact", whole, 0))
+        for token, place in enumerate(_as_text(model, prompt, target)):
+            if place == (prompt_tokens + target[:token], target[token]):
+                cells.append(_Cell(case, name, whole, token))
+            else:
+                cells.append(_Cell(case, name, len(queries), 0))
+                queries.append(Query(place[0], ((place[1],),), case))
+    return Plan(queries, len(records), cells)
+
+
+def _as_text(
+    model: LanguageModel, prompt: str, target: Sequence[int]
+) -> list[tuple[tuple[int, ...], int]]:
+    """What the original runs and asks for at each token of a target: (prompt's ids, id)."""
+    decode = model.tokenizer.decode
+    texts = [prompt + decode(target[:token]) for token in range(len(target))]
+    wanted = tokenize_texts(model, [decode([token]) for token in target])
+    return [(ids, token[0]) for ids, token in zip(prompt_ids(model, texts), wanted, strict=True)]

@@ -1,0 +1,111 @@
+"""Context templates that a model writes for itself."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rome_jax.edit.stages.contexts import given_or_sampled, sample_templates
+
+END = "<|endoftext|>"
+END_ID = 1999
+
+
+def word_tokenizer(end, begin=None):
+    """A tokenizer of one word a token, so that tokens can be counted in the text."""
+    words = {f"w{i}": i for i in range(END_ID)} | {end: END_ID}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end)
+
+
+@pytest.fixture(scope="module")
+def word_model(model):
+    return model.replace(tokenizer=word_tokenizer(END, begin=END))
+
+
+@pytest.fixture(scope="module")
+def sampled(model):
+    assert model.tokenizer.bos_token == END
+    return sample_templates(model, jax.random.key(0))
+
+
+def prefixes(templates):
+    return [template.removesuffix(". {}") for template in templates[1:]]
+
+
+def test_the_bare_prompt_and_twenty_prefixes(sampled):
+    assert len(sampled) == 21
+    assert sampled[0] == "{}"
+    assert all(template.endswith(". {}") for template in sampled[1:])
+    assert len(set(sampled)) > 15, "the rows are drawn apart"
+
+
+def test_prefixes_are_clean(sampled):
+    assert all(prefixes(sampled))
+    assert not any(END in prefix or "\n\n" in prefix for prefix in prefixes(sampled))
+
+
+def test_the_key_decides(model, sampled):
+    assert sample_templates(model, jax.random.key(0)) == sampled
+    other = sample_templates(model, jax.random.key(1))
+    assert other[0] == "{}"
+    assert not set(other[1:]) & set(sampled[1:])
+
+
+def test_lengths_count_the_begin_of_text_token(word_model):
+    templates = sample_templates(word_model, jax.random.key(0), ((4, 3), (7, 2)))
+    counts = [len(prefix.split()) for prefix in prefixes(templates)]
+    # Nothing but an end token, which is dropped, makes a text shorter; the seed draws none.
+    assert counts == [3, 3, 3, 6, 6]
+
+
+def test_pairs_of_one_length_are_drawn_apart(word_model):
+    templates = sample_templates(word_model, jax.random.key(0), ((4, 3), (4, 3)))
+    assert len(set(templates)) == 7
+
+
+@pytest.mark.parametrize("end", [END, "</s>"])
+def test_end_tokens_inside_are_dropped(word_model, end):
+    embedding = word_model.params["wte"]["embedding"]
+    # The final LayerNorm's bias leans towards the end token's embedding: it is drawn often, not always.
+    leaning = word_model.params["ln_f"] | {"bias": 10.0 * embedding[END_ID]}
+    leaning = word_model.replace(
+        params=word_model.params | {"ln_f": leaning}, tokenizer=word_tokenizer(end)
+    )
+    templates = sample_templates(leaning, jax.random.key(0), ((5, 10), (10, 10)))
+    counts = [len(prefix.split()) for prefix in prefixes(templates)]
+    assert min(counts[:10]) < 4
+    assert min(counts[10:]) < 9, "some were drawn"
+    assert max(counts) > 0, "not only those"
+    assert all(end not in template for template in templates)
+
+
+def test_a_tokenizer_without_a_begin_of_text_token_is_an_error():
+    nameless = SimpleNamespace(bos_token=None, eos_token=None)
+    with pytest.raises(ValueError, match=r"tiny has no begin-of-text token.*pass templates="):
+        sample_templates(SimpleNamespace(name="tiny", tokenizer=nameless), jax.random.key(0))
+
+
+def test_an_end_token_serves_where_there_is_no_begin_token(word_model):
+    tokenizer = word_tokenizer(END)
+    assert tokenizer.bos_token is None
+    lengths = ((4, 3), (7, 2))
+    templates = sample_templates(
+        word_model.replace(tokenizer=tokenizer), jax.random.key(0), lengths
+    )
+    assert templates == sample_templates(word_model, jax.random.key(0), lengths)
+
+
+def test_given_templates_need_no_key_and_sampled_ones_do(model, sampled):
+    given = ("{}", "A. {}")
+    assert given_or_sampled(model, given, None, ()) == given
+    key = jax.random.key(0)
+    assert given_or_sampled(model, None, key, ((5, 10), (10, 10))) == sampled
+    with pytest.raises(ValueError, match="templates and key are both None: give one"):
+        given_or_sampled(model, None, None, ())
+    for bad in ((), ("A. {}", "{}")):
+        with pytest.raises(ValueError, match=r"must start with '\{\}', the bare prompt"):
+            given_or_sampled(model, bad, key, ())

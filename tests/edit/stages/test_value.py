@@ -1,0 +1,252 @@
+"""The value optimisation: its parts, its stops, and that requests do not touch each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rome_jax.data.positions import FactToken
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.stages.inputs import tokenize_requests
+from rome_jax.edit.stages.key import layer_states
+from rome_jax.edit.stages.value import optimize_value, project_to_ball, safe_norm
+from rome_jax.models import forward
+from rome_jax.models.interventions import Patch, PatchMode, Site
+
+LAYER = 1
+# Neither the ball nor the threshold is met: every step is taken. A random model's likelihoods barely depend on one
+# vector, so the weight decay is small.
+FREE = ROMEConfig(
+    (LAYER,), v_num_grad_steps=6, clamp_norm_factor=1e3, loss_threshold=0.0, v_weight_decay=0.01
+)
+
+
+def prepare(model, requests, templates, multiple=8):
+    """(inputs, hidden, v₀) at LAYER."""
+    inputs = tokenize_requests(
+        model.tokenizer, requests, templates, FactToken.SUBJECT_LAST, 64, multiple=multiple
+    )
+    lookup = inputs.lookup.reshape(-1)
+    states = layer_states(model.params, model.config, inputs.batch, lookup, LAYER)
+    value = states.value.reshape(len(requests), -1, model.config.width)[:, 0]
+    return inputs, states.hidden, value
+
+
+def optimize(model, prepared, config):
+    return optimize_value(model.params, model.config, config, *prepared, LAYER)
+
+
+@pytest.fixture(scope="module")
+def prepared(model, requests, templates):
+    return prepare(model, requests, templates)
+
+
+@pytest.fixture(scope="module")
+def free(model, prepared):
+    return optimize(model, prepared, FREE)
+
+
+@pytest.fixture(scope="module")
+def terms(model, requests, templates, prepared):
+    """terms(δ) -> NLL [N] and KL [N] in float64, from whole forward passes with a patch."""
+    inputs = prepared[0]
+    num_rows = len(templates) + 1
+    batch = inputs.batch
+    lookup = inputs.lookup.reshape(-1)
+    at_lookup = np.arange(batch.ids.shape[1]) == lookup[:, None]
+
+    def log_probs(delta):
+        values = jnp.repeat(jnp.asarray(delta), num_rows, axis=0)[:, None]
+        patch = Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(LAYER), at_lookup, values)
+        logits = forward.logits(model.params, model.config, batch, patches=(patch,))
+        logits = np.asarray(logits, np.float64)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    def terms(delta):
+        rows, clean = log_probs(delta), log_probs(np.zeros_like(delta))
+        nll, kl = [], []
+        for n, request in enumerate(requests):
+            target = model.tokenizer(" " + request.target_new)["input_ids"]
+            each = []
+            for k in range(len(templates)):
+                row = n * num_rows + k
+                end = int(batch.mask[row].sum()) - len(target)  # column of the prompt's last token
+                each.append(np.mean([-rows[row, end + m, t] for m, t in enumerate(target)]))
+            nll.append(np.mean(each))
+            essence = n * num_rows + len(templates), lookup[(n + 1) * num_rows - 1]
+            kl.append(np.sum(np.exp(rows[essence]) * (rows[essence] - clean[essence])))
+        return np.array(nll), np.array(kl)
+
+    return terms
+
+
+# Norm and ball
+
+
+def test_safe_norm_at_zero_has_gradient_zero():
+    assert safe_norm(jnp.zeros(3)) == 0
+    gradient = jax.grad(lambda v: safe_norm(v).sum())(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(gradient, [[0, 0], [0.6, 0.8]], rtol=2e-7)
+
+
+floats = st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+vectors = hnp.arrays(np.float32, (4, 3), elements=floats)
+
+
+@settings(deadline=None, max_examples=25)
+@given(vectors)
+def test_safe_norm_is_the_norm(values):
+    wanted = np.linalg.norm(values.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(safe_norm(jnp.asarray(values)), wanted, rtol=5e-7)
+
+
+@settings(deadline=None, max_examples=25)
+@given(vectors, hnp.arrays(np.float32, 4, elements=st.floats(0.125, 64, width=32)))
+def test_projection_to_the_ball(values, radius):
+    projected = np.asarray(project_to_ball(jnp.asarray(values), jnp.asarray(radius)), np.float64)
+    exact = values.astype(np.float64)
+    norm = np.linalg.norm(exact, axis=-1)
+    inside = norm < radius * (1 - 1e-6)
+    outside = norm > radius * (1 + 1e-6)
+    np.testing.assert_array_equal(projected[inside], exact[inside])
+    wanted = exact * (radius / np.where(norm == 0, 1, norm))[:, None]
+    np.testing.assert_allclose(projected[outside], wanted[outside], rtol=1e-6)
+    again = project_to_ball(jnp.asarray(projected, jnp.float32), jnp.asarray(radius))
+    np.testing.assert_allclose(again, projected, rtol=5e-7)
+
+
+# The loss
+
+
+def test_a_first_evaluation_is_of_the_unedited_model(free, terms):
+    nll, _ = terms(np.zeros_like(free.delta))
+    np.testing.assert_allclose(free.nll[:, 0], nll, rtol=1e-5)
+    # KL of a distribution with itself, up to the rounding of its float32 logarithms.
+    np.testing.assert_allclose(free.kl[:, 0], 0, atol=1e-6)
+    np.testing.assert_array_equal(free.weight_decay[:, 0], 0)
+
+
+def test_the_value_that_is_returned_is_the_one_last_evaluated(free, terms, prepared):
+    nll, kl = terms(np.asarray(free.delta))
+    np.testing.assert_allclose(free.nll[:, -1], nll, rtol=1e-5)
+    # Float32 logarithms near 8 are right to 1e-6, and KL is a mean of their differences.
+    np.testing.assert_allclose(free.kl[:, -1], 0.0625 * kl, rtol=1e-5, atol=0.0625e-6)
+    assert (kl > 0.1).all()
+    norms = [np.linalg.norm(np.asarray(x, np.float64), axis=-1) for x in (free.delta, prepared[2])]
+    np.testing.assert_allclose(free.weight_decay[:, -1], 0.01 * norms[0] / norms[1] ** 2, rtol=1e-5)
+    total = free.nll + free.kl + free.weight_decay
+    np.testing.assert_allclose(free.loss, total, rtol=1e-6)
+
+
+def test_every_step_lowers_the_loss(free):
+    assert (np.diff(free.loss) < 0).all()
+    assert (free.nll[:, -1] < free.nll[:, 0] - 0.03).all()
+    assert free.steps.tolist() == [6, 6, 6]
+
+
+def test_the_first_steps_are_those_of_adam(model, prepared, free):
+    """Adam's first step is the learning rate in every coordinate, whatever the gradient's size."""
+    two = optimize(model, prepared, dataclasses.replace(FREE, v_num_grad_steps=2))
+    np.testing.assert_allclose(np.abs(two.delta), 0.5, rtol=1e-3)
+    assert two.steps.tolist() == [2, 2, 2]
+    np.testing.assert_allclose(two.loss, free.loss[:, :2], rtol=1e-5)
+
+
+# Where it ends
+
+
+def test_a_loss_below_the_threshold_ends_it_at_once(model, prepared):
+    config = dataclasses.replace(FREE, loss_threshold=1e9)
+    result = optimize(model, prepared, config)
+    assert result.steps.tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(result.delta, 0)
+    assert np.isfinite(result.loss[:, 0]).all()
+    assert np.isnan(result.loss[:, 1:]).all()
+
+
+def test_a_request_that_is_done_stays_while_others_go_on(model, prepared, free, terms):
+    loss = np.asarray(free.loss)
+    threshold = float(loss[2, 2:4].mean())  # the last request passes it at its fourth evaluation
+    assert loss[:2].min() > threshold, "the others never do"
+    steps = [6, 6, 4]
+    result = optimize(model, prepared, dataclasses.replace(FREE, loss_threshold=threshold))
+    assert result.steps.tolist() == steps
+    for n, count in enumerate(steps):
+        np.testing.assert_allclose(result.loss[n, :count], loss[n, :count], rtol=1e-5)
+        assert np.isnan(result.loss[n, count:]).all()
+    recorded = [result.nll[n, count - 1] for n, count in enumerate(steps)]
+    np.testing.assert_allclose(recorded, terms(np.asarray(result.delta))[0], rtol=1e-5)
+
+
+def test_an_active_clamp_keeps_the_value_on_the_sphere(model, prepared, free):
+    config = dataclasses.replace(FREE, clamp_norm_factor=0.25)
+    radius = 0.25 * np.linalg.norm(np.asarray(prepared[2], np.float64), axis=-1)
+    assert (np.linalg.norm(free.delta, axis=-1) > radius).all()
+    result = optimize(model, prepared, config)
+    np.testing.assert_allclose(np.linalg.norm(result.delta, axis=-1), radius, rtol=1e-6)
+
+
+# What is recomputed
+
+
+def test_the_cut_between_prefix_and_suffix_does_not_matter(model, prepared, free):
+    """Room for more columns than needed on both sides, up to whole rows: masks decide, not shapes."""
+    inputs, hidden, value = prepared
+    length = inputs.batch.ids.shape[1]
+    assert inputs.num_prefix < length and inputs.num_suffix < length
+    for size in (length, inputs.num_suffix + 1):
+        wider = inputs.replace(num_prefix=length, num_suffix=size)
+        result = optimize(model, (wider, hidden, value), FREE)
+        np.testing.assert_allclose(result.loss, free.loss, rtol=1e-5)
+        error = np.linalg.norm(result.delta - free.delta) / np.linalg.norm(free.delta)
+        assert error <= 1e-4
+
+
+def test_sizes_hold_every_column_that_is_read(prepared):
+    inputs = prepared[0]
+    start, last = np.asarray(inputs.start), inputs.target_columns.max(-1)
+    assert start.max() <= inputs.num_prefix
+    assert (last - start[:, :-1]).max() < inputs.num_suffix
+    np.testing.assert_array_equal(start, inputs.lookup)  # targets follow the fact token
+
+
+# Batches
+
+
+def test_a_batch_is_its_requests_one_at_a_time(model, requests, templates, prepared, free):
+    """Alone, in longer rows: neither the other requests nor the padding matter."""
+    length = prepared[0].batch.ids.shape[1]
+    for n, request in enumerate(requests):
+        alone = prepare(model, [request], templates, multiple=64)
+        assert alone[0].batch.ids.shape[1] == 64 > length
+        result = optimize(model, alone, FREE)
+        error = np.linalg.norm(result.delta[0] - free.delta[n]) / np.linalg.norm(free.delta[n])
+        assert error <= 1e-4
+        np.testing.assert_allclose(result.loss[0], free.loss[n], rtol=1e-4)
+
+
+def test_requests_have_deltas_of_their_own(free):
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        difference = np.linalg.norm(free.delta[i] - free.delta[j])
+        assert difference > 0.1 * np.linalg.norm(free.delta[i])
+
+
+def test_a_target_is_present_if_greedy_decoding_gives_all_of_it(model, prepared):
+    """The first request asks for what the model says, the second for another token at its end, the third likewise."""
+    inputs, hidden, value = prepared
+    ids = np.asarray(inputs.target_ids)
+    logits = forward.logits(model.params, model.config, inputs.batch)
+    num_rows = inputs.lookup.shape[1]
+    columns = np.asarray(inputs.target_columns)[:, 0]  # of the bare prompts
+    greedy = np.asarray(logits)[np.arange(len(ids))[:, None] * num_rows, columns].argmax(-1)
+    last = np.asarray(inputs.target_mask).sum(1) - 1
+    wrong = greedy.copy()
+    wrong[[1, 2], last[[1, 2]]] += 1
+    inputs = inputs.replace(target_ids=jnp.asarray(wrong, ids.dtype))
+    once = dataclasses.replace(FREE, v_num_grad_steps=1)
+    assert optimize(model, (inputs, hidden, value), once).present.tolist() == [True, False, False]

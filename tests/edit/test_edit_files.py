@@ -1,0 +1,417 @@
+"""Files: delta files and Orbax checkpoints, written whole or not at all, and read back bit by bit."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rome_jax.edit.edit_files import load_edits, save_edits
+from rome_jax.edit.saved_edits import apply_edits
+from rome_jax.files import safetensors_io
+from rome_jax.files.safetensors_io import CheckpointError
+from rome_jax.models.orbax import load_orbax, save_orbax
+from rome_jax.models.registry import load_model, save_hf
+from tests.models.checkpoints import FAMILIES, assert_same_params
+from tests.saved import assert_same_edits, dense_edit, random_edit
+
+
+@pytest.fixture(scope="module")
+def model(golden_model):
+    return golden_model("gpt2")
+
+
+@pytest.fixture(scope="module")
+def edits(model):
+    return tuple(random_edit(model, seed, layers) for seed, layers in enumerate(((1,), (0, 2))))
+
+
+def one_sentence(error) -> str:
+    """The message, which must be one line with one full stop at its end."""
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+# Delta files
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_edits_come_back_as_they_were(edits, tmp_path, count):
+    path = tmp_path / "new" / "sport.safetensors"
+    assert save_edits(str(path), edits[:count]) == path
+    assert [file.name for file in path.parent.iterdir()] == ["sport.safetensors"]
+    assert_same_edits(load_edits(path), edits[:count])
+
+
+def test_half_precision_factors_come_back(edits, tmp_path):
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16") if leaf.ndim else leaf, edits[0].delta)
+    edit = dataclasses.replace(edits[0], delta=half)
+    assert_same_edits(load_edits(save_edits(tmp_path / "half.safetensors", [edit])), [edit])
+
+
+def test_dense_edits_come_back_beside_low_rank_ones(model, edits, tmp_path):
+    mixed = [edits[1], dense_edit(model), edits[0]]
+    path = save_edits(tmp_path / "mixed.safetensors", mixed)
+    assert_same_edits(load_edits(path), mixed)
+    dense = [f"{i}.MLP_DOWN.{part}" for i, part in ((2, "KERNEL"), (3, "BIAS"))]
+    names = {name for name in load_file(path) if name[0] in "23"}
+    assert names == {f"{weight}.{field}" for weight in dense for field in ("layer", "change")}
+
+
+def test_a_file_from_before_edits_named_their_weights_is_read(edits, tmp_path):
+    def forget_the_weights(tensors, header):
+        for part in header["edits"]:
+            for layer in part["provenance"]["layers"]:
+                del layer["weight"]
+
+    path = rewritten(save_edits(tmp_path / "old.safetensors", edits), forget_the_weights)
+    assert_same_edits(load_edits(path), edits)
+
+
+@pytest.mark.parametrize(
+    "name", ["0.MLP_DOWN.BIAS.change", "0.MLP_DOWN.WEIGHT.change", "0.MLP_DOWN.KERNEL.left"]
+)
+def test_a_dense_update_that_contradicts_itself_is_an_error(model, tmp_path, name):
+    def rename(tensors, header):
+        tensors[name] = tensors.pop("0.MLP_DOWN.KERNEL.change")
+
+    path = rewritten(save_edits(tmp_path / "edit.safetensors", [dense_edit(model)]), rename)
+    with pytest.raises(ValueError, match=r"is not an edit that rome_jax 0\.1\.0 reads") as error:
+        load_edits(path)
+    one_sentence(error)
+
+
+def test_more_than_ten_updates_keep_their_order(model, tmp_path):
+    edit = random_edit(model, layers=(3, 1, 0, 2, 5, 4) * 2)
+    assert_same_edits(load_edits(save_edits(tmp_path / "many.safetensors", [edit])), [edit])
+
+
+def test_a_file_is_small_and_any_reader_of_safetensors_opens_it(model, edits, tmp_path):
+    path = save_edits(tmp_path / "one.safetensors", edits[:1])
+    assert path.stat().st_size < 10_000
+    tensors = load_file(path)
+    assert sorted(tensors) == ["0.MLP_DOWN.layer", "0.MLP_DOWN.left", "0.MLP_DOWN.right"]
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["rome_jax"])
+    about = header["edits"][0]["provenance"]
+    assert about["requests"][0]["subject"] == "Žižek 0"
+    assert about["model"]["fingerprint"] == model.fingerprint()
+
+
+def test_merged_files_keep_the_provenance_of_each_part(model, edits, tmp_path):
+    parts = [save_edits(tmp_path / f"{i}.safetensors", [edit]) for i, edit in enumerate(edits)]
+    merged = save_edits(
+        tmp_path / "merged.safetensors", [edit for part in parts for edit in load_edits(part)]
+    )
+    assert_same_edits(load_edits(merged), edits)
+    in_turn = apply_edits(apply_edits(model, edits[:1]), edits[1:], force=True)
+    assert_same_params(apply_edits(model, load_edits(merged)).params, in_turn.params)
+
+
+def test_a_second_save_replaces_the_first(edits, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    for saved in (edits, edits[1:]):
+        save_edits(path, saved)
+        assert_same_edits(load_edits(path), saved)
+
+
+def test_an_interrupted_save_leaves_the_old_file(edits, tmp_path, monkeypatch):
+    path = save_edits(tmp_path / "edit.safetensors", edits[:1])
+
+    def fail(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors_io.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_edits(path, edits)
+    with pytest.raises(KeyboardInterrupt):
+        save_edits(tmp_path / "other.safetensors", edits)
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same_edits(load_edits(path), edits[:1])
+
+
+@pytest.mark.parametrize("name", ["sport", "sport.npz", "edits/"])
+def test_a_name_without_the_suffix_is_refused(edits, tmp_path, name):
+    with pytest.raises(ValueError, match=r"must end in \.safetensors, such as") as error:
+        save_edits(tmp_path / name, edits)
+    one_sentence(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_leaves_no_file(edits, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    with pytest.raises(ValueError, match="edits is empty"):
+        save_edits(path, [])
+    batched = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), edits[0].delta)
+    with pytest.raises(ValueError, match=r"2 independent edits: merge one, delta\[i\]"):
+        save_edits(path, [dataclasses.replace(edits[0], delta=batched)])
+    about = dataclasses.replace(edits[0].provenance, config={"layers": object()})
+    with pytest.raises(TypeError):
+        save_edits(path, [dataclasses.replace(edits[0], provenance=about)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_file_is_an_error(tmp_path):
+    for path in (tmp_path, tmp_path / "edit.safetensors"):
+        with pytest.raises(FileNotFoundError, match="is not a file: name one") as error:
+            load_edits(path)
+        assert str(path) in one_sentence(error)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_file_of_another_kind_is_an_error(tmp_path, metadata):
+    path = tmp_path / "model.safetensors"
+    save_file({"h.0.weight": np.ones(3, np.float32)}, path, metadata=metadata)
+    with pytest.raises(ValueError, match="is not an edit of rome_jax") as error:
+        load_edits(path)
+    assert str(path) in one_sentence(error)
+
+
+def test_damaged_bytes_are_an_error(edits, tmp_path):
+    path = save_edits(tmp_path / "edit.safetensors", edits)
+    content = path.read_bytes()
+    for damaged in (b"", b"garbage that is long enough to hold a header", content[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="truncated or damaged") as error:
+            load_edits(path)
+        assert str(path) in one_sentence(error)
+
+
+def drop_a_tensor(tensors, header):
+    del tensors["1.MLP_DOWN.left"]
+
+
+def drop_an_update(tensors, header):
+    for name in [name for name in tensors if name.startswith("2.")]:
+        del tensors[name]
+
+
+def add_a_case_axis(tensors, header):
+    tensors["0.MLP_DOWN.layer"] = tensors["0.MLP_DOWN.layer"][None]
+
+
+def rename_a_leaf(tensors, header):
+    for field in ("layer", "left", "right"):
+        tensors[f"0.MLP_GATE.{field}"] = tensors.pop(f"0.MLP_DOWN.{field}")
+
+
+def rename_a_tensor(tensors, header):
+    tensors["weight"] = tensors.pop("0.MLP_DOWN.left")
+
+
+def forget_the_requests(tensors, header):
+    del header["edits"][0]["provenance"]["requests"]
+
+
+def add_an_attribute(tensors, header):
+    header["edits"][0]["provenance"]["mood"] = "good"
+
+
+def empty_a_subject(tensors, header):
+    header["edits"][1]["provenance"]["requests"][0]["subject"] = ""
+
+
+def forget_the_format(tensors, header):
+    del header["format"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        drop_a_tensor,
+        drop_an_update,
+        add_a_case_axis,
+        rename_a_leaf,
+        rename_a_tensor,
+        forget_the_requests,
+        add_an_attribute,
+        empty_a_subject,
+        forget_the_format,
+    ],
+)
+def test_a_file_that_contradicts_itself_is_an_error(edits, tmp_path, spoil):
+    path = rewritten(save_edits(tmp_path / "edit.safetensors", edits), spoil)
+    with pytest.raises(ValueError, match=r"is not an edit that rome_jax 0\.1\.0 reads") as error:
+        load_edits(path)
+    assert str(path) in one_sentence(error)
+
+
+def test_a_later_format_asks_for_a_later_version(edits, tmp_path):
+    def raise_the_format(tensors, header):
+        header["format"] = 2
+        header["edits"] = "something else"
+
+    path = rewritten(save_edits(tmp_path / "edit.safetensors", edits), raise_the_format)
+    with pytest.raises(
+        ValueError, match=r"has format 2, .* reads up to 1: update rome_jax"
+    ) as error:
+        load_edits(path)
+    one_sentence(error)
+
+
+def rewritten(path, change):
+    """The same file after `change(tensors, header)`."""
+    tensors = load_file(path)
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["rome_jax"])
+    change(tensors, header)
+    save_file(tensors, path, metadata={"rome_jax": json.dumps(header)})
+    return path
+
+
+# Hugging Face directories; transformers itself reads one in test_parity_export.py
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edited_model_comes_back_from_a_directory(golden_model, family, tmp_path):
+    model = golden_model(family)
+    edited = apply_edits(model, [random_edit(model)])
+    save_hf(tmp_path, edited)
+    again = load_model(tmp_path)
+    assert_same_params(again.params, edited.params)
+    assert again.fingerprint() == edited.fingerprint() != model.fingerprint()
+
+
+# Orbax; other numbers of devices are in test_sharding.py
+
+
+@pytest.fixture(scope="module")
+def checkpoint(edits, model, tmp_path_factory):
+    """An edited model and its checkpoint."""
+    directory = tmp_path_factory.mktemp("orbax") / "new" / "checkpoint"
+    edited = apply_edits(model, edits)
+    save_orbax(directory, edited)
+    return edited, directory
+
+
+def test_a_checkpoint_is_the_model(checkpoint):
+    edited, directory = checkpoint
+    assert [path.name for path in directory.parent.iterdir()] == ["checkpoint"]
+    again = load_orbax(str(directory))
+    assert_same_params(again.params, edited.params)
+    assert again.fingerprint() == edited.fingerprint()
+    assert (again.config, again.name) == (edited.config, edited.name)
+    assert again.source == f"directory {directory}"
+    text = "The mother tongue of Danielle Darrieux is"
+    assert again.tokenizer(text)["input_ids"] == edited.tokenizer(text)["input_ids"]
+    content = json.loads((directory / "model.json").read_text())
+    assert content["fingerprint"] == edited.fingerprint()
+    assert content["source"] == f"{edited.source}" and content["source"].endswith(" + 2 edits")
+
+
+def test_the_params_of_a_checkpoint_are_plain_orbax(checkpoint):
+    import orbax.checkpoint as ocp
+
+    edited, directory = checkpoint
+    with ocp.StandardCheckpointer() as checkpointer:
+        assert_same_params(checkpointer.restore(directory / "params"), edited.params)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, "float32"])
+def test_a_checkpoint_is_restored_in_another_dtype(checkpoint, dtype):
+    edited, directory = checkpoint
+    again = load_orbax(directory, dtype=dtype, precision="default")
+    assert_same_params(again.params, jax.tree.map(lambda leaf: leaf.astype(dtype), edited.params))
+    assert again.config.precision is jax.lax.Precision.DEFAULT
+
+
+def test_half_precision_is_kept_and_widened_exactly(model, tmp_path):
+    half = model.replace(params=jax.tree.map(lambda leaf: leaf.astype("bfloat16"), model.params))
+    save_orbax(tmp_path / "half", half)
+    assert_same_params(load_orbax(tmp_path / "half").params, half.params)
+    wide = load_orbax(tmp_path / "half", dtype="float32").params
+    assert_same_params(wide, jax.tree.map(lambda leaf: leaf.astype("float32"), half.params))
+
+
+def test_a_directory_that_holds_something_is_refused(model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match="give a new directory, or remove it") as error:
+            save_orbax(place, model)
+        one_sentence(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_directory_will_do(model, tmp_path):
+    save_orbax(tmp_path, model)
+    assert load_orbax(tmp_path).fingerprint() == model.fingerprint()
+
+
+def test_an_interrupted_checkpoint_leaves_nothing(model, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(model.tokenizer), "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_orbax(tmp_path / "checkpoint", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_params_of_another_config_are_not_saved(model, golden_model, tmp_path):
+    other = model.replace(config=golden_model("gptj").config)
+    with pytest.raises(CheckpointError, match="do not fit the config"):
+        save_orbax(tmp_path / "checkpoint", other)
+    assert not list(tmp_path.iterdir())
+
+
+def change_a_bit(directory):
+    data = max((directory / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    data.write_bytes(content)
+
+
+def drop_the_params(directory):
+    shutil.rmtree(directory / "params")
+
+
+def halve_the_record(directory):
+    text = (directory / "model.json").read_text()
+    (directory / "model.json").write_text(text[: len(text) // 2])
+
+
+def forget_a_leaf(directory):
+    content = json.loads((directory / "model.json").read_text())
+    del content["dtypes"]["ln_f"]
+    (directory / "model.json").write_text(json.dumps(content))
+
+
+def drop_the_tokenizer(directory):
+    shutil.rmtree(directory / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_a_bit, "do not have the fingerprint that model.json names"),
+        (drop_the_params, "params is damaged or incomplete"),
+        (halve_the_record, "model.json is damaged or incomplete"),
+        (forget_a_leaf, "model.json is damaged or incomplete"),
+        (drop_the_tokenizer, "has no tokenizer"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(checkpoint, tmp_path, damage, words):
+    directory = tmp_path / "copy"
+    shutil.copytree(checkpoint[1], directory)
+    damage(directory)
+    with pytest.raises(ValueError, match=words) as error:
+        load_orbax(directory)
+    assert str(directory) in one_sentence(error)
+
+
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no model\.json: name a directory") as error:
+        load_orbax(tmp_path)
+    assert str(tmp_path) in one_sentence(error)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"precision": "best"}])
+def test_options_that_mean_nothing_are_refused(checkpoint, options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}='"):
+        load_orbax(checkpoint[1], **options)

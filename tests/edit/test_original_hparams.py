@@ -1,0 +1,148 @@
+"""Hyperparameters: the original's files, config files, and what belongs to a model."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from rome_jax.data.positions import FactToken
+from rome_jax.edit import method as methods
+from rome_jax.edit import original_hparams as hparams
+from rome_jax.edit.baseline_config import FTConfig, FTVariant, KEConfig, KNConfig, MENDConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.method import Algorithm
+from rome_jax.models.interventions import Leaf
+
+# The entries of the published hparams/ROME/gpt2-xl.json and hparams/FT/gpt2-xl_attn.json (github kmeng01/rome, MIT).
+MODULES = {
+    "layer_module_tmp": "transformer.h.{}",
+    "mlp_module_tmp": "transformer.h.{}.mlp",
+    "attn_module_tmp": "transformer.h.{}.attn",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+}
+ROME_XL = MODULES | {
+    "layers": [17],
+    "fact_token": "subject_last",
+    "v_num_grad_steps": 20,
+    "v_lr": 5e-1,
+    "v_loss_layer": 47,
+    "v_weight_decay": 0.5,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+    "context_template_length_params": [[5, 10], [10, 10]],
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+}
+FT_XL_ATTN = MODULES | {
+    "layers": [33],
+    "num_steps": 25,
+    "lr": 1e-3,
+    "weight_decay": 0,
+    "kl_factor": 0,
+    "norm_constraint": 1e-3,
+    "rewrite_module_tmp": "transformer.h.{}.attn.c_attn",
+}
+# hparams/KN/gpt2-xl.json of the same.
+KN_XL = {
+    "lr_scale": 1.0,
+    "n_toks": 10,
+    "model_name": "gpt2-xl",
+    "refine": False,
+    "batch_size": 20,
+    "steps": 20,
+    "adaptive_threshold": 0.2,
+    "p": 0.4,
+}
+# hparams/KE/gpt2-xl.json of the same; those of MEND have the same entries.
+KE_XL = {"lr_scale": 0.5, "n_toks": 1, "model_name": "gpt2-xl", "counterfact": False}
+
+
+def write(folder, content):
+    path = folder / "hparams.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_originals_files_are_our_configurations(tmp_path, golden):
+    rome = hparams.read(write(tmp_path, ROME_XL), ROMEConfig)
+    assert rome == ROMEConfig.for_model("gpt2-xl")
+    attention = hparams.read(write(tmp_path, FT_XL_ATTN), FTConfig)
+    assert attention == FTConfig.for_model("gpt2-xl", FTVariant.FT_ATTN)
+    free = FT_XL_ATTN | {
+        "norm_constraint": False,
+        "rewrite_module_tmp": "transformer.h.{}.mlp.fc_out",
+    }
+    free = hparams.read(write(tmp_path, free), FTConfig)
+    assert (free.norm_constraint, free.leaves) == (None, (Leaf.MLP_DOWN,))
+    neurons = hparams.read(write(tmp_path, KN_XL), KNConfig)
+    assert neurons == KNConfig.for_model("gpt2-xl")
+    neurons = hparams.read(write(tmp_path, KN_XL | {"steps": 5, "refine": True}), KNConfig)
+    assert (neurons.steps, neurons.refine, neurons.p) == (5, True, 0.4)
+    network = hparams.read(write(tmp_path, KE_XL), KEConfig)
+    assert network == KEConfig.for_model("gpt2-xl")  # which has no rates to scale
+    network = hparams.read(write(tmp_path, KE_XL), MENDConfig)
+    assert network == MENDConfig.for_model("gpt2-xl", lr_scale=0.5)
+    gptj = hparams.read(write(tmp_path, golden("rome_gptj_last").info["hparams"]), ROMEConfig)
+    assert gptj.fact_token is FactToken.LAST
+
+
+@pytest.mark.parametrize(
+    ("config_type", "content", "message"),
+    [
+        (ROMEConfig, ROME_XL | {"steps": 3}, r"hparams\.json: no hyperparameter steps"),
+        (ROMEConfig, ROME_XL | {"fact_token": "middle"}, "fact_token='middle' is none of"),
+        (ROMEConfig, ROME_XL | {"layers": []}, "name at least one layer"),
+        (
+            ROMEConfig,
+            ROME_XL | {"rewrite_module_tmp": "transformer.h.{}.attn.c_attn"},
+            "is not the down-projection, which ROME edits",
+        ),
+        (
+            FTConfig,
+            FT_XL_ATTN | {"rewrite_module_tmp": "gpt_neox.layers.{}.mlp"},
+            "rewrite_module_tmp='gpt_neox.layers.{}.mlp' is not supported",
+        ),
+        (FTConfig, FT_XL_ATTN | {"kl_factor": 1.0}, "kl_factor=1.0 is not supported: set it to 0"),
+        (KNConfig, KN_XL | {"model_name": "gpt5"}, "no KN configuration is known .* 'gpt5'"),
+        (KNConfig, KN_XL | {"kl_factor": 0}, "no hyperparameter kl_factor"),
+        (ROMEConfig, [17], "holds list: give a JSON object"),
+    ],
+)
+def test_files_that_cannot_be_meant_are_named(tmp_path, config_type, content, message):
+    with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
+        hparams.read(write(tmp_path, content), config_type)
+
+
+def test_hyperparameters_come_from_one_place(tmp_path):
+    path = write(tmp_path, ROME_XL)
+    values = ConfigDict(ROMEConfig.for_model("gpt2-xl", v_lr=0.1).to_dict(), convert_dict=False)
+    assert methods.read_config(Algorithm.ROME, "my-model", values).v_lr == 0.1
+    assert methods.read_config(Algorithm.ROME, "my-model", hparams_fname=path).layers == (17,)
+    assert methods.read_config(Algorithm.ROME, "EleutherAI/gpt-j-6B").layers == (5,)
+    with pytest.raises(ValueError, match="both give hyperparameters"):
+        methods.read_config(Algorithm.ROME, "gpt2-xl", values, path)
+    for algorithm in Algorithm:
+        with pytest.raises(ValueError, match=f"no {algorithm} layer is known for model 'my-model'"):
+            methods.read_config(algorithm, "my-model")
+
+
+def test_second_moments_are_asked_for_by_methods_that_use_them():
+    config = ROMEConfig.for_model("gpt2-xl")
+    with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
+        methods.check_second_moments(None, "gpt2-xl", config)
+    methods.check_second_moments("published", "gpt2-xl", config)
+    methods.check_second_moments(
+        None, "gpt2-xl", ROMEConfig.for_model("gpt2-xl", mom2_adjustment=False)
+    )
+    methods.check_second_moments(None, "gpt2-xl", FTConfig.for_model("gpt2-xl"))
+    methods.check_second_moments(None, "factworld-gpt2", config)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_every_method_has_hyperparameters_for_the_embedded_models(algorithm):
+    for model in ("factworld-gpt2", "factworld-gptj"):
+        assert methods.METHODS[algorithm].for_model(model).layers

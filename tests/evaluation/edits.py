@@ -1,0 +1,35 @@
+"""Edits that take no time, and results of cases compared: what matters here is how edits are scored."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rome_jax.edit.method import Editor
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+
+
+class RandomEdits(Editor):
+    """Rank-one edits of layer 0 that depend on the case's id alone."""
+
+    def compute(self, requests):
+        shapes = (self.model.config.mlp_width, self.model.config.width)
+        left, right = (
+            np.stack([np.random.default_rng(r.case_id).normal(size=(n, 1)) for r in requests])
+            for n in shapes
+        )
+        layers = jnp.zeros(len(requests), jnp.int32)
+        factors = (jnp.asarray(x, jnp.float32) for x in (0.1 * left, right))
+        return Delta((LowRankUpdate(Leaf.MLP_DOWN, layers, *factors),))
+
+
+def assert_same(one, other):
+    """Every number to 1e-4; all else alike."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, float):
+            assert value == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for a, b in zip(value, other[name], strict=True):
+                assert a == pytest.approx(b, rel=1e-4, abs=1e-4), name
+        else:
+            assert value == other[name], name

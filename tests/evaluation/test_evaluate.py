@@ -1,0 +1,142 @@
+"""Records evaluated in batches with factored deltas, against merging each delta and evaluating alone."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.method import Algorithm
+from rome_jax.edit.methods import fine_tune
+from rome_jax.evaluation import datasets
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.evaluate import evaluate_records
+from rome_jax.evaluation.generation import GenerationTests
+from rome_jax.evaluation.snippets import load_snippets, load_tfidf
+from rome_jax.evaluation.text_metrics import tfidf_vectorizer
+from rome_jax.models.interventions import Delta
+from rome_jax.models.registry import SHIPPED, load_model
+from tests.evaluation.edits import RandomEdits, assert_same
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+CASES = 20
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def model(request):
+    return load_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def generation():
+    vectorizer = tfidf_vectorizer(*load_tfidf(factworld=True))
+    return GenerationTests(load_snippets(factworld=True), vectorizer, seed=3)
+
+
+def records_of(name, model, count=CASES):
+    return load_dataset(name, model_name=model.name, limit=count).records
+
+
+def random_edits(model, records):
+    editor = RandomEdits.prepare(
+        Algorithm.ROME, model, ROMEConfig(layers=(0,), context_template_length_params=())
+    )
+    return editor.compute([record.request for record in records])
+
+
+def merged(model, delta):
+    return model.replace(params=apply_delta(model.params, delta))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DatasetName)
+def test_a_batch_of_factored_edits_is_each_edit_merged_and_scored_alone(model, generation, name):
+    records = records_of(name, model)
+    deltas = random_edits(model, records)
+    texts = generation if name is DatasetName.CF else None
+    batch = evaluate_records(model, name, records, deltas, generation=texts)
+    assert len(batch) == CASES
+    for case, (record, found) in enumerate(zip(records, batch, strict=True)):
+        (alone,) = evaluate_records(merged(model, deltas[case]), name, [record], generation=texts)
+        assert_same(found, alone)
+    if texts:
+        names = {"ngram_entropy", "reference_score", "text", "essence_score", "essence_text"}
+        assert all(names <= found.keys() for found in batch)
+        assert any("portability_prompts_exact" in found for found in batch)
+
+
+@pytest.mark.slow
+def test_neither_batch_size_nor_order_changes_a_case(generation):
+    model = load_model("factworld-gpt2")
+    records = records_of(DatasetName.CF, model, 32)
+    deltas = random_edits(model, records)
+    whole = evaluate_records(model, DatasetName.CF, records, deltas, generation=generation)
+    order = np.random.default_rng(0).permutation(8)
+    for size in (1, 7):
+        for start in range(0, 8, size):
+            cases = order[start : start + size]
+            part = evaluate_records(
+                model,
+                DatasetName.CF,
+                [records[case] for case in cases],
+                jax.tree.map(lambda leaf, cases=cases: leaf[cases], deltas),
+                generation=generation,
+                max_tokens=300,
+            )
+            for case, found in zip(cases, part, strict=True):
+                assert_same(found, whole[case])
+
+
+def test_a_dense_edit_is_merged_and_scored_alone(generation):
+    model = load_model("factworld-gpt2")
+    records = records_of(DatasetName.CF, model, 2)
+    config = FTConfig(layers=(0,), num_steps=2)
+    deltas = fine_tune.compute_deltas(model, [record.request for record in records], config)
+    assert not deltas.factored
+    batch = evaluate_records(model, DatasetName.CF, records, deltas, generation=generation)
+    for case, record in enumerate(records):
+        options = {"generation": generation}
+        (alone,) = evaluate_records(
+            merged(model, deltas[case]), DatasetName.CF, [record], **options
+        )
+        assert_same(batch[case], alone)
+    before = evaluate_records(model, DatasetName.CF, records, generation=generation)
+    assert before[0]["rewrite_prompts_probs"] != batch[0]["rewrite_prompts_probs"]
+
+
+def test_as_many_edits_as_records_are_needed():
+    model = load_model("factworld-gpt2")
+    records = records_of(DatasetName.CF, model, 2)
+    deltas = Delta(())
+    with pytest.raises((ValueError, TypeError), match=r"no case axis|1 deltas for 2 records"):
+        evaluate_records(model, DatasetName.CF, records, deltas)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("counterfact_sample_100.json", DatasetName.CF), ("zsre_sample_100.json", DatasetName.ZSRE)],
+)
+def test_real_records_are_scored(file, name):
+    """Unusual characters, long subjects: their scores by a model of another world mean nothing."""
+    if not DATA.is_dir():
+        pytest.skip("the real records are not beside the checkout")
+    model = load_model("factworld-gpt2")
+    records = load_dataset(name, path=DATA / file).records
+    results = evaluate_records(model, name, records)
+    assert len(results) == 100
+    json.dumps(results, allow_nan=False)
+    if name is DatasetName.CF:
+        assert all(result["neighborhood_prompts_probs"] for result in results)
+        assert not any("text" in result for result in results)
+
+
+def test_all_embedded_records_have_what_the_metrics_ask_for(generation):
+    for record in load_dataset(DatasetName.CF, model_name="factworld-gpt2").records:
+        assert generation.snippets.texts(record.relation_id, record.target_new_id)
+        true = generation.snippets.texts(record.relation_id, record.target_true_id)
+        assert record.request.subject in {snippet.name for snippet in true}
+    assert datasets.FACTWORLD == "factworld"

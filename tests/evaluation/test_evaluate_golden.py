@@ -1,0 +1,141 @@
+"""Records of both data sets, before and after an edit of the original, against the original's results."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rome_jax.data.request import EditRequest
+from rome_jax.edit.delta import apply_delta
+from rome_jax.evaluation import counterfact, zsre
+from rome_jax.evaluation.datasets import DatasetName, ZsRERecord, parse_counterfact
+from rome_jax.evaluation.evaluate import evaluate_records
+from rome_jax.evaluation.metrics import essence_perplexity
+from rome_jax.evaluation.scoring import score_queries, text_query, tokenize_texts
+from rome_jax.evaluation.text_metrics import fluency, reference_score, tfidf_vectorizer
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+
+TOLERANCE = 1e-4  # of metrics, golden README
+
+
+@pytest.fixture(scope="module")
+def case(golden):
+    return golden("eval_gpt2")
+
+
+@pytest.fixture(scope="module")
+def model(golden_model):
+    return golden_model("gpt2")
+
+
+@pytest.fixture(scope="module")
+def delta(case):
+    """The golden edit, which is of rank one, factored."""
+    left, sizes, right = np.linalg.svd(case.arrays["wdelta"].astype(np.float64))
+    assert sizes[1] < 1e-6 * sizes[0]
+    update = LowRankUpdate(
+        Leaf.MLP_DOWN,
+        jnp.array([2]),
+        jnp.asarray(left[None, :, :1] * sizes[0], jnp.float32),
+        jnp.asarray(right[None, :1].swapaxes(1, 2), jnp.float32),
+    )
+    return Delta((update,))
+
+
+@pytest.mark.parametrize("state", ["pre", "post"])
+def test_counterfact_has_the_originals_numbers(case, model, delta, state):
+    records = parse_counterfact([case.info["record"]])
+    deltas = delta if state == "post" else None
+    (found,) = evaluate_records(model, DatasetName.CF, records, deltas)
+    for name, wanted in case.info[state]["no_snips"].items():
+        assert len(found[name]) == len(wanted) > 0
+        for one, other in zip(found[name], wanted, strict=True):
+            assert one == pytest.approx(other, rel=TOLERANCE)
+
+
+def zsre_record(golden):
+    rewrite = golden["requested_rewrite"]
+    neighbors = golden["neighborhood_prompts"]
+    return ZsRERecord(
+        EditRequest(
+            rewrite["prompt"],
+            rewrite["subject"],
+            rewrite["target_new"]["str"],
+            rewrite["target_true"]["str"],
+        ),
+        tuple(golden["paraphrase_prompts"]),
+        neighbors[0]["prompt"],
+        "".join(neighbor["target"] for neighbor in neighbors).strip(),
+    )
+
+
+@pytest.mark.parametrize("state", ["pre", "post"])
+def test_zsre_has_the_originals_answers(case, model, delta, state):
+    record = zsre_record(case.info[state]["zsre_record"])
+    deltas = delta if state == "post" else None
+    (found,) = evaluate_records(model, DatasetName.ZSRE, [record], deltas)
+    for name, wanted in case.info[state]["zsre"].items():
+        assert found[name] == wanted
+        assert found[f"{name}_by_token"] == wanted, "no target splits a character here"
+
+
+@pytest.mark.parametrize("state", ["pre", "post"])
+def test_judgements_of_the_originals_texts(case, golden, model, delta, state):
+    wanted = case.info[state]["with_snips"]
+    assert fluency(wanted["text"]) == pytest.approx(wanted["ngram_entropy"], rel=1e-12)
+    tfidf = golden("eval_tfidf")
+    vectorizer = tfidf_vectorizer(tfidf.arrays["idf"], tfidf.info["vocabulary"])
+    references = [sample["text"] for sample in tfidf.info["snippets"][0]["samples"]]
+    actual = reference_score(vectorizer, wanted["text"], references)
+    assert actual == pytest.approx(wanted["reference_score"], rel=1e-12)
+    edited = model
+    if state == "post":
+        edited = model.replace(params=apply_delta(model.params, delta[0]))
+    (ids,) = tokenize_texts(model, wanted["essence_text"])
+    ((score,),) = score_queries(edited, [text_query(ids[:100])])
+    actual = essence_perplexity(score.log_probs)
+    assert actual == pytest.approx(wanted["essence_score"], rel=TOLERANCE)
+
+
+def test_characters_over_two_tokens_are_never_hit_as_text_but_are_as_tokens(model):
+    """A target that the model is sure to say: its own most likely continuation, forced through an odd tokenizer."""
+    target = "€"  # three bytes
+    (ids,) = tokenize_texts(model, [" " + target])
+    assert len(ids) > 1
+    record = ZsRERecord(
+        EditRequest("What is {}?", "the file", target, "<|endoftext|>"),
+        (),
+        "nq question: who?",
+        "is",
+    )
+    plan = zsre.plan(model, [record])
+    texts = [query for query in plan.queries if query.prompt not in {plan.queries[0].prompt}]
+    assert texts, "decoded and encoded again, the target's tokens are others"
+    hits = [
+        tuple(
+            type(score)(score.log_probs, np.ones_like(score.hits)) if index == 0 else score
+            for score in scores
+        )
+        for index, scores in enumerate(score_queries(model, plan.queries))
+    ]
+    (found,) = plan.results(hits)
+    assert found["rewrite_prompts_correct_by_token"] == [True] * len(ids)
+    assert found["rewrite_prompts_exact"] == [True]
+    assert not all(found["rewrite_prompts_correct"])
+
+
+def test_exact_is_what_greedy_decoding_says(case, model):
+    from rome_jax.data.tokens import pad
+    from rome_jax.models.generate import generate
+
+    prompts = ["The file", "The Linux kernel is", "A new window"]
+    ids = tokenize_texts(model, prompts)
+    said = generate(model.params, model.config, pad(ids), max_new_tokens=3).tokens(
+        with_prompt=False
+    )
+    queries = [
+        counterfact.Query(prompt, (tuple(tokens), (*tokens[:2], tokens[2] + 1)))
+        for prompt, tokens in zip(ids, said, strict=True)
+    ]
+    for right, wrong in score_queries(model, queries):
+        assert right.hits.all()
+        assert wrong.hits.tolist() == [True, True, False]

@@ -1,0 +1,152 @@
+"""Downloads, from a server on this machine."""
+
+import hashlib
+import http.server
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from rome_jax.files import artifacts
+from rome_jax.files.artifacts import DownloadError, cache_directory, download
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT at /file, with or without Range, in part or not at all, as its path says."""
+
+    def do_GET(self):
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        wanted = self.headers.get("Range")
+        begin = int(wanted[6:-1]) if wanted and "no-range" not in self.path else 0
+        if self.path == "/absent":
+            self.send_error(404)
+            return
+        if begin >= len(CONTENT):
+            self.send_error(416)
+            return
+        self.send_response(206 if begin else 200)
+        body = CONTENT[begin:]
+        if "no-length" not in self.path:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if "cut" in self.path else body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(server, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    server.asked.clear()
+
+
+@pytest.mark.parametrize("path", ["/file", "/no-length"])
+def test_a_file_is_fetched_whole(server, tmp_path, path):
+    target = tmp_path / "new" / "file.bin"
+    assert download(server.url + path, target, size=len(CONTENT), sha256=SHA256) == target
+    assert target.read_bytes() == CONTENT
+    assert [file.name for file in target.parent.iterdir()] == ["file.bin"]
+    # It is there: nobody is asked again.
+    download(server.url + path, target, size=len(CONTENT), sha256=SHA256)
+    assert len(server.asked) == 1
+
+
+def test_a_broken_download_goes_on(server, tmp_path, capfd):
+    target = tmp_path / "file.bin"
+    with pytest.raises(DownloadError, match=r"broke off after 1500000 of 3000000 bytes: run the"):
+        download(f"{server.url}/cut", target)
+    assert not target.exists()
+    download(f"{server.url}/file", target, sha256=SHA256)
+    assert target.read_bytes() == CONTENT
+    assert server.asked[1] == ("/file", "bytes=1500000-")
+    assert "file.bin" in capfd.readouterr().err  # the bar
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(b"old" * 1000)
+    download(f"{server.url}/no-range", tmp_path / "file.bin", sha256=SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("extra", [b"", b"more"])
+def test_a_part_that_is_no_shorter_than_the_file_begins_anew(server, tmp_path, extra):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT + extra)
+    download(f"{server.url}/file", tmp_path / "file.bin", sha256=SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_complete_part_of_known_size_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    download(f"{server.url}/file", tmp_path / "file.bin", size=len(CONTENT), sha256=SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_no_bar_if_none_is_wanted(server, tmp_path, capfd):
+    download(f"{server.url}/file", tmp_path / "file.bin", progress=False)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "message"),
+    [
+        ("/absent", {}, "HTTP 404"),
+        ("/file", {"size": 7}, "has 3000000 bytes, and 7 are expected"),
+        ("/no-length", {"size": 7}, "has 3000000 bytes, and 7 are expected"),
+        ("/file", {"sha256": "0" * 64}, "has SHA-256 .*, and 0000"),
+    ],
+)
+def test_a_wrong_file_is_an_error_and_does_not_stay(server, tmp_path, path, expected, message):
+    with pytest.raises(DownloadError, match=message):
+        download(server.url + path, tmp_path / "file.bin", **expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_file_from_before_is_an_error_and_stays(server, tmp_path):
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"mine")
+    with pytest.raises(DownloadError, match="has 4 bytes, and 3000000 are expected: remove it"):
+        download(f"{server.url}/file", target, size=len(CONTENT))
+    assert target.read_bytes() == b"mine"
+
+
+def test_offline_is_one_sentence_with_a_command(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens there
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/stats.npz"
+        with pytest.raises(DownloadError) as caught:
+            download(url, tmp_path / "stats.npz")
+    message = str(caught.value)
+    assert f"`curl -L -C - -o stats.npz {url}`" in message
+    assert str(tmp_path / "stats.npz") in message and "\n" not in message
+
+
+def test_silence_is_an_error_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
+        with pytest.raises(DownloadError, match=r"cannot be reached \(.*timed out"):
+            download(url, tmp_path / "file")
+
+
+def test_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ROME_JAX_CACHE", raising=False)
+    assert cache_directory() == tmp_path / "rome_jax"
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "mine"))
+    assert cache_directory() == tmp_path / "mine"
