@@ -1,0 +1,187 @@
+"""Editing facts: a method takes a model and requests and gives deltas; it never changes the model.
+
+The methods are modules with the same functions: `rome.compute_deltas(model, requests, config, ...)`.
+"""
+
+from typing import TYPE_CHECKING
+
+from rome_jax import _lazy
+
+if TYPE_CHECKING:
+    from rome_jax.data.positions import FactToken
+    from rome_jax.data.request import EditRequest, EditWarning, RequestError
+    from rome_jax.edit.baseline_config import (
+        FTConfig,
+        FTVariant,
+        KEConfig,
+        KNConfig,
+        MENDConfig,
+        RateOrder,
+        TargetEncoding,
+        TargetScoring,
+    )
+    from rome_jax.edit.config import Hyperparameters, KeyMode, MEMITConfig, ROMEConfig
+    from rome_jax.edit.delta import (
+        WeightChange,
+        apply_delta,
+        merge_deltas,
+        negate_delta,
+        revert_delta,
+        weight_changes,
+    )
+    from rome_jax.edit.edit_files import load_edits, save_edits
+    from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+    from rome_jax.edit.hypernetworks.training import TrainingConfig
+    from rome_jax.edit.method import METHODS, Algorithm, Editor, Method, read_config
+    from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+    from rome_jax.edit.saved_edits import (
+        EditedLayer,
+        EditedModel,
+        Provenance,
+        SavedEdit,
+        WrongModelError,
+        apply_edits,
+        record_edits,
+        revert_edits,
+    )
+    from rome_jax.edit.stages.contexts import sample_templates
+    from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
+    from rome_jax.models.interventions import Delta, DenseUpdate, LowRankUpdate
+
+# Methods, a module each
+__all__ = [
+    "fine_tune",
+    "ke",
+    "knowledge_neurons",
+    "memit",
+    "mend",
+    "rome",
+]
+# Methods by name
+__all__ += [
+    "METHODS",
+    "Algorithm",
+    "Editor",
+    "Method",
+    "read_config",
+]
+# Requests and how they are tokenised
+__all__ += [
+    "EditInputs",
+    "EditRequest",
+    "EditWarning",
+    "FactToken",
+    "RequestError",
+    "sample_templates",
+    "tokenize_requests",
+]
+# Hyperparameters
+__all__ += [
+    "FTConfig",
+    "FTVariant",
+    "Hyperparameters",
+    "KEConfig",
+    "KNConfig",
+    "KeyMode",
+    "MEMITConfig",
+    "MENDConfig",
+    "ROMEConfig",
+    "RateOrder",
+    "TargetEncoding",
+    "TargetScoring",
+]
+# Networks that edit
+__all__ += [
+    "Hypernetwork",
+    "HypernetworkKind",
+    "TrainingConfig",
+]
+# Deltas
+__all__ += [
+    "Delta",
+    "DenseUpdate",
+    "LowRankUpdate",
+    "WeightChange",
+    "apply_delta",
+    "merge_deltas",
+    "negate_delta",
+    "revert_delta",
+    "weight_changes",
+]
+# Edits that are kept
+__all__ += [
+    "EditedLayer",
+    "EditedModel",
+    "Provenance",
+    "SavedEdit",
+    "WrongModelError",
+    "apply_edits",
+    "load_edits",
+    "record_edits",
+    "revert_edits",
+    "save_edits",
+]
+
+_HOMES = {
+    # Methods, a module each
+    "fine_tune": "rome_jax.edit.methods",
+    "ke": "rome_jax.edit.methods",
+    "knowledge_neurons": "rome_jax.edit.methods",
+    "memit": "rome_jax.edit.methods",
+    "mend": "rome_jax.edit.methods",
+    "rome": "rome_jax.edit.methods",
+    # Methods by name
+    "METHODS": "rome_jax.edit.method",
+    "Algorithm": "rome_jax.edit.method",
+    "Editor": "rome_jax.edit.method",
+    "Method": "rome_jax.edit.method",
+    "read_config": "rome_jax.edit.method",
+    # Requests and how they are tokenised
+    "EditInputs": "rome_jax.edit.stages.inputs",
+    "EditRequest": "rome_jax.data.request",
+    "EditWarning": "rome_jax.data.request",
+    "FactToken": "rome_jax.data.positions",
+    "RequestError": "rome_jax.data.request",
+    "sample_templates": "rome_jax.edit.stages.contexts",
+    "tokenize_requests": "rome_jax.edit.stages.inputs",
+    # Hyperparameters
+    "FTConfig": "rome_jax.edit.baseline_config",
+    "FTVariant": "rome_jax.edit.baseline_config",
+    "Hyperparameters": "rome_jax.edit.config",
+    "KEConfig": "rome_jax.edit.baseline_config",
+    "KNConfig": "rome_jax.edit.baseline_config",
+    "KeyMode": "rome_jax.edit.config",
+    "MEMITConfig": "rome_jax.edit.config",
+    "MENDConfig": "rome_jax.edit.baseline_config",
+    "ROMEConfig": "rome_jax.edit.config",
+    "RateOrder": "rome_jax.edit.baseline_config",
+    "TargetEncoding": "rome_jax.edit.baseline_config",
+    "TargetScoring": "rome_jax.edit.baseline_config",
+    # Networks that edit
+    "Hypernetwork": "rome_jax.edit.hypernetworks.networks",
+    "HypernetworkKind": "rome_jax.edit.hypernetworks.networks",
+    "TrainingConfig": "rome_jax.edit.hypernetworks.training",
+    # Deltas
+    "Delta": "rome_jax.models.interventions",
+    "DenseUpdate": "rome_jax.models.interventions",
+    "LowRankUpdate": "rome_jax.models.interventions",
+    "WeightChange": "rome_jax.edit.delta",
+    "apply_delta": "rome_jax.edit.delta",
+    "merge_deltas": "rome_jax.edit.delta",
+    "negate_delta": "rome_jax.edit.delta",
+    "revert_delta": "rome_jax.edit.delta",
+    "weight_changes": "rome_jax.edit.delta",
+    # Edits that are kept
+    "EditedLayer": "rome_jax.edit.saved_edits",
+    "EditedModel": "rome_jax.edit.saved_edits",
+    "Provenance": "rome_jax.edit.saved_edits",
+    "SavedEdit": "rome_jax.edit.saved_edits",
+    "WrongModelError": "rome_jax.edit.saved_edits",
+    "apply_edits": "rome_jax.edit.saved_edits",
+    "load_edits": "rome_jax.edit.edit_files",
+    "record_edits": "rome_jax.edit.saved_edits",
+    "revert_edits": "rome_jax.edit.saved_edits",
+    "save_edits": "rome_jax.edit.edit_files",
+}
+
+__getattr__, __dir__ = _lazy.attach(__name__, _HOMES)

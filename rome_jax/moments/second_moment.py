@@ -86,6 +86,21 @@ class SecondMoment:
                 "definite: collect more tokens than its width, or edit without it (mom2_adjustment=False)."
             ) from None
 
+    @property
+    def factor(self) -> np.ndarray:
+        """L of C = L Lᵀ, float32 [F, F], lower triangular: computed in float64 and rounded.
+
+        Programs of your own take it as an array; see `rome_jax.edit.methods.rome.edit`.
+
+        Raises:
+          ValueError: If C is not positive definite.
+
+        Example:
+          >>> SecondMoment(np.diag([1.0, 4.0]), count=10).factor.tolist()
+          [[1.0, 0.0], [0.0, 2.0]]
+        """
+        return np.tril(self._cholesky[0]).astype(np.float32)
+
     def solve(self, keys: jax.typing.ArrayLike) -> np.ndarray:
         """C⁻¹ k for keys [..., F], by Cholesky in float64; float32 [..., F].
 
@@ -107,12 +122,16 @@ class SecondMoment:
                 "keys hold NaN or infinity: the model's weights are damaged or overflow."
             )
         flat = keys.reshape(-1, keys.shape[-1])
-        return (
+        factor, _ = self._cholesky
+        if (
+            len(flat) == 1
+        ):  # matrix-vector routines read the factor twice as fast as those for matrices
+            half = scipy.linalg.blas.dtrsv(factor, flat[0], lower=1)
+            solved = scipy.linalg.blas.dtrsv(factor, half, lower=1, trans=1)
+        else:
             # The factor is finite: looking at all of it again would take longer than the solve.
-            scipy.linalg.cho_solve(self._cholesky, flat.T, check_finite=False)
-            .T.reshape(keys.shape)
-            .astype(np.float32)
-        )
+            solved = scipy.linalg.cho_solve(self._cholesky, flat.T, check_finite=False).T
+        return solved.reshape(keys.shape).astype(np.float32)
 
     def condition_number(self) -> float:
         """LAPACK's estimate of ‖C‖₁ ‖C⁻¹‖₁ from the Cholesky factor, which `solve` needs anyway.

@@ -1,0 +1,1 @@
+"""The methods of editing, a module each."""

@@ -70,16 +70,19 @@ def compute_from_inputs(
     model_config: ModelConfig,
     inputs: EditInputs,
     config: ROMEConfig,
-    second_moments: Mapping[int, SecondMoment] | None = None,
+    second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
 ) -> ROMEResult:
-    """The algorithm: N independent edits from token arrays. Pure, and can be traced: jit it with everything but
-    `params` and `inputs` closed over.
+    """The algorithm: N independent edits from token arrays. Pure; its stages are compiled one by one.
+
+    With the factors of the second moments it can be traced as a whole: jit it with everything but `params`, `inputs`
+    and the factors closed over.
 
     Args:
       params, model_config: the model.
-      inputs: token arrays of N requests; see `rome_jax.edit.stages.inputs.tokenize`.
+      inputs: token arrays of N requests; see `rome_jax.edit.stages.inputs.tokenize_requests`.
       config: hyperparameters.
-      second_moments: second moments by layer; needed if `config.mom2_adjustment`.
+      second_moments: second moments by layer, or inside a `jit` their factors (`SecondMoment.factor`, float32
+        [F, F]); needed if `config.mom2_adjustment`.
     """
     num_requests, num_rows = inputs.lookup.shape
     deltas, edits = None, []
@@ -125,9 +128,9 @@ def edit(
     model_config: ModelConfig,
     inputs: EditInputs,
     config: ROMEConfig,
-    second_moments: Mapping[int, SecondMoment] | None = None,
+    second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
 ) -> forward.Params:
-    """From params to params: one edit computed and merged, for a jit of your own.
+    """From params to params: one edit computed and merged, for a jit of your own. It has no host callback.
 
     Args:
       params, model_config, config, second_moments: as for `compute_from_inputs`.
@@ -140,9 +143,10 @@ def edit(
       ValueError: several requests.
 
     Example:
-      >>> inputs = tokenize(tokenizer, [request], templates, config.fact_token, 1024)  # doctest: +SKIP
-      >>> step = jax.jit(lambda params: rome.edit(params, model_config, inputs, config, moments))  # doctest: +SKIP
-      >>> edited = step(params)  # doctest: +SKIP
+      >>> inputs = tokenize_requests(tokenizer, [request], templates, config.fact_token, 1024)  # doctest: +SKIP
+      >>> factors = {layer: moments[layer].factor for layer in config.layers}  # doctest: +SKIP
+      >>> step = jax.jit(lambda params, factors: rome.edit(params, model_config, inputs, config, factors))
+      >>> edited = step(params, factors)  # doctest: +SKIP
     """
     if len(inputs.lookup) != 1:
         raise ValueError(

@@ -18,7 +18,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, Site
 from rome_jax.models.layers import Interventions
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
 
 @struct.dataclass
@@ -88,15 +88,35 @@ def layer_states(
     return LayerStates(hidden, key, value)
 
 
-def whitened_direction(key: jax.Array, moment: SecondMoment | None) -> jax.Array:
-    """u = C⁻¹ k* / ‖C⁻¹ k*‖ for keys [..., F]; without a second moment, u = k* / ‖k*‖.
+def whitened_direction(
+    key: jax.Array, second_moment: SecondMoment | jax.typing.ArrayLike | None
+) -> jax.Array:
+    """u = C⁻¹ k* / ‖C⁻¹ k*‖; without a second moment, u = k* / ‖k*‖.
+
+    Args:
+      key: [..., F].
+      second_moment: C, solved in float64 on the host between compiled programs; or, inside a `jit`, its factor L [F, F]
+        (`SecondMoment.factor`), solved in float32 where the program runs.
+
+    Returns:
+      float32 [..., F], of norm 1.
+
+    Raises:
+      TypeError: If C itself is given inside a `jit`.
 
     Example:
       >>> whitened_direction(jnp.array([3.0, 4.0]), None).tolist()
       [0.6000000238418579, 0.800000011920929]
     """
-    if moment is not None:
-        # On the host, in float64, where C is factored once a layer; this call may stand inside a jitted function.
-        shape = jax.ShapeDtypeStruct(key.shape, jnp.float32)
-        key = jax.pure_callback(moment.solve, shape, key, vmap_method="broadcast_all")
+    if isinstance(second_moment, SecondMoment):
+        if isinstance(key, jax.core.Tracer):
+            raise TypeError(
+                "second_moments holds a SecondMoment, which a jit cannot use: give SecondMoment.factor, its array."
+            )
+        key = jnp.asarray(second_moment.solve(key))
+    elif second_moment is not None:
+        factor = jnp.asarray(second_moment, jnp.float32)
+        with jax.default_matmul_precision("highest"):
+            flat = key.astype(jnp.float32).reshape(-1, key.shape[-1])
+            key = jax.scipy.linalg.cho_solve((factor, True), flat.T).T.reshape(key.shape)
     return key / jnp.linalg.norm(key, axis=-1, keepdims=True)

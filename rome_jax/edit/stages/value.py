@@ -63,12 +63,40 @@ def project_to_ball(vectors: jax.Array, radius: jax.Array) -> jax.Array:
     return vectors * scale[:, None]
 
 
+@struct.dataclass
+class Readout:
+    """Where δ enters a suffix, and what is read of it: all of `EditInputs` that the optimisation needs.
+
+    Attributes:
+      fact: int32 [N, K + 1], the suffix column of the fact token.
+      columns: int32 [N, K + 1, M], the suffix columns whose predictions are read.
+      target_ids: int32 [N, M].
+      target_mask: bool [N, M], False beyond a target's end.
+    """
+
+    fact: jax.Array
+    columns: jax.Array
+    target_ids: jax.Array
+    target_mask: jax.Array
+
+    @classmethod
+    def of(cls, inputs: EditInputs) -> Readout:
+        """That of N requests."""
+        start = inputs.start
+        return cls(
+            inputs.lookup - start,
+            inputs.read - start[..., None],
+            jnp.asarray(inputs.target_ids),
+            jnp.asarray(inputs.target_mask),
+        )
+
+
 def loss_terms(
     delta: jax.Array,
     suffix: Suffix,
     params: forward.Params,
     model_config: ModelConfig,
-    inputs: EditInputs,
+    readout: Readout,
     layer: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """NLL [N], log-probabilities at the essence row's fact token [N, V], and whether the bare prompt's most likely
@@ -77,32 +105,33 @@ def loss_terms(
     Args:
       delta: [N, D].
       suffix: of all rows, without δ.
-      params, model_config, inputs, layer: as for `optimize_value`.
+      params, model_config, layer: as for `optimize_value`.
+      readout: where δ enters, and what is read.
     """
-    num_requests, num_rows = inputs.lookup.shape
-    start = inputs.start
+    num_requests, num_rows, num_targets = readout.columns.shape
     rows = jnp.arange(num_requests * num_rows)
     # Adding to the layer's MLP output is adding to the residual stream behind it.
     shift = jnp.repeat(delta, num_rows, axis=0).astype(suffix.hidden.dtype)  # [R, D]
-    hidden = suffix.hidden.at[rows, (inputs.lookup - start).reshape(-1)].add(shift)
+    hidden = suffix.hidden.at[rows, readout.fact.reshape(-1)].add(shift)
 
     # Logits only where a target or the essence is read, in one product: [N, K·M + 1, V].
-    read = (inputs.read - start[..., None]).reshape(len(rows), -1)  # [R, M]
+    read = readout.columns.reshape(len(rows), -1)  # [R, M]
     hidden = run_suffix(params, model_config, suffix, hidden, read, layer)  # [R, M, D]
     hidden = hidden.reshape(num_requests, -1, hidden.shape[-1])
-    repeated = read.shape[-1] - 1  # of the essence row
-    hidden = hidden[:, : hidden.shape[1] - repeated]
+    hidden = hidden[
+        :, : hidden.shape[1] - (num_targets - 1)
+    ]  # the essence row's one column, read once
     logits = forward.unembed(params, model_config, hidden)
     essence = jax.nn.log_softmax(logits[:, -1])
-    logits = logits[:, :-1].reshape(*inputs.target_columns.shape, -1)  # [N, K, M, V]
+    logits = logits[:, :-1].reshape(num_requests, -1, num_targets, logits.shape[-1])  # [N, K, M, V]
 
     # A masked sum, not a gather: with its gradient it melts into one pass over the logits.
-    chosen = jnp.arange(logits.shape[-1]) == inputs.target_ids[:, None, :, None]
+    chosen = jnp.arange(logits.shape[-1]) == readout.target_ids[:, None, :, None]
     target = jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
-    weights = inputs.target_mask / inputs.target_mask.sum(-1, keepdims=True)  # [N, M]
+    weights = readout.target_mask / readout.target_mask.sum(-1, keepdims=True)  # [N, M]
     nll = -(target * weights[:, None]).sum(-1).mean(-1)
-    likeliest = logits[:, 0].argmax(-1) == inputs.target_ids
-    present = (likeliest | ~inputs.target_mask).all(-1)
+    likeliest = logits[:, 0].argmax(-1) == readout.target_ids
+    present = (likeliest | ~readout.target_mask).all(-1)
     return nll, essence, present
 
 
@@ -161,8 +190,10 @@ def optimize_value(
     """
     settings = ValueSettings.of(config)
     suffix = freeze_prefix(params, model_config, inputs, hidden, layer)
+    # Not all of `inputs`: their padded lengths and shared contexts would each compile the program anew.
+    readout = Readout.of(inputs)
     return _optimize(
-        params, model_config, settings, inputs, suffix, value, layer, config.v_num_grad_steps
+        params, model_config, settings, readout, suffix, value, layer, config.v_num_grad_steps
     )
 
 
@@ -171,7 +202,7 @@ def _optimize(
     params: forward.Params,
     model_config: ModelConfig,
     settings: ValueSettings,
-    inputs: EditInputs,
+    readout: Readout,
     suffix: Suffix,
     value: jax.Array,
     layer: int,
@@ -183,7 +214,7 @@ def _optimize(
     adam = optax.adam(settings.v_lr)
 
     def loss(delta, step, initial):
-        nll, essence, present = loss_terms(delta, suffix, params, model_config, inputs, layer)
+        nll, essence, present = loss_terms(delta, suffix, params, model_config, readout, layer)
         # The first evaluation is at δ = 0: what it finds is what KL measures from.
         initial = jnp.where(step == 0, jax.lax.stop_gradient(essence), initial)
         kl = settings.kl_factor * (jnp.exp(essence) * (essence - initial)).sum(-1)

@@ -307,9 +307,11 @@ def test_templates_are_sampled_with_the_key(
 def test_edit_is_pure_and_goes_into_a_jit_of_ones_own(model, requests, templates, moments, results):
     config = MODES[KeyMode.REFERENCE]
     inputs = tokenize_requests(model.tokenizer, requests[:1], templates, config.fact_token, 64)
-    edit = jax.jit(lambda params: rome.edit(params, model.config, inputs, config, moments))
+    factors = {LAYER: moments[LAYER].factor}
+    edit = jax.jit(lambda params, factors: rome.edit(params, model.config, inputs, config, factors))
     before = jax.tree.map(np.array, model.params)
-    edited = edit(model.params)
+    assert "callback" not in str(edit.trace(model.params, factors).jaxpr)
+    edited = edit(model.params, factors)
     assert_same_params(model.params, before)
     kernel, old, new = (
         np.asarray(params["blocks"]["mlp"]["down"]["kernel"], np.float64)
@@ -321,6 +323,13 @@ def test_edit_is_pure_and_goes_into_a_jit_of_ones_own(model, requests, templates
     )
     assert relative_error(old - kernel, new - kernel) <= 1e-4
     assert (old[LAYER] != kernel[LAYER]).any()
+
+
+def test_a_jit_asks_for_the_factor(model, requests, templates, moments):
+    config = MODES[KeyMode.REFERENCE]
+    inputs = tokenize_requests(model.tokenizer, requests[:1], templates, config.fact_token, 64)
+    with pytest.raises(TypeError, match="give SecondMoment.factor"):
+        jax.eval_shape(lambda p: rome.edit(p, model.config, inputs, config, moments), model.params)
 
 
 def test_edit_takes_one_request(model, requests, templates, moments):

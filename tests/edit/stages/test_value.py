@@ -12,11 +12,15 @@ from hypothesis.extra import numpy as hnp
 
 from rome_jax.data.positions import FactToken
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.stages import value as value_stage
+from rome_jax.edit.stages.chunks import RequestChunks, behind_subject
 from rome_jax.edit.stages.inputs import tokenize_requests
 from rome_jax.edit.stages.key import layer_states
 from rome_jax.edit.stages.value import optimize_value, project_to_ball, safe_norm
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
 from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.registry import load_model
 
 LAYER = 1
 # Neither the ball nor the threshold is met: every step is taken. A random model's likelihoods barely depend on one
@@ -250,3 +254,31 @@ def test_a_target_is_present_if_greedy_decoding_gives_all_of_it(model, prepared)
     inputs = inputs.replace(target_ids=jnp.asarray(wrong, ids.dtype))
     once = dataclasses.replace(FREE, v_num_grad_steps=1)
     assert optimize(model, (inputs, hidden, value), once).present.tolist() == [True, False, False]
+
+
+def test_two_hundred_requests_take_few_programs(monkeypatch):
+    """Chunks differ in padded length and shared contexts too, which the optimization does not read."""
+    model, layer = load_model("factworld-gpt2"), 0
+    templates = ("{}", *["The truth is what it is. {}", "I know that. {}"] * 10)
+    records = load_dataset(DatasetName.CF, model_name=model.name, limit=200).records
+    requests = [record.request for record in records]
+    freeze = value_stage.freeze_prefix
+
+    def shapes_alone(params, config, inputs, hidden, layer):
+        found = jax.eval_shape(lambda: freeze(params, config, inputs, hidden, layer))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
+
+    programs = jax.jit(lambda *arguments: 0.0, static_argnums=(1, 6, 7))
+    monkeypatch.setattr(value_stage, "freeze_prefix", shapes_alone)
+    monkeypatch.setattr(value_stage, "_optimize", programs)
+    chunks, lengths = RequestChunks.of(list(map(behind_subject, requests)), 8), set()
+    for chunk in chunks.split(requests):
+        inputs = tokenize_requests(
+            model.tokenizer, chunk, templates, FactToken.SUBJECT_LAST, model.config.context_length
+        )
+        lengths.add((inputs.batch.ids.shape, inputs.contexts.num_own))
+        hidden = np.zeros((*inputs.batch.ids.shape, model.config.width), np.float32)
+        start = np.zeros((len(chunk), model.config.width), np.float32)
+        value_stage.optimize_value(model.params, model.config, FREE, inputs, hidden, start, layer)
+    assert len(lengths) > 2
+    assert programs._cache_size() <= 8
