@@ -4,16 +4,17 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from rome_jax.edit.baseline_config import FTConfig, FTVariant
+from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig
 
 
 def get_config(argument: str = "factworld-gpt2,unconstr") -> ConfigDict:
     """The published (factworld: shipped) configuration of MODEL,VARIANT; an unknown one is an error."""
     model_name, _, variant = argument.partition(",")
-    known = [member.value for member in FTVariant]
-    if variant not in known:
-        raise ValueError(f"variant={variant!r} is none of {', '.join(known)}: give MODEL,VARIANT.")
-    values = FTConfig.for_model(model_name, FTVariant(variant)).to_dict()
+    if variant not in FT_VARIANTS:
+        raise ValueError(
+            f"variant={variant!r} is none of {', '.join(FT_VARIANTS)}: give MODEL,VARIANT."
+        )
+    values = FTConfig.for_model(model_name, FT_VARIANTS[variant]).to_dict()
     if values["norm_constraint"] is None:
         values["norm_constraint"] = placeholder(float)  # a flag can still set it
     return ConfigDict(values, convert_dict=False)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rome_jax.data.request import EditRequest, EditWarning, RequestError
     from rome_jax.edit.baseline_config import (
         FTConfig,
-        FTVariant,
         KEConfig,
         KNConfig,
         MENDConfig,
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
         TargetEncoding,
         TargetScoring,
     )
-    from rome_jax.edit.config import Hyperparameters, KeyMode, MEMITConfig, ROMEConfig
+    from rome_jax.edit.config import Hyperparameters, KeyMode, MEMITConfig, MethodName, ROMEConfig
     from rome_jax.edit.delta import (
         WeightChange,
         apply_delta,
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
         weight_changes,
     )
     from rome_jax.edit.edit_files import load_edits, save_edits
-    from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+    from rome_jax.edit.hypernetworks.networks import Hypernetwork
     from rome_jax.edit.hypernetworks.training import TrainingConfig
-    from rome_jax.edit.method import METHODS, Algorithm, Editor, Method, read_config
+    from rome_jax.edit.method import METHODS, Editor, Method, read_config
     from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+    from rome_jax.edit.result import EditResult
     from rome_jax.edit.saved_edits import (
         EditedLayer,
         EditedModel,
@@ -60,9 +60,10 @@ __all__ = [
 # Methods by name
 __all__ += [
     "METHODS",
-    "Algorithm",
+    "EditResult",
     "Editor",
     "Method",
+    "MethodName",
     "read_config",
 ]
 # Requests and how they are tokenised
@@ -78,7 +79,6 @@ __all__ += [
 # Hyperparameters
 __all__ += [
     "FTConfig",
-    "FTVariant",
     "Hyperparameters",
     "KEConfig",
     "KNConfig",
@@ -93,7 +93,6 @@ __all__ += [
 # Networks that edit
 __all__ += [
     "Hypernetwork",
-    "HypernetworkKind",
     "TrainingConfig",
 ]
 # Deltas
@@ -132,9 +131,10 @@ _HOMES = {
     "rome": "rome_jax.edit.methods",
     # Methods by name
     "METHODS": "rome_jax.edit.method",
-    "Algorithm": "rome_jax.edit.method",
+    "EditResult": "rome_jax.edit.result",
     "Editor": "rome_jax.edit.method",
     "Method": "rome_jax.edit.method",
+    "MethodName": "rome_jax.edit.config",
     "read_config": "rome_jax.edit.method",
     # Requests and how they are tokenised
     "EditInputs": "rome_jax.edit.stages.inputs",
@@ -146,7 +146,6 @@ _HOMES = {
     "tokenize_requests": "rome_jax.edit.stages.inputs",
     # Hyperparameters
     "FTConfig": "rome_jax.edit.baseline_config",
-    "FTVariant": "rome_jax.edit.baseline_config",
     "Hyperparameters": "rome_jax.edit.config",
     "KEConfig": "rome_jax.edit.baseline_config",
     "KNConfig": "rome_jax.edit.baseline_config",
@@ -159,7 +158,6 @@ _HOMES = {
     "TargetScoring": "rome_jax.edit.baseline_config",
     # Networks that edit
     "Hypernetwork": "rome_jax.edit.hypernetworks.networks",
-    "HypernetworkKind": "rome_jax.edit.hypernetworks.networks",
     "TrainingConfig": "rome_jax.edit.hypernetworks.training",
     # Deltas
     "Delta": "rome_jax.models.interventions",

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from rome_jax.edit.config import Hyperparameters, model_key, published_values, sorted_layers
+from rome_jax.edit.config import (
+    Hyperparameters,
+    MethodName,
+    model_key,
+    sorted_layers,
+)
 from rome_jax.models.interventions import Leaf
 
-
-class FTVariant(enum.Enum):
-    """The fine-tuning baselines, by the names of the original's hyperparameter files."""
-
-    FT = "unconstr"  # nothing bounds the change
-    FT_L = "constr"  # the change stays in an L∞ ball (Zhu et al., 2020)
-    FT_ATTN = "attn"  # FT-L on the query, key and value projections
+# The fine-tuning methods by the names of the original's hyperparameter files.
+FT_VARIANTS = {
+    "unconstr": MethodName.FT,
+    "constr": MethodName.FT_L,
+    "attn": MethodName.FT_ATTN,
+}
 
 
 class TargetScoring(enum.Enum):
@@ -72,57 +78,57 @@ class FTConfig(Hyperparameters):
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
 
     @classmethod
-    def for_model(cls, name: str, variant: FTVariant = FTVariant.FT, **changes) -> FTConfig:
+    def for_model(cls, name: str, method: MethodName = MethodName.FT, **changes) -> FTConfig:
         """The published (or, for factworld, shipped) configuration of a model.
 
         Args:
           name: hub name, with or without its owner, or a factworld name.
-          variant: which baseline.
+          method: FT, FT_L or FT_ATTN.
           **changes: fields to set otherwise.
 
         Raises:
-          ValueError: none is known for this model and variant.
+          ValueError: If none is known for this model and method.
 
         Example:
-          >>> FTConfig.for_model("gpt2-xl", FTVariant.FT_L).norm_constraint
+          >>> FTConfig.for_model("gpt2-xl", MethodName.FT_L).norm_constraint
           0.0005
         """
-        key = (model_key(name), variant)
+        key = (model_key(name), method)
         if key not in _FINE_TUNING:
-            known = ", ".join(model for model, kind in _FINE_TUNING if kind is variant)
+            known = ", ".join(model for model, kind in _FINE_TUNING if kind is method)
             raise ValueError(
-                f"no {variant.value!r} fine-tuning is known for model {name!r} (known: {known}); "
+                f"no {method} fine-tuning is known for model {name!r} (known: {known}); "
                 "write an FTConfig(layers=(...,)) of your own."
             )
         return cls(**(_FINE_TUNING[key] | changes))
 
 
 _FINE_TUNING = {
-    ("gpt2-medium", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 2e-3},
-    ("gpt2-large", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 1e-3},
-    ("gpt2-xl", FTVariant.FT): {"layers": (1,)},
-    ("gpt2-xl", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 5e-4},
-    ("gpt2-xl", FTVariant.FT_ATTN): {
+    ("gpt2-medium", MethodName.FT_L): {"layers": (0,), "norm_constraint": 2e-3},
+    ("gpt2-large", MethodName.FT_L): {"layers": (0,), "norm_constraint": 1e-3},
+    ("gpt2-xl", MethodName.FT): {"layers": (1,)},
+    ("gpt2-xl", MethodName.FT_L): {"layers": (0,), "norm_constraint": 5e-4},
+    ("gpt2-xl", MethodName.FT_ATTN): {
         "layers": (33,),
         "leaves": (Leaf.ATTN_QKV,),
         "lr": 1e-3,
         "norm_constraint": 1e-3,
     },
-    ("gpt-j-6b", FTVariant.FT): {"layers": (21,)},
-    ("gpt-j-6b", FTVariant.FT_L): {"layers": (0,), "norm_constraint": 5e-5},
+    ("gpt-j-6b", MethodName.FT): {"layers": (21,)},
+    ("gpt-j-6b", MethodName.FT_L): {"layers": (0,), "norm_constraint": 5e-5},
     # Chosen on tuning requests, never on those that are reported: FT says every new target; FT-L nearly all, with
     # more of its neighbors left as they were.
-    ("factworld-gpt2", FTVariant.FT): {"layers": (0,)},
-    ("factworld-gpt2", FTVariant.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 7e-3},
-    ("factworld-gpt2", FTVariant.FT_ATTN): {
+    ("factworld-gpt2", MethodName.FT): {"layers": (0,)},
+    ("factworld-gpt2", MethodName.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 7e-3},
+    ("factworld-gpt2", MethodName.FT_ATTN): {
         "layers": (0,),
         "leaves": (Leaf.ATTN_QKV,),
         "lr": 1e-3,
         "norm_constraint": 4e-3,
     },
-    ("factworld-gptj", FTVariant.FT): {"layers": (0,), "lr": 1e-3},
-    ("factworld-gptj", FTVariant.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 1e-2},
-    ("factworld-gptj", FTVariant.FT_ATTN): {
+    ("factworld-gptj", MethodName.FT): {"layers": (0,), "lr": 1e-3},
+    ("factworld-gptj", MethodName.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 1e-2},
+    ("factworld-gptj", MethodName.FT_ATTN): {
         "layers": (0,),
         "leaves": (Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE),
         "lr": 3e-3,
@@ -136,6 +142,15 @@ class TargetEncoding(enum.Enum):
 
     LEADING_SPACE = "leading_space"  # as a word that continues the prompt
     REFERENCE = "reference"  # as it stands, without a leading space: the published code
+
+
+_KNOWLEDGE_NEURONS = {
+    "gpt2-xl": {"layers": tuple(range(48))},
+    # The threshold of the best score S on tuning requests, never on those that are reported: with the published one,
+    # which keeps about 25 neurons an edit, most neighbors change too.
+    "factworld-gpt2": {"layers": tuple(range(6)), "adaptive_threshold": 0.5},
+    "factworld-gptj": {"layers": tuple(range(6)), "adaptive_threshold": 0.4},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +170,8 @@ class KNConfig(Hyperparameters):
       ValueError: a value out of range, named.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KNOWLEDGE_NEURONS
+
     layers: tuple[int, ...]
     steps: int = 20
     adaptive_threshold: float = 0.2
@@ -171,31 +188,10 @@ class KNConfig(Hyperparameters):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must lie from 0 to below 1.")
 
-    @classmethod
-    def for_model(cls, name: str, **changes) -> KNConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
-
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: none is known for `name`.
-
-        Example:
-          >>> len(KNConfig.for_model("gpt2-xl").layers)
-          48
-        """
-        return cls(**published_values("KN", _KNOWLEDGE_NEURONS, name, changes))
-
-
-_KNOWLEDGE_NEURONS = {
-    "gpt2-xl": {"layers": tuple(range(48))},
-    # The threshold of the best score S on tuning requests, never on those that are reported: with the published one,
-    # which keeps about 25 neurons an edit, most neighbors change too.
-    "factworld-gpt2": {"layers": tuple(range(6)), "adaptive_threshold": 0.5},
-    "factworld-gptj": {"layers": tuple(range(6)), "adaptive_threshold": 0.4},
-}
+    @property
+    def template_lengths(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, count) of the sampled prefixes."""
+        return self.context_template_length_params
 
 
 class RateOrder(enum.Enum):
@@ -203,6 +199,14 @@ class RateOrder(enum.Enum):
 
     TRAINED = "trained"  # each projection its own
     REFERENCE = "reference"  # exchanged: the published code evaluates GPT-2 XL so
+
+
+_MEND = {
+    "gpt2-xl": {"layers": (45, 46, 47)},
+    "gpt-j-6b": {"layers": (25, 26, 27)},
+    "factworld-gpt2": {"layers": (3, 4, 5), "rank": 64},
+    "factworld-gptj": {"layers": (3, 4, 5), "rank": 64},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +224,8 @@ class MENDConfig(Hyperparameters):
     Raises:
       ValueError: a value out of range, named.
     """
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEND
 
     layers: tuple[int, ...]
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
@@ -242,29 +248,12 @@ class MENDConfig(Hyperparameters):
                 "rate_order=reference exchanges two rates: name both leaves, or leave it at trained."
             )
 
-    @classmethod
-    def for_model(cls, name: str, **changes) -> MENDConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
 
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: none is known for `name`.
-
-        Example:
-          >>> MENDConfig.for_model("gpt2-xl").layers
-          (45, 46, 47)
-        """
-        return cls(**published_values("MEND", _MEND, name, changes))
-
-
-_MEND = {
+_SMALL_KE = {"layers": (3, 4, 5), "lstm_width": 64, "condition_width": 128, "hidden_width": 64}
+_KE = {
     "gpt2-xl": {"layers": (45, 46, 47)},
-    "gpt-j-6b": {"layers": (25, 26, 27)},
-    "factworld-gpt2": {"layers": (3, 4, 5), "rank": 64},
-    "factworld-gptj": {"layers": (3, 4, 5), "rank": 64},
+    "factworld-gpt2": _SMALL_KE,
+    "factworld-gptj": _SMALL_KE,
 }
 
 
@@ -284,6 +273,8 @@ class KEConfig(Hyperparameters):
       ValueError: a value out of range, named.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KE
+
     layers: tuple[int, ...]
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
     lstm_width: int = 512
@@ -299,31 +290,6 @@ class KEConfig(Hyperparameters):
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
         if self.max_scale <= 0:
             raise ValueError(f"max_scale={self.max_scale} must be positive.")
-
-    @classmethod
-    def for_model(cls, name: str, **changes) -> KEConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
-
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: none is known for `name`.
-
-        Example:
-          >>> KEConfig.for_model("gpt2-xl").hidden_width
-          512
-        """
-        return cls(**published_values("KE", _KE, name, changes))
-
-
-_SMALL_KE = {"layers": (3, 4, 5), "lstm_width": 64, "condition_width": 128, "hidden_width": 64}
-_KE = {
-    "gpt2-xl": {"layers": (45, 46, 47)},
-    "factworld-gpt2": _SMALL_KE,
-    "factworld-gptj": _SMALL_KE,
-}
 
 
 def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:

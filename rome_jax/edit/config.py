@@ -6,14 +6,61 @@ import dataclasses
 import enum
 import typing
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rome_jax.data.positions import FactToken
 from rome_jax.models.interventions import Leaf
 
 
+class MethodName(enum.StrEnum):
+    """The editing methods, by the names that tables and result folders have; `edit.method` knows what they are."""
+
+    ROME = "ROME"
+    FT = "FT"  # nothing bounds the change
+    FT_L = "FT-L"  # the change stays in an L∞ ball (Zhu et al., 2020)
+    FT_ATTN = "FT-attn"  # FT-L on the query, key and value projections
+    KN = "KN"
+    MEND = "MEND"
+    KE = "KE"
+    MEMIT = "MEMIT"
+
+
 class Hyperparameters:
-    """Frozen dataclasses of hyperparameters, as plain values and back. Their first field is `layers`."""
+    """Frozen dataclasses of hyperparameters, as plain values and back. Their first field is `layers`.
+
+    Attributes:
+      published: the published (or, for factworld, shipped) values by model, as `model_key` names it.
+    """
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether edits weigh keys by the second moment of their layer."""
+        return False
+
+    @property
+    def template_lengths(self) -> tuple[tuple[int, int], ...] | None:
+        """(tokens, count) of the prefixes of context templates; None if the method takes no templates."""
+        return None
+
+    @classmethod
+    def for_model(cls, name: str, **changes: Any) -> Self:
+        """The published (or, for factworld, shipped) configuration of a model.
+
+        Args:
+          name: hub name, with or without its owner, or a factworld name.
+          **changes: fields to set otherwise.
+
+        Raises:
+          ValueError: If none is known for `name`, and no layers are among the changes.
+
+        Example:
+          >>> ROMEConfig.for_model("gpt2-xl").layers
+          (17,)
+        """
+        method = cls.__name__.removesuffix("Config")
+        return cls(**published_values(method, cls.published, name, changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name: enums by their value, weights by their name. `from_dict` reads them back."""
@@ -30,7 +77,8 @@ class Hyperparameters:
           >>> ROMEConfig.from_dict({"layers": [5], "fact_token": "subject_last"}).layers
           (5,)
         """
-        kinds = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls)
+        kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(kinds))
         if unknown:
             raise ValueError(
@@ -123,6 +171,18 @@ class KeyMode(enum.Enum):
     )
 
 
+_ROME = {
+    "gpt2-medium": {"layers": (8,), "clamp_norm_factor": 3.0},
+    "gpt2-large": {"layers": (12,)},
+    "gpt2-xl": {"layers": (17,)},
+    "gpt-j-6b": {"layers": (5,)},
+    # Chosen on tuning requests, never on those that are reported: the embedded models' MLP outputs above layer 0 are
+    # short beside the residual stream, so v* needs a wide ball.
+    "factworld-gpt2": {"layers": (0,), "clamp_norm_factor": 20.0},
+    "factworld-gptj": {"layers": (1,), "clamp_norm_factor": 20.0},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ROMEConfig(Hyperparameters):
     """Names follow the original's hyperparameter files (paper, appendix E.5).
@@ -144,6 +204,8 @@ class ROMEConfig(Hyperparameters):
       ValueError: a value out of range, named.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ROME
+
     layers: tuple[int, ...]
     fact_token: FactToken = FactToken.SUBJECT_LAST
     v_num_grad_steps: int = 20
@@ -160,33 +222,28 @@ class ROMEConfig(Hyperparameters):
         object.__setattr__(self, "layers", sorted_layers(self.layers))
         _check_optimization(self)
 
-    @classmethod
-    def for_model(cls, name: str, **changes) -> ROMEConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether u, or the closed form, is weighed by the second moment."""
+        return self.mom2_adjustment
 
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: no configuration is known for `name`.
-
-        Example:
-          >>> ROMEConfig.for_model("gpt2-xl").layers
-          (17,)
-        """
-        return cls(**published_values("ROME", _MODELS, name, changes))
+    @property
+    def template_lengths(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, count) of the sampled prefixes."""
+        return self.context_template_length_params
 
 
-_MODELS = {
-    "gpt2-medium": {"layers": (8,), "clamp_norm_factor": 3.0},
-    "gpt2-large": {"layers": (12,)},
-    "gpt2-xl": {"layers": (17,)},
-    "gpt-j-6b": {"layers": (5,)},
-    # Chosen on tuning requests, never on those that are reported: the embedded models' MLP outputs above layer 0 are
-    # short beside the residual stream, so v* needs a wide ball.
-    "factworld-gpt2": {"layers": (0,), "clamp_norm_factor": 20.0},
-    "factworld-gptj": {"layers": (1,), "clamp_norm_factor": 20.0},
+_MEMIT = {
+    "gpt2-xl": {
+        "layers": (13, 14, 15, 16, 17),
+        "v_num_grad_steps": 20,
+        "mom2_update_weight": 20_000.0,
+    },
+    "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
+    # Chosen on tuning requests: in so small a model a layer gives a fact among hundreds half of its share, or less, and
+    # a z that goes further than the target needs makes up for it.
+    "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
+    "factworld-gptj": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
 }
 
 
@@ -211,6 +268,8 @@ class MEMITConfig(Hyperparameters):
       ValueError: a value out of range, named.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEMIT
+
     layers: tuple[int, ...]
     fact_token: FactToken = FactToken.SUBJECT_LAST
     v_num_grad_steps: int = 25
@@ -229,33 +288,12 @@ class MEMITConfig(Hyperparameters):
         if self.mom2_update_weight <= 0:
             raise ValueError(f"mom2_update_weight={self.mom2_update_weight} must be positive.")
 
-    @classmethod
-    def for_model(cls, name: str, **changes) -> MEMITConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether u, or the closed form, is weighed by the second moment."""
+        return self.mom2_adjustment
 
-        Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
-
-        Raises:
-          ValueError: no configuration is known for `name`.
-
-        Example:
-          >>> MEMITConfig.for_model("gpt-j-6b").layers
-          (3, 4, 5, 6, 7, 8)
-        """
-        return cls(**published_values("MEMIT", _MEMIT, name, changes))
-
-
-_MEMIT = {
-    "gpt2-xl": {
-        "layers": (13, 14, 15, 16, 17),
-        "v_num_grad_steps": 20,
-        "mom2_update_weight": 20_000.0,
-    },
-    "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
-    # Chosen on tuning requests: in so small a model a layer gives a fact among hundreds half of its share, or less, and
-    # a z that goes further than the target needs makes up for it.
-    "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
-    "factworld-gptj": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
-}
+    @property
+    def template_lengths(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, count) of the sampled prefixes."""
+        return self.context_template_length_params

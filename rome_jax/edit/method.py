@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,85 +15,167 @@ from ml_collections import ConfigDict
 from rome_jax.data.request import EditRequest
 from rome_jax.edit import original_hparams as hparams
 from rome_jax.edit.baseline_config import (
+    FT_VARIANTS,
     FTConfig,
-    FTVariant,
     KEConfig,
     KNConfig,
     MENDConfig,
 )
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
+from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEConfig
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks import released as released_hypernetworks
-from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
 from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+from rome_jax.edit.result import EditResult
+from rome_jax.edit.stages.answers import target_is_answer
 from rome_jax.edit.stages.contexts import sample_templates
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.moments import files as moment_files
 
 
-class Algorithm(enum.StrEnum):
-    """Names of methods, as tables and result folders have them."""
+class Resource(enum.Enum):
+    """What some methods need besides a model, requests and hyperparameters; also the names of their arguments."""
 
-    ROME = "ROME"
-    FT = "FT"
-    FT_L = "FT-L"
-    FT_ATTN = "FT-attn"
-    KN = "KN"
-    MEND = "MEND"
-    KE = "KE"
-    MEMIT = "MEMIT"
+    SECOND_MOMENTS = "second_moments"
+    TEMPLATES = "templates"
+    HYPERNETWORK = "hypernetwork"
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What is known of a method before a model is loaded.
+    """An editing method: all that others need to know of it.
 
     Attributes:
-      for_model: model name -> published hyperparameters; ValueError if there are none.
+      name: as tables and result folders have it.
       config_type: of its hyperparameters.
       config_file: where they are as a config file; %s stands for a model.
+      module: where its algorithm is: `compute`, and `compute_joint_delta` if it can write many requests at once.
+      uses: what it takes besides. A configuration can do without second moments.
       factored: whether its deltas are of low rank: N of them are scored in one batch.
-      compute_deltas: the common signature of methods (see CONTRIBUTING.md).
+      samples_templates: whether it samples templates itself, from a key, where none are given.
+      make_editor: factory of an editor that carries a state from one batch of edits to the next; None if it has none.
+
+    Example:
+      >>> METHODS[MethodName.ROME].factored
+      True
     """
 
-    for_model: Callable[[str], Hyperparameters]
+    name: MethodName
     config_type: type[Hyperparameters]
     config_file: str
-    factored: bool
-    compute_deltas: Callable[..., Delta]
+    module: ModuleType
+    uses: frozenset[Resource] = frozenset()
+    factored: bool = True
+    samples_templates: bool = False
+    make_editor: Callable[..., Any] | None = None
+
+    def for_model(self, model_name: str) -> Hyperparameters:
+        """The published (or, for factworld, shipped) hyperparameters of a model.
+
+        Raises:
+          ValueError: If none are known.
+        """
+        if self.config_type is FTConfig:
+            return FTConfig.for_model(model_name, self.name)
+        return self.config_type.for_model(model_name)
+
+    def compute(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        config: Hyperparameters,
+        *,
+        second_moments: Mapping[int, moment_files.SecondMoment] | None = None,
+        templates: Sequence[str] | None = None,
+        key: jax.Array | None = None,
+        hypernetwork: Hypernetwork | None = None,
+        **options: Any,
+    ) -> EditResult:
+        """N independent edits, and whether each target is now the model's answer.
+
+        Args:
+          model: what to edit; not changed.
+          requests: the facts to write.
+          config: hyperparameters of this method.
+          second_moments, templates, key, hypernetwork: read by methods that use them, ignored by others.
+          **options: chunk_size and progress, as the method's own `compute`.
+
+        Raises:
+          ValueError: If a request or hyperparameter is one that the method cannot work with.
+
+        Example:
+          >>> result = METHODS[MethodName.FT].compute(model, requests, config)  # doctest: +SKIP
+          >>> result.is_answer.tolist()  # doctest: +SKIP
+          [True]
+        """
+        given = {
+            Resource.SECOND_MOMENTS: second_moments,
+            Resource.TEMPLATES: templates,
+            Resource.HYPERNETWORK: hypernetwork,
+        }
+        options |= {use.value: given[use] for use in self.uses}
+        if self.samples_templates:
+            options["key"] = key
+        result = self.module.compute(model, requests, config, **options)
+        return result.replace(is_answer=target_is_answer(model, requests, result.deltas))
+
+    def compute_deltas(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        config: Hyperparameters,
+        **options: Any,
+    ) -> Delta:
+        """The deltas of `compute` alone; arguments and errors are the same.
+
+        Example:
+          >>> deltas = METHODS[MethodName.KN].compute_deltas(model, requests, config)  # doctest: +SKIP
+        """
+        known = {use.value for use in self.uses} | {"chunk_size", "progress"}
+        known |= {"key"} if self.samples_templates else set()
+        own = {name: value for name, value in options.items() if name in known}
+        unknown = set(options) - known - {use.value for use in Resource} - {"key"}
+        if unknown:
+            raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of compute_deltas.")
+        return self.module.compute(model, requests, config, **own).deltas
 
 
-def _fine_tuning(variant: FTVariant) -> Method:
-    def for_model(name: str) -> FTConfig:
-        return FTConfig.for_model(name, variant)
+def _record(
+    name: MethodName,
+    config_type: type[Hyperparameters],
+    file: str,
+    module: ModuleType,
+    *uses: Resource,
+    **others: Any,
+) -> tuple[MethodName, Method]:
+    return name, Method(name, config_type, f"configs/{file}", module, frozenset(uses), **others)
 
-    file = f"configs/ft.py:%s,{variant.value}"
-    return Method(for_model, FTConfig, file, False, fine_tune.compute_deltas)
 
-
-METHODS: Mapping[Algorithm, Method] = {
-    Algorithm.ROME: Method(
-        ROMEConfig.for_model, ROMEConfig, "configs/rome.py:%s", True, rome.compute_deltas
-    ),
-    Algorithm.FT: _fine_tuning(FTVariant.FT),
-    Algorithm.FT_L: _fine_tuning(FTVariant.FT_L),
-    Algorithm.FT_ATTN: _fine_tuning(FTVariant.FT_ATTN),
-    Algorithm.KN: Method(
-        KNConfig.for_model, KNConfig, "configs/kn.py:%s", True, knowledge_neurons.compute_deltas
-    ),
-    Algorithm.MEND: Method(
-        MENDConfig.for_model, MENDConfig, "configs/mend.py:%s", True, mend.compute_deltas
-    ),
-    Algorithm.KE: Method(KEConfig.for_model, KEConfig, "configs/ke.py:%s", True, ke.compute_deltas),
-    Algorithm.MEMIT: Method(
-        MEMITConfig.for_model, MEMITConfig, "configs/memit.py:%s", True, memit.compute_deltas
-    ),
-}
+_MOMENTS, _TEMPLATES, _NETWORK = Resource
+METHODS: Mapping[MethodName, Method] = dict(
+    [
+        _record(
+            *(MethodName.ROME, ROMEConfig, "rome.py:%s", rome, _MOMENTS, _TEMPLATES),
+            samples_templates=True,
+        ),
+        *(
+            _record(name, FTConfig, f"ft.py:%s,{variant}", fine_tune, factored=False)
+            for variant, name in FT_VARIANTS.items()
+        ),
+        _record(MethodName.KN, KNConfig, "kn.py:%s", knowledge_neurons, _TEMPLATES),
+        _record(MethodName.MEND, MENDConfig, "mend.py:%s", mend, _NETWORK),
+        _record(MethodName.KE, KEConfig, "ke.py:%s", ke, _NETWORK),
+        _record(
+            *(MethodName.MEMIT, MEMITConfig, "memit.py:%s", memit, _MOMENTS, _TEMPLATES),
+            samples_templates=True,
+        ),
+    ]
+)
 
 
 def read_config(
-    algorithm: Algorithm,
+    algorithm: MethodName,
     model_name: str,
     values: ConfigDict | None = None,
     hparams_fname: str | Path | None = None,
@@ -110,7 +193,7 @@ def read_config(
         return hparams.read(hparams_fname, method.config_type)
     if values is not None:
         return method.config_type.from_dict(values.to_dict())
-    if algorithm in list(HypernetworkKind) and hypernetwork and not hypernetwork.endswith(".pt"):
+    if algorithm in CONFIG_TYPES and hypernetwork and not hypernetwork.endswith(".pt"):
         return _load_network(hypernetwork, algorithm).config
     try:
         return method.for_model(model_name)
@@ -122,18 +205,13 @@ def read_config(
         ) from None
 
 
-def needs_second_moments(config: Hyperparameters) -> bool:
-    """Whether edits of this configuration use second moments."""
-    return getattr(config, "mom2_adjustment", False)
-
-
 def check_second_moments(source: str | None, model_name: str, config: Hyperparameters) -> None:
     """Says what is missing before a large model is loaded.
 
     Raises:
       ValueError: an edit that needs second moments of a model that comes without them, and no --second_moments.
     """
-    if needs_second_moments(config) and source is None and model_name not in SHIPPED:
+    if config.needs_second_moments and source is None and model_name not in SHIPPED:
         raise ValueError(
             f"no second moments come with model {model_name!r}: give --second_moments=..., or edit without them, "
             f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:gpt2-xl "
@@ -150,7 +228,7 @@ def read_second_moments(
       ValueError: second moments of another model or layer, or a damaged file.
       OSError: nothing there, or a download that failed.
     """
-    if not needs_second_moments(config):
+    if not config.needs_second_moments:
         return None
     if source is None:
         return moment_files.load_shipped(model.name)
@@ -158,7 +236,7 @@ def read_second_moments(
 
 
 def read_hypernetwork(
-    source: str | None, model: LanguageModel, algorithm: Algorithm, config: Hyperparameters
+    source: str | None, model: LanguageModel, algorithm: MethodName, config: Hyperparameters
 ) -> Hypernetwork | None:
     """The network of --hypernetwork, or the one that comes with the model; None if the method has none.
 
@@ -171,20 +249,20 @@ def read_hypernetwork(
       ValueError: a network of another model or configuration, a damaged file, or none for this model.
       OSError: nothing there.
     """
-    if algorithm not in list(HypernetworkKind):
+    if algorithm not in CONFIG_TYPES:
         if source is not None:
             raise ValueError(
-                f"--hypernetwork={source} is for {', '.join(HypernetworkKind)}: leave it out."
+                f"--hypernetwork={source} is for {', '.join(CONFIG_TYPES)}: leave it out."
             )
         return None
     if source is None:
-        return hypernetworks.load_shipped(HypernetworkKind(algorithm), model)
+        return hypernetworks.load_shipped(MethodName(algorithm), model)
     if source.endswith(".pt"):
         return released_hypernetworks.read(source, model, config)
     return _load_network(source, algorithm).check(model)
 
 
-def _load_network(source: str, algorithm: Algorithm) -> Hypernetwork:
+def _load_network(source: str, algorithm: MethodName) -> Hypernetwork:
     network = hypernetworks.load(source)
     if network.kind != algorithm:
         raise ValueError(
@@ -203,7 +281,7 @@ class Editor:
       options: further arguments of `compute_deltas`: second moments, templates, a hypernetwork, chunk size.
     """
 
-    algorithm: Algorithm
+    algorithm: MethodName
     model: LanguageModel
     config: Hyperparameters
     seed: int
@@ -212,7 +290,7 @@ class Editor:
     @classmethod
     def prepare(
         cls,
-        algorithm: Algorithm,
+        algorithm: MethodName,
         model: LanguageModel,
         config: Hyperparameters,
         *,
@@ -235,9 +313,9 @@ class Editor:
         """
         options: dict[str, Any] = {"chunk_size": chunk_size}
         options["second_moments"] = read_second_moments(moments_source, model, config)
-        lengths = getattr(config, "context_template_length_params", None)
-        if lengths is not None:
-            options["templates"] = sample_templates(model, jax.random.key(seed), lengths)
+        if config.template_lengths is not None:
+            key = jax.random.key(seed)
+            options["templates"] = sample_templates(model, key, config.template_lengths)
         network = read_hypernetwork(hypernetwork_source, model, algorithm, config)
         if network is not None:
             options["hypernetwork"] = network

@@ -8,7 +8,8 @@ import numpy as np
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
-from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.config import MethodName
+from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.hypernetworks.training import make_network
 from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.config import ModelConfig
@@ -70,7 +71,7 @@ def random_hypernetwork(
     factors = random_factors(sizes, 1, len(config.layers), 2)
     condition = TokenBatch(np.zeros((1, 2), np.int32), np.ones((1, 2), bool))
     variables = random_variables(make_network(config, model_config), factors, condition, seed)
-    kind = HypernetworkKind.MEND if isinstance(config, MENDConfig) else HypernetworkKind.KE
+    kind = MethodName.MEND if isinstance(config, MENDConfig) else MethodName.KE
     return Hypernetwork(kind, config, variables, "tiny", None)
 
 

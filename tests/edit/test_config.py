@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from rome_jax.data.positions import FactToken
-from rome_jax.edit import config as config_module
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.models.config import PRESETS
 
@@ -38,8 +37,8 @@ def test_published_values(name, layer, clamp):
 
 def test_every_preset_is_published_or_shipped():
     published = {name.split("/")[-1].lower() for name, _, _ in PUBLISHED}
-    assert set(config_module._MODELS) == published | {"factworld-gpt2", "factworld-gptj"}
-    for name in config_module._MODELS:
+    assert set(ROMEConfig.published) == published | {"factworld-gpt2", "factworld-gptj"}
+    for name in ROMEConfig.published:
         assert ROMEConfig.for_model(name).layers
 
 

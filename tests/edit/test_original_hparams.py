@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from rome_jax.data.positions import FactToken
 from rome_jax.edit import method as methods
 from rome_jax.edit import original_hparams as hparams
-from rome_jax.edit.baseline_config import FTConfig, FTVariant, KEConfig, KNConfig, MENDConfig
+from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.method import Algorithm
+from rome_jax.edit.method import MethodName
 from rome_jax.models.interventions import Leaf
 
 # The entries of the published hparams/ROME/gpt2-xl.json and hparams/FT/gpt2-xl_attn.json (github kmeng01/rome, MIT).
@@ -71,7 +71,7 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     rome = hparams.read(write(tmp_path, ROME_XL), ROMEConfig)
     assert rome == ROMEConfig.for_model("gpt2-xl")
     attention = hparams.read(write(tmp_path, FT_XL_ATTN), FTConfig)
-    assert attention == FTConfig.for_model("gpt2-xl", FTVariant.FT_ATTN)
+    assert attention == FTConfig.for_model("gpt2-xl", MethodName.FT_ATTN)
     free = FT_XL_ATTN | {
         "norm_constraint": False,
         "rewrite_module_tmp": "transformer.h.{}.mlp.fc_out",
@@ -120,12 +120,12 @@ def test_files_that_cannot_be_meant_are_named(tmp_path, config_type, content, me
 def test_hyperparameters_come_from_one_place(tmp_path):
     path = write(tmp_path, ROME_XL)
     values = ConfigDict(ROMEConfig.for_model("gpt2-xl", v_lr=0.1).to_dict(), convert_dict=False)
-    assert methods.read_config(Algorithm.ROME, "my-model", values).v_lr == 0.1
-    assert methods.read_config(Algorithm.ROME, "my-model", hparams_fname=path).layers == (17,)
-    assert methods.read_config(Algorithm.ROME, "EleutherAI/gpt-j-6B").layers == (5,)
+    assert methods.read_config(MethodName.ROME, "my-model", values).v_lr == 0.1
+    assert methods.read_config(MethodName.ROME, "my-model", hparams_fname=path).layers == (17,)
+    assert methods.read_config(MethodName.ROME, "EleutherAI/gpt-j-6B").layers == (5,)
     with pytest.raises(ValueError, match="both give hyperparameters"):
-        methods.read_config(Algorithm.ROME, "gpt2-xl", values, path)
-    for algorithm in Algorithm:
+        methods.read_config(MethodName.ROME, "gpt2-xl", values, path)
+    for algorithm in MethodName:
         with pytest.raises(ValueError, match=f"no {algorithm} layer is known for model 'my-model'"):
             methods.read_config(algorithm, "my-model")
 
@@ -142,7 +142,7 @@ def test_second_moments_are_asked_for_by_methods_that_use_them():
     methods.check_second_moments(None, "factworld-gpt2", config)
 
 
-@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("algorithm", MethodName)
 def test_every_method_has_hyperparameters_for_the_embedded_models(algorithm):
     for model in ("factworld-gpt2", "factworld-gptj"):
         assert methods.METHODS[algorithm].for_model(model).layers

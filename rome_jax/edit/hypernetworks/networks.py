@@ -6,7 +6,6 @@ A file is one safetensors file: the network's variables by their path, and where
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
 import importlib.resources
 import json
@@ -24,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors, projection_sizes
-from rome_jax.edit.stages.targets import tokenize_requests
+from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.files.safetensors_io import write
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
@@ -39,16 +39,11 @@ _FREE = ("lr_scale", "rate_order", "max_scale")
 Config = MENDConfig | KEConfig
 
 
-class HypernetworkKind(enum.StrEnum):
-    """The methods that need a hypernetwork, by the names of their tables."""
-
-    MEND = "MEND"
-    KE = "KE"
-
-    @property
-    def config_type(self) -> type[MENDConfig] | type[KEConfig]:
-        """Of its hyperparameters."""
-        return MENDConfig if self is HypernetworkKind.MEND else KEConfig
+# The methods that need a hypernetwork, and the type of their hyperparameters.
+CONFIG_TYPES: Mapping[MethodName, type[MENDConfig] | type[KEConfig]] = {
+    MethodName.MEND: MENDConfig,
+    MethodName.KE: KEConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +59,7 @@ class Hypernetwork:
       about: how it came about, as plain values: settings and results of the training, versions.
     """
 
-    kind: HypernetworkKind
+    kind: MethodName
     config: Config
     variables: Mapping[str, Any] = dataclasses.field(repr=False)
     model: str
@@ -94,7 +89,7 @@ class Hypernetwork:
         return found.hexdigest()
 
 
-def training_command(kind: HypernetworkKind, model_name: str) -> str:
+def training_command(kind: MethodName, model_name: str) -> str:
     """What to type for a hypernetwork of one's own."""
     return f"python -m eval.train_hypernetwork --alg_name={kind} --model_name={model_name}"
 
@@ -157,8 +152,8 @@ def load(path: str | Path, model: LanguageModel | None = None) -> Hypernetwork:
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {})["rome_jax"])
-            kind = HypernetworkKind(header["kind"])
-            config = kind.config_type.from_dict(header["config"])
+            kind = MethodName(header["kind"])
+            config = CONFIG_TYPES[kind].from_dict(header["config"])
             names = list(file.keys())
             tensors = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
             if header["format"] > FORMAT:
@@ -174,7 +169,7 @@ def load(path: str | Path, model: LanguageModel | None = None) -> Hypernetwork:
     return hypernetwork if model is None else hypernetwork.check(model)
 
 
-def load_shipped(kind: HypernetworkKind, model: LanguageModel) -> Hypernetwork:
+def load_shipped(kind: MethodName, model: LanguageModel) -> Hypernetwork:
     """The hypernetwork that comes with an embedded model.
 
     Raises:
@@ -211,7 +206,7 @@ def compute_deltas(
     _check_sizes(network, model, hypernetwork)
     # One shape for all chunks: the number of tokens is the rank of their updates.
     arrays = (
-        tokenize_requests(model.tokenizer, requests, model.config.context_length),
+        tokenize_request_targets(model.tokenizer, requests, model.config.context_length),
         condition_tokens(model.tokenizer, requests),
     )
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
-from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.config import MethodName
+from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.stages.gradients import projection_sizes
 from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
@@ -52,9 +53,9 @@ def read(path: str | Path, model: LanguageModel, config: MENDConfig | KEConfig) 
         for name, tensor in read_tensors(path).items()
         if name.startswith("model/")
     }
-    kind = HypernetworkKind.MEND if isinstance(config, MENDConfig) else HypernetworkKind.KE
+    kind = MethodName.MEND if isinstance(config, MENDConfig) else MethodName.KE
     find = _Finder(path, tensors)
-    variables = (_mend if kind is HypernetworkKind.MEND else _ke)(find, model, config)
+    variables = (_mend if kind is MethodName.MEND else _ke)(find, model, config)
     return Hypernetwork(kind, config, variables, model.name, None, {"file": Path(path).name})
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from rome_jax.data.tokens import round_up
 from rome_jax.edit.baseline_config import MENDConfig
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks.losses import (
     ExampleBatch,
@@ -35,7 +36,7 @@ from rome_jax.edit.hypernetworks.losses import (
     losses,
     tokenize_examples,
 )
-from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.methods.ke import KE
 from rome_jax.edit.methods.mend import MEND
 from rome_jax.edit.stages.gradients import gradient_factors
@@ -103,7 +104,7 @@ class TrainingConfig:
             raise ValueError(f"margin_decay={self.margin_decay} must lie above 0, up to 1.")
 
     @classmethod
-    def for_kind(cls, kind: HypernetworkKind, **changes) -> TrainingConfig:
+    def for_kind(cls, kind: MethodName, **changes) -> TrainingConfig:
         """What the embedded models' networks were trained with.
 
         Example:
@@ -113,9 +114,9 @@ class TrainingConfig:
         return cls(**(_TRAINING[kind] | changes))
 
 
-_TRAINING: Mapping[HypernetworkKind, dict[str, Any]] = {
-    HypernetworkKind.MEND: {"learning_rate": 3e-4, "rate_learning_rate": 1e-3, "max_steps": 1000},
-    HypernetworkKind.KE: {
+_TRAINING: Mapping[MethodName, dict[str, Any]] = {
+    MethodName.MEND: {"learning_rate": 3e-4, "rate_learning_rate": 1e-3, "max_steps": 1000},
+    MethodName.KE: {
         "learning_rate": 1e-3,
         "edit_weight": 1.0,
         "margin": 1e-2,
@@ -203,7 +204,7 @@ def initial_state(
 
 
 def train(
-    kind: HypernetworkKind,
+    kind: MethodName,
     model: LanguageModel,
     config: hypernetworks.Config,
     examples: Examples,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,13 @@ from flax import struct
 from rome_jax.data.request import EditRequest
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
-from rome_jax.edit.stages.targets import TargetInputs, target_nll, tokenize_requests
+from rome_jax.edit.stages.targets import TargetInputs, target_nll, tokenize_request_targets
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, Part
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
 
 
 @struct.dataclass
@@ -220,18 +221,15 @@ def _loss(
     return target_nll(logits, inputs).sum() / requests
 
 
-def compute_deltas(
+def compute(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: FTConfig,
     *,
-    second_moments: Mapping[int, SecondMoment] | None = None,
-    templates: Sequence[str] | None = None,
-    key: jax.Array | None = None,
     chunk_size: int = 1,
     progress: bool = False,
-) -> Delta:
-    """N independent edits, each trained on its own request.
+) -> EditResult:
+    """N independent edits, each trained on its own request, with their losses.
 
     They are dense: N changes take N times the memory of the trained weights (GPT-2 XL: 41 MB each). Ask for a few at
     a time where there are many.
@@ -240,58 +238,61 @@ def compute_deltas(
       model: what to edit; not changed.
       requests: the facts to write.
       config: hyperparameters.
-      second_moments, templates, key: of other methods; fine-tuning needs none.
       chunk_size: requests that are trained side by side; each takes about seven times the trained weights' memory.
       progress: show a progress bar.
 
     Returns:
-      A dense Delta with case axis N, to be merged one at a time.
+      `EditResult` whose deltas are dense, to be merged one at a time; a loss per pass.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer or weight.
-      SequenceTooLongError: a request that does not fit the context.
+      ValueError: If there are no requests, chunk_size is below 1, or a layer or weight does not exist.
+      SequenceTooLongError: If a request does not fit the context.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, FTConfig.for_model(model.name))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> result = compute(model, requests, FTConfig.for_model(model.name))  # doctest: +SKIP
+      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
     """
-    del second_moments, templates, key
     _check(model, requests, config, chunk_size)
 
-    def compute_chunk(chunk: Sequence[EditRequest]) -> Delta:
+    def compute_chunk(chunk: Sequence[EditRequest]) -> EditResult:
         inputs = _tokenize(model, chunk, config).reshape(len(chunk), 1, 1)
-        return compute_from_inputs(model.params, model.config, inputs, config).deltas
+        found = compute_from_inputs(model.params, model.config, inputs, config)
+        return EditResult(found.deltas, losses=found.loss[..., 0], steps=found.steps)
 
     lengths = [len(request.text) + len(request.target_text) for request in requests]
     return map_chunks(compute_chunk, requests, lengths, chunk_size, "FT", progress)
 
 
+def compute_deltas(
+    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig, **options: Any
+) -> Delta:
+    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+
+    Example:
+      >>> deltas = compute_deltas(model, requests, FTConfig.for_model(model.name))  # doctest: +SKIP
+      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+    """
+    return compute(model, requests, config, **options).deltas
+
+
 def compute_joint_delta(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    config: FTConfig,
-    *,
-    second_moments: Mapping[int, SecondMoment] | None = None,
-    templates: Sequence[str] | None = None,
-    key: jax.Array | None = None,
+    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig
 ) -> Delta:
     """One edit for all requests, trained on minibatches of them, in their order.
 
     Args:
-      model, requests, config: as for `compute_deltas`.
-      second_moments, templates, key: of other methods; fine-tuning needs none.
+      model, requests, config: as for `compute`.
 
     Returns:
       A dense Delta without a case axis.
 
     Raises:
-      ValueError, SequenceTooLongError: as `compute_deltas`.
+      ValueError, SequenceTooLongError: as `compute`.
 
     Example:
       >>> delta = compute_joint_delta(model, requests, FTConfig.for_model(model.name))  # doctest: +SKIP
       >>> edited = apply_delta(model.params, delta)  # doctest: +SKIP
     """
-    del second_moments, templates, key
     _check(model, requests, config)
     inputs = minibatches(_tokenize(model, requests, config), config.batch_size)
     return compute_from_inputs(model.params, model.config, inputs, config).deltas[0]
@@ -310,7 +311,9 @@ def minibatches(inputs: TargetInputs, batch_size: int) -> TargetInputs:
 def _tokenize(
     model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig
 ) -> TargetInputs:
-    return tokenize_requests(model.tokenizer, requests, model.config.context_length, config.scoring)
+    return tokenize_request_targets(
+        model.tokenizer, requests, model.config.context_length, config.scoring
+    )
 
 
 def _check(

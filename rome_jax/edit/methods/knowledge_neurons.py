@@ -19,7 +19,8 @@ D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from flax import struct
 from rome_jax.data.request import SLOT, EditRequest, target_text
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.inputs import prefix_of
 from rome_jax.models import forward
@@ -36,7 +38,6 @@ from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Patch, PatchMode, Site
 from rome_jax.models.layers import Attention, Interventions
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
 
 
 @struct.dataclass
@@ -284,18 +285,16 @@ def _unembedding(params: forward.Params, config: ModelConfig, ids: jax.Array) ->
     return vectors.astype(jnp.float32)
 
 
-def compute_deltas(
+def compute(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: KNConfig,
     *,
-    second_moments: Mapping[int, SecondMoment] | None = None,
     templates: Sequence[str] | None = None,
-    key: jax.Array | None = None,
     chunk_size: int = 8,
     progress: bool = False,
-) -> Delta:
-    """N independent edits.
+) -> EditResult:
+    """N independent edits, with their neurons.
 
     They are factored, of rank one at each layer of `config.layers` whatever the number of neurons: an edit takes
     L · (F + D) numbers (GPT-2 XL: 1.5 MB).
@@ -304,36 +303,47 @@ def compute_deltas(
       model: what to edit; not changed.
       requests: the facts to write. Attributed is `target_true`, or the model's own next token where it is None.
       config: hyperparameters.
-      second_moments, key: of other methods; not needed.
       templates: with `config.refine`, the paraphrases: the prompt behind each of these; they end in "{}".
       chunk_size: prompts that run side by side, though no request is split; bounds the memory.
       progress: show a progress bar.
 
     Returns:
-      A low-rank Delta with case axis N. A request whose attribution is nowhere positive changes nothing.
+      `EditResult` with low-rank deltas. A request whose attribution is nowhere positive changes nothing.
 
     Raises:
       ValueError: no requests, a chunk_size below 1, no such layer, refinement without templates.
       SequenceTooLongError: a prompt that does not fit the context.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, KNConfig.for_model(model.name))  # doctest: +SKIP
-      >>> logits = forward.logits(model.params, model.config, batch, deltas=deltas)  # doctest: +SKIP
+      >>> result = compute(model, requests, KNConfig.for_model(model.name))  # doctest: +SKIP
+      >>> neurons = np.argwhere(result.neurons[0])  # (layer index, neuron)  # doctest: +SKIP
     """
-    del second_moments, key
     prefixes = _check(model, requests, config, templates, chunk_size)
     # Of one width, so one program: only the one run of the prompts is longer for it.
     inputs = tokenize_prompts(
         model.tokenizer, requests, prefixes, config.encoding, model.config.context_length
     )
 
-    def compute_chunk(chunk: Sequence[int]) -> Delta:
+    def compute_chunk(chunk: Sequence[int]) -> EditResult:
         chosen = inputs.take(np.array(chunk))
-        return compute_from_inputs(model.params, model.config, chosen, config).deltas
+        found = compute_from_inputs(model.params, model.config, chosen, config)
+        return EditResult(found.deltas, neurons=found.neurons)
 
     indices = range(len(requests))
     size = max(1, chunk_size // len(prefixes))
     return map_chunks(compute_chunk, indices, [0] * len(requests), size, "KN", progress)
+
+
+def compute_deltas(
+    model: LanguageModel, requests: Sequence[EditRequest], config: KNConfig, **options: Any
+) -> Delta:
+    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+
+    Example:
+      >>> deltas = compute_deltas(model, requests, KNConfig.for_model(model.name))  # doctest: +SKIP
+      >>> logits = forward.logits(model.params, model.config, batch, deltas=deltas)  # doctest: +SKIP
+    """
+    return compute(model, requests, config, **options).deltas
 
 
 def _check(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.config import MEMITConfig
 from rome_jax.edit.delta import Update, apply_delta
+from rome_jax.edit.renamed import accept_covariance
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import (
     RequestChunks,
     behind_subject,
@@ -35,7 +38,7 @@ from rome_jax.edit.stages.chunks import (
 from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states
-from rome_jax.edit.stages.value import optimize_value
+from rome_jax.edit.stages.value import ValueResult, optimize_value
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
@@ -45,7 +48,7 @@ from rome_jax.moments.files import SecondMoment
 
 def optimize_states(
     params: forward.Params, model_config: ModelConfig, inputs: EditInputs, config: MEMITConfig
-) -> jax.Array:
+) -> tuple[jax.Array, ValueResult]:
     """z of N requests (section 4.3): the residual stream after the last edited layer, at the fact token, with which the
     model says the target.
 
@@ -55,7 +58,7 @@ def optimize_states(
       config: hyperparameters; the norm of the present state bounds how far z moves from it.
 
     Returns:
-      float32 [N, D].
+      z, float32 [N, D], and how its δ was found.
     """
     last = config.layers[-1]
     hidden = layer_states(
@@ -63,7 +66,8 @@ def optimize_states(
     ).hidden
     start = _at_fact_token(_bare(hidden, inputs), inputs)
     # In both families a vector added to the MLP's output moves the state behind the layer by that vector.
-    return start + optimize_value(params, model_config, config, inputs, hidden, start, last).delta
+    found = optimize_value(params, model_config, config, inputs, hidden, start, last)
+    return start + found.delta, found
 
 
 def read_states(
@@ -155,6 +159,7 @@ def associate(keys: np.ndarray, moment: SecondMoment | None, weight: float) -> n
     return scipy.linalg.solve(gram, solved, assume_a="pos")
 
 
+@accept_covariance
 def compute_joint_delta(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -199,7 +204,7 @@ def compute_joint_delta(
     inputs = [_tokenize(model, chunk, config, templates) for chunk in chunks.split(requests)]
 
     def find(chunk: EditInputs) -> np.ndarray:
-        return np.asarray(optimize_states(model.params, model.config, chunk, config))
+        return np.asarray(optimize_states(model.params, model.config, chunk, config)[0])
 
     def read(chunk: EditInputs, params: forward.Params, layer: int) -> tuple[np.ndarray, ...]:
         found = read_states(params, model.config, chunk, layer, config.layers[-1])
@@ -220,7 +225,8 @@ def compute_joint_delta(
     return Delta(tuple(updates))
 
 
-def compute_deltas(
+@accept_covariance
+def compute(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: MEMITConfig,
@@ -230,19 +236,19 @@ def compute_deltas(
     key: jax.Array | None = None,
     chunk_size: int = 8,
     progress: bool = False,
-) -> Delta:
+) -> EditResult:
     """N independent edits, each of one request; arguments and errors are those of `compute_joint_delta`.
 
     Returns:
-      A Delta with case axis N: one update of rank one a layer.
+      `EditResult` whose deltas have one update of rank one per layer; losses and steps are those of z.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> result = compute(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
+      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
     """
     templates = _check(model, requests, config, second_moments, templates, key, chunk_size)
 
-    def compute_chunk(chunk: Sequence[EditRequest]) -> Delta:
+    def compute_chunk(chunk: Sequence[EditRequest]) -> EditResult:
         inputs = _tokenize(model, chunk, config, templates)
         return _independent(model, inputs, config, second_moments)
 
@@ -251,15 +257,28 @@ def compute_deltas(
     )
 
 
+@accept_covariance
+def compute_deltas(
+    model: LanguageModel, requests: Sequence[EditRequest], config: MEMITConfig, **options: Any
+) -> Delta:
+    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+
+    Example:
+      >>> deltas = compute_deltas(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
+      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+    """
+    return compute(model, requests, config, **options).deltas
+
+
 def _independent(
     model: LanguageModel,
     inputs: EditInputs,
     config: MEMITConfig,
     second_moments: Mapping[int, SecondMoment] | None,
-) -> Delta:
+) -> EditResult:
     """The edits of a chunk's requests, each on the model that holds its own updates of the lower layers."""
-    targets = optimize_states(model.params, model.config, inputs, config)
-    deltas = None
+    targets, found = optimize_states(model.params, model.config, inputs, config)
+    deltas, all_keys = None, []
     for index, layer in enumerate(config.layers):
         keys, states = read_states(
             model.params, model.config, inputs, layer, config.layers[-1], deltas
@@ -274,7 +293,14 @@ def _independent(
         left = jnp.asarray(left[:, 0, :, None], jnp.float32)
         update = LowRankUpdate(Leaf.MLP_DOWN, layers, left, right[..., None])
         deltas = Delta((*(deltas.updates if deltas else ()), update))
-    return deltas
+        all_keys.append(keys)
+    return EditResult(
+        deltas,
+        losses=found.loss,
+        steps=found.steps,
+        keys=tuple(all_keys),
+        was_answer=found.present,
+    )
 
 
 def _joint_update(layer: int, left: np.ndarray, right: np.ndarray) -> Update:

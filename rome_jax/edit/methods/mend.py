@@ -11,6 +11,7 @@ Axes: N requests, M layers, T tokens, X inputs and Y outputs of a projection, Z 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from flax import linen as nn
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import MENDConfig, RateOrder
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import networks as hypernetworks
-from rome_jax.edit.hypernetworks.networks import Hypernetwork, HypernetworkKind
+from rome_jax.edit.hypernetworks.networks import Hypernetwork
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.interventions import Delta, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
 
 # The rates are learned and added to the weights, and δ points uphill.
 INITIAL_RATE = -1e-4
@@ -143,31 +145,27 @@ class MEND(nn.Module):
         return Delta(tuple(updates))
 
 
-def compute_deltas(
+def compute(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: MENDConfig,
     *,
-    second_moments: Mapping[int, SecondMoment] | None = None,
-    templates: Sequence[str] | None = None,
-    key: jax.Array | None = None,
     hypernetwork: Hypernetwork | None = None,
     chunk_size: int = 8,
     progress: bool = False,
-) -> Delta:
+) -> EditResult:
     """N independent edits, each of a single pass through the network.
 
     Args:
       model: what to edit; not changed.
       requests: the facts to write.
       config: hyperparameters; those of the network's shape must be its own.
-      second_moments, templates, key: of other methods; MEND needs none.
       hypernetwork: trained for this model; None takes the one that comes with it.
       chunk_size: requests that run side by side; bounds the memory.
       progress: show a progress bar.
 
     Returns:
-      A Delta with case axis N: one update a weight, its rank the number of tokens.
+      `EditResult` with deltas of low rank: one update a weight, its rank the number of tokens.
 
     Raises:
       ValueError: no requests, a chunk_size below 1, no such layer, no hypernetwork, or one of another method, shape or
@@ -175,12 +173,24 @@ def compute_deltas(
       SequenceTooLongError: a request that does not fit the context.
 
     Example:
+      >>> result = compute(model, requests, MENDConfig.for_model(model.name))  # doctest: +SKIP
+      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
+    """
+    hypernetwork = hypernetwork or hypernetworks.load_shipped(MethodName.MEND, model)
+    hypernetworks.check_shape(config, hypernetwork)
+    deltas = hypernetworks.compute_deltas(
+        MEND(config), model, requests, hypernetwork, chunk_size, progress
+    )
+    return EditResult(deltas)
+
+
+def compute_deltas(
+    model: LanguageModel, requests: Sequence[EditRequest], config: MENDConfig, **options: Any
+) -> Delta:
+    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+
+    Example:
       >>> deltas = compute_deltas(model, requests, MENDConfig.for_model(model.name))  # doctest: +SKIP
       >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
     """
-    del second_moments, templates, key
-    hypernetwork = hypernetwork or hypernetworks.load_shipped(HypernetworkKind.MEND, model)
-    hypernetworks.check_shape(config, hypernetwork)
-    return hypernetworks.compute_deltas(
-        MEND(config), model, requests, hypernetwork, chunk_size, progress
-    )
+    return compute(model, requests, config, **options).deltas

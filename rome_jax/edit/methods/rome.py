@@ -18,6 +18,8 @@ from flax import struct
 from rome_jax.data.request import EditRequest, EditWarning
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, rank_one_update
+from rome_jax.edit.renamed import accept_covariance
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import behind_subject, check_moments, check_requests, map_chunks
 from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
@@ -40,6 +42,7 @@ class LayerEdit:
 
     Attributes:
       layer: its index (static).
+      key: [N, F], k*, the mean over the contexts.
       u: [N, F], the whitened direction.
       value: [N, D], v*.
       optimization: losses and δ of the value.
@@ -49,6 +52,7 @@ class LayerEdit:
     """
 
     layer: int = struct.field(pytree_node=False)
+    key: jax.Array
     u: jax.Array
     value: jax.Array
     optimization: ValueResult
@@ -57,21 +61,14 @@ class LayerEdit:
     norm_ratio: jax.Array
 
 
-@struct.dataclass
-class ROMEResult:
-    """N edits and, by layer, how they came about."""
-
-    deltas: Delta
-    layers: tuple[LayerEdit, ...]
-
-
+@accept_covariance
 def compute_from_inputs(
     params: forward.Params,
     model_config: ModelConfig,
     inputs: EditInputs,
     config: ROMEConfig,
     second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
-) -> ROMEResult:
+) -> EditResult:
     """The algorithm: N independent edits from token arrays. Pure; its stages are compiled one by one.
 
     With the factors of the second moments it can be traced as a whole: jit it with everything but `params`, `inputs`
@@ -118,11 +115,22 @@ def compute_from_inputs(
         weight = params["blocks"]["mlp"]["down"]["kernel"][layer].astype(jnp.float32)
         norm = jnp.linalg.norm(update.right[..., 0], axis=-1)  # ‖u‖ = 1
         edits.append(
-            LayerEdit(layer, u, target, optimized, factor, norm, norm / jnp.linalg.norm(weight))
+            LayerEdit(
+                layer, mean_key, u, target, optimized, factor, norm, norm / jnp.linalg.norm(weight)
+            )
         )
-    return ROMEResult(deltas, tuple(edits))
+    first = edits[0].optimization
+    return EditResult(
+        deltas,
+        losses=first.loss,
+        steps=first.steps,
+        keys=tuple(edit.key for edit in edits),
+        was_answer=first.present,
+        layers=tuple(edits),
+    )
 
 
+@accept_covariance
 def edit(
     params: forward.Params,
     model_config: ModelConfig,
@@ -157,6 +165,7 @@ def edit(
     return apply_delta(params, result.deltas[0])
 
 
+@accept_covariance
 def compute(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -167,7 +176,7 @@ def compute(
     key: jax.Array | None = None,
     chunk_size: int = 8,
     progress: bool = False,
-) -> ROMEResult:
+) -> EditResult:
     """N independent edits, with everything that is known of them.
 
     Args:
@@ -181,7 +190,7 @@ def compute(
       progress: show a progress bar.
 
     Returns:
-      `ROMEResult` with a leading case axis N.
+      `EditResult` with a leading case axis N.
 
     Raises:
       ValueError: no requests, a chunk_size below 1, no such layer, a missing second moment, neither templates nor key,
@@ -198,7 +207,7 @@ def compute(
     lengths = config.context_template_length_params
     templates = given_or_sampled(model, templates, key, lengths)
 
-    def compute_chunk(chunk: Sequence[EditRequest]) -> ROMEResult:
+    def compute_chunk(chunk: Sequence[EditRequest]) -> EditResult:
         context_length = model.config.context_length
         inputs = tokenize_requests(
             model.tokenizer, chunk, templates, config.fact_token, context_length
@@ -209,10 +218,11 @@ def compute(
         compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "ROME", progress
     )
     for message in _warnings(result, requests):
-        warnings.warn(message, EditWarning, stacklevel=2)
+        warnings.warn(message, EditWarning, stacklevel=3)  # past the decorator
     return result
 
 
+@accept_covariance
 def compute_deltas(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -242,6 +252,7 @@ def compute_deltas(
     ).deltas
 
 
+@accept_covariance
 def compute_sequence(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -250,7 +261,7 @@ def compute_sequence(
     second_moments: Mapping[int, SecondMoment] | None = None,
     templates: Sequence[str] | None = None,
     key: jax.Array | None = None,
-) -> Iterator[tuple[LanguageModel, ROMEResult]]:
+) -> Iterator[tuple[LanguageModel, EditResult]]:
     """Edits one after another, each computed on the model that holds all earlier ones.
 
     Args:
@@ -280,9 +291,9 @@ def compute_sequence(
         yield model, result
 
 
-def _warnings(result: ROMEResult, requests: Sequence[EditRequest]) -> Iterator[str]:
+def _warnings(result: EditResult, requests: Sequence[EditRequest]) -> Iterator[str]:
     """Names the edits that write what the model says anyway, and those that will harm it."""
-    for index in np.flatnonzero(result.layers[0].optimization.present):
+    for index in np.flatnonzero(result.was_answer):
         yield (
             f"target_new={requests[index].target_new!r} is the model's present answer to "
             f"{requests[index].text!r}: the edit changes little."

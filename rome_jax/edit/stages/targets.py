@@ -87,7 +87,7 @@ def tokenize_targets(
     return TargetInputs(batch, ends + offsets, target.ids, target.mask)
 
 
-def tokenize_requests(
+def tokenize_request_targets(
     tokenizer,
     requests: Sequence[EditRequest],
     context_length: int,

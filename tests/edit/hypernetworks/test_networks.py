@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rome_jax.edit.baseline_config import RateOrder
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import networks as hypernetworks
-from rome_jax.edit.hypernetworks.networks import HypernetworkKind
 from rome_jax.version import __version__
 from tests.edit.networks import KE_CONFIG, MEND_CONFIG, random_hypernetwork
 
@@ -42,7 +42,7 @@ def rewrite(path, **changes):
 def test_a_file_gives_back_what_was_saved(network, model, tmp_path):
     path = hypernetworks.save(tmp_path / "new" / "mend.safetensors", network)
     found = hypernetworks.load(path, model)
-    assert (found.kind, found.config) == (HypernetworkKind.MEND, network.config)
+    assert (found.kind, found.config) == (MethodName.MEND, network.config)
     assert (found.model, found.fingerprint, found.about) == ("tiny", model.fingerprint(), ABOUT)
     jax.tree.map(np.testing.assert_array_equal, found.variables, network.variables)
     assert [p.name for p in path.parent.iterdir()] == ["mend.safetensors"]
@@ -51,7 +51,7 @@ def test_a_file_gives_back_what_was_saved(network, model, tmp_path):
 def test_ke_has_parameters_alone(model, tmp_path):
     network = random_hypernetwork(KE_CONFIG, model.config)
     found = hypernetworks.load(hypernetworks.save(tmp_path / "ke.safetensors", network))
-    assert (found.kind, found.config, found.fingerprint) == (HypernetworkKind.KE, KE_CONFIG, None)
+    assert (found.kind, found.config, found.fingerprint) == (MethodName.KE, KE_CONFIG, None)
     assert list(found.variables) == ["params"]
     jax.tree.map(np.testing.assert_array_equal, found.variables, network.variables)
 
@@ -77,7 +77,7 @@ def test_saving_replaces_a_file(network, model, tmp_path):
     path = tmp_path / "network.safetensors"
     hypernetworks.save(path, random_hypernetwork(KE_CONFIG, model.config))
     hypernetworks.save(path, network)
-    assert hypernetworks.load(path).kind is HypernetworkKind.MEND
+    assert hypernetworks.load(path).kind is MethodName.MEND
 
 
 def test_another_suffix(network, tmp_path):

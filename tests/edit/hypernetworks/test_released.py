@@ -11,10 +11,10 @@ import pytest
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig, RateOrder
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import dense
 from rome_jax.edit.hypernetworks import released as released_hypernetworks
 from rome_jax.edit.hypernetworks import training as hypernetwork_training
-from rome_jax.edit.hypernetworks.networks import HypernetworkKind
 from rome_jax.edit.methods import ke, mend
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
@@ -225,7 +225,7 @@ def torch_mend(state, factors, index, layer, leaf, rate):
 def test_mend_edits_as_the_published_code(model, requests, factors, file, order):
     config = dataclasses.replace(MEND, rate_order=order)
     network = released_hypernetworks.read(file, model, config)
-    assert (network.kind, network.config, network.model) == (HypernetworkKind.MEND, config, "tiny")
+    assert (network.kind, network.config, network.model) == (MethodName.MEND, config, "tiny")
     assert network.fingerprint is None and network.about == {"file": "mend-10tok-gpt2-xl.pt"}
     state = mend_state()
 
@@ -268,7 +268,7 @@ def test_gptj_has_the_same_names(tokenizer, file):
 def test_ke_edits_as_the_published_code(model, requests, factors, published_ke, tmp_path):
     path = save(tmp_path / "efk-1tok-gpt2-xl.pt", published_ke.state_dict())
     network = released_hypernetworks.read(path, model, KE)
-    assert network.kind is HypernetworkKind.KE
+    assert network.kind is MethodName.KE
     # As linen has them; the embedding has a token more than the model.
     own = hypernetwork_training.make_network(KE, dataclasses.replace(model.config, vocab_size=2001))
     condition = TokenBatch(np.zeros((3, 8), np.int32), np.ones((3, 8), bool))

@@ -11,11 +11,11 @@ import pytest
 
 from rome_jax.data.request import EditRequest
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks import training
 from rome_jax.edit.hypernetworks.losses import Losses, TrainingExample
-from rome_jax.edit.hypernetworks.networks import HypernetworkKind
 from rome_jax.edit.hypernetworks.training import FILE, REPORT, TrainingConfig, TrainState
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.models import forward
@@ -27,14 +27,14 @@ MEND_CONFIG = MENDConfig((2,), (Leaf.MLP_DOWN,), rank=4)
 KE_CONFIG = KEConfig((2,), (Leaf.MLP_DOWN,), lstm_width=5, condition_width=6, hidden_width=7)
 # One configuration of each kind for all tests: it is static in the compiled step.
 MEND = TrainingConfig.for_kind(
-    HypernetworkKind.MEND,
+    MethodName.MEND,
     batch_size=4,
     max_steps=6,
     validate_every=2,
     num_validation=4,
     rate_learning_rate=1e-2,
 )
-KE = TrainingConfig.for_kind(HypernetworkKind.KE, batch_size=4, learning_rate=3e-2)
+KE = TrainingConfig.for_kind(MethodName.KE, batch_size=4, learning_rate=3e-2)
 DATA = {"source": "a test"}
 
 
@@ -63,7 +63,7 @@ class Pool:
 
 
 def run(model, directory, examples=None, settings=MEND, config=MEND_CONFIG, **options):
-    kind = HypernetworkKind.KE if config is KE_CONFIG else HypernetworkKind.MEND
+    kind = MethodName.KE if config is KE_CONFIG else MethodName.MEND
     arguments = (examples or Pool(), Pool(), settings, directory)
     return training.train(kind, model, config, *arguments, **{"data": DATA} | options)
 
@@ -362,9 +362,7 @@ def test_settings_out_of_range(field):
 
 
 def test_each_kind_has_settings_of_its_own():
-    mend, ke = (
-        TrainingConfig.for_kind(kind) for kind in (HypernetworkKind.MEND, HypernetworkKind.KE)
-    )
+    mend, ke = (TrainingConfig.for_kind(kind) for kind in (MethodName.MEND, MethodName.KE))
     assert (mend.edit_weight, mend.locality_weight, mend.margin) == (0.1, 1.0, None)
     assert ke.margin is not None and ke.edit_weight == 1.0
-    assert TrainingConfig.for_kind(HypernetworkKind.KE, seed=3).seed == 3
+    assert TrainingConfig.for_kind(MethodName.KE, seed=3).seed == 3

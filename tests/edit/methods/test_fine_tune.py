@@ -10,10 +10,11 @@ import pytest
 from configs import ft
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode
-from rome_jax.edit.baseline_config import FTConfig, FTVariant, TargetScoring
+from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig, TargetScoring
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.methods import fine_tune
-from rome_jax.edit.stages.targets import tokenize_requests
+from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.interventions import Leaf, Part
@@ -103,7 +104,9 @@ def plain(model, request, config):
 
 
 def check_plain(model, request, config):
-    inputs = tokenize_requests(model.tokenizer, [request], 64, config.scoring).reshape(1, 1, 1)
+    inputs = tokenize_request_targets(model.tokenizer, [request], 64, config.scoring).reshape(
+        1, 1, 1
+    )
     result = fine_tune.compute_from_inputs(model.params, model.config, inputs, config)
     trained, changes, losses = plain(model, request, config)
     updates = result.deltas[0].updates
@@ -134,7 +137,7 @@ def test_projections_apart_and_without_biases(gptj, requests):
 
 
 def test_every_target_token_is_read_where_it_is_predicted(model, requests):
-    inputs = tokenize_requests(model.tokenizer, requests, 64)
+    inputs = tokenize_request_targets(model.tokenizer, requests, 64)
     for n, request in enumerate(requests):
         prompt = model.tokenizer(request.text)["input_ids"]
         target = target_ids(model, request)
@@ -145,7 +148,7 @@ def test_every_target_token_is_read_where_it_is_predicted(model, requests):
 
 
 def test_minibatches_keep_the_order_and_fill_up_with_rows_that_do_not_count(model, requests):
-    inputs = tokenize_requests(model.tokenizer, requests, 64)
+    inputs = tokenize_request_targets(model.tokenizer, requests, 64)
     filled = fine_tune.minibatches(inputs, 2)
     assert filled.target_mask.shape[:3] == (1, 2, 2)
     np.testing.assert_array_equal(filled.batch.ids[0].reshape(4, -1)[:3], inputs.batch.ids)
@@ -204,7 +207,7 @@ def test_no_weight_leaves_the_ball(model, bound):
 
 
 def test_what_is_learnt_is_left_as_it_is(model):
-    inputs = tokenize_requests(model.tokenizer, ALIKE[1:2], 64, CONFIG.scoring)
+    inputs = tokenize_request_targets(model.tokenizer, ALIKE[1:2], 64, CONFIG.scoring)
     result = fine_tune.compute_from_inputs(
         model.params,
         model.config,
@@ -288,17 +291,17 @@ def test_a_request_beyond_the_context_is_named(model):
 @pytest.mark.parametrize(
     ("name", "variant", "values"),
     [
-        ("gpt2-medium", FTVariant.FT_L, {"layers": (0,), "norm_constraint": 2e-3}),
-        ("gpt2-large", FTVariant.FT_L, {"layers": (0,), "norm_constraint": 1e-3}),
-        ("gpt2-xl", FTVariant.FT, {"layers": (1,)}),
-        ("gpt2-xl", FTVariant.FT_L, {"layers": (0,), "norm_constraint": 5e-4}),
+        ("gpt2-medium", MethodName.FT_L, {"layers": (0,), "norm_constraint": 2e-3}),
+        ("gpt2-large", MethodName.FT_L, {"layers": (0,), "norm_constraint": 1e-3}),
+        ("gpt2-xl", MethodName.FT, {"layers": (1,)}),
+        ("gpt2-xl", MethodName.FT_L, {"layers": (0,), "norm_constraint": 5e-4}),
         (
             "gpt2-xl",
-            FTVariant.FT_ATTN,
+            MethodName.FT_ATTN,
             {"layers": (33,), "leaves": (Leaf.ATTN_QKV,), "lr": 1e-3, "norm_constraint": 1e-3},
         ),
-        ("EleutherAI/gpt-j-6B", FTVariant.FT, {"layers": (21,)}),
-        ("EleutherAI/gpt-j-6B", FTVariant.FT_L, {"layers": (0,), "norm_constraint": 5e-5}),
+        ("EleutherAI/gpt-j-6B", MethodName.FT, {"layers": (21,)}),
+        ("EleutherAI/gpt-j-6B", MethodName.FT_L, {"layers": (0,), "norm_constraint": 5e-5}),
     ],
 )
 def test_published_values(name, variant, values):
@@ -316,20 +319,22 @@ def test_published_values(name, variant, values):
     PRESETS[name].check_layer(values["layers"][0])
 
 
-@pytest.mark.parametrize("variant", FTVariant)
+@pytest.mark.parametrize("variant", FT_VARIANTS.values())
 @pytest.mark.parametrize("family", ["gpt2", "gptj"])
 def test_factworld_has_every_variant(family, variant, model, gptj):
     """Weights that a model of the family has, and a bound for all but FT."""
     config = FTConfig.for_model(f"factworld-{family}", variant)
     fine_tune._check({"gpt2": model, "gptj": gptj}[family], [REQUEST], config)
-    assert (config.norm_constraint is None) is (variant is FTVariant.FT)
+    assert (config.norm_constraint is None) is (variant is MethodName.FT)
 
 
 def test_a_baseline_that_is_not_known_is_named():
-    with pytest.raises(ValueError, match=r"no 'attn' .* 'gpt2-large' \(known: gpt2-xl, .*FTConfig"):
-        FTConfig.for_model("gpt2-large", FTVariant.FT_ATTN)
+    with pytest.raises(
+        ValueError, match=r"no FT-attn .* 'gpt2-large' \(known: gpt2-xl, .*FTConfig"
+    ):
+        FTConfig.for_model("gpt2-large", MethodName.FT_ATTN)
     with pytest.raises(ValueError, match="'gpt5'"):  # not a free one in place of a bounded one
-        FTConfig.for_model("gpt5", FTVariant.FT_L, layers=(0,))
+        FTConfig.for_model("gpt5", MethodName.FT_L, layers=(0,))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +365,7 @@ def test_weights_are_named_once():
             FTConfig((1,), leaves=leaves)
 
 
-@pytest.mark.parametrize("config", [CONFIG, FTConfig.for_model("gpt2-xl", FTVariant.FT_ATTN)])
+@pytest.mark.parametrize("config", [CONFIG, FTConfig.for_model("gpt2-xl", MethodName.FT_ATTN)])
 def test_plain_values_come_back(config):
     assert FTConfig.from_dict(config.to_dict()) == config
     assert config.to_dict()["leaves"][0] in ("MLP_DOWN", "ATTN_QKV")
@@ -382,9 +387,9 @@ def test_plain_values_that_mean_nothing_are_named(values, message):
 
 def test_the_config_file_gives_the_variants():
     for argument, model_name, variant in (
-        ("gpt2-xl,constr", "gpt2-xl", FTVariant.FT_L),
-        ("gpt-j-6b,unconstr", "gpt-j-6b", FTVariant.FT),
-        ("factworld-gptj,attn", "factworld-gptj", FTVariant.FT_ATTN),
+        ("gpt2-xl,constr", "gpt2-xl", MethodName.FT_L),
+        ("gpt-j-6b,unconstr", "gpt-j-6b", MethodName.FT),
+        ("factworld-gptj,attn", "factworld-gptj", MethodName.FT_ATTN),
     ):
         read = FTConfig.from_dict(ft.get_config(argument).to_dict())
         assert read == FTConfig.for_model(model_name, variant)

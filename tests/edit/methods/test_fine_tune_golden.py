@@ -15,7 +15,7 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import FTConfig, TargetScoring
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.methods import fine_tune
-from rome_jax.edit.stages.targets import tokenize_requests
+from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.models import forward
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Part
@@ -74,7 +74,7 @@ def test_it_repeats_the_original(name, golden, golden_model):
     case = golden(name)
     model, arrays, config = golden_model(case.info["model"]), case.arrays, hyperparameters(case)
     tolerance = 1e-2 if case.info["norm_constraint_active"] else 2e-3
-    inputs = tokenize_requests(model.tokenizer, requests_of(case), 1024, config.scoring)
+    inputs = tokenize_request_targets(model.tokenizer, requests_of(case), 1024, config.scoring)
     check_tokens(inputs, arrays)
     result = fine_tune.compute_from_inputs(
         model.params, model.config, fine_tune.minibatches(inputs, config.batch_size), config

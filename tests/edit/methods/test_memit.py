@@ -56,11 +56,8 @@ def joint(model, requests, templates, moments):
 
 @pytest.fixture(scope="module")
 def targets(model, requests, templates):
-    return np.asarray(
-        memit.optimize_states(
-            model.params, model.config, inputs_of(model, requests, templates), CONFIG
-        )
-    )
+    inputs = inputs_of(model, requests, templates)
+    return np.asarray(memit.optimize_states(model.params, model.config, inputs, CONFIG)[0])
 
 
 def states_of(model, params, request, templates):
@@ -166,7 +163,7 @@ def test_an_update_takes_the_form_that_takes_less_memory(count, kind):
 def test_z_stays_in_a_ball_around_the_state(model, requests, templates, targets):
     far = dataclasses.replace(CONFIG, clamp_norm_factor=1e-2)
     inputs = inputs_of(model, requests, templates)
-    near = memit.optimize_states(model.params, model.config, inputs, far)
+    near, _ = memit.optimize_states(model.params, model.config, inputs, far)
     for n, request in enumerate(requests):
         _, hidden = states_of(model, model.params, request, templates[:1])
         state = hidden[0, 1]
@@ -202,7 +199,7 @@ def known_inputs(known):
         config.fact_token,
         model.config.context_length,
     )
-    return inputs, memit.optimize_states(model.params, model.config, inputs, config)
+    return inputs, memit.optimize_states(model.params, model.config, inputs, config)[0]
 
 
 def test_twenty_facts_at_once(known):

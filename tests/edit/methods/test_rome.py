@@ -328,7 +328,7 @@ def test_edit_is_pure_and_goes_into_a_jit_of_ones_own(model, requests, templates
 def test_a_jit_asks_for_the_factor(model, requests, templates, moments):
     config = MODES[KeyMode.REFERENCE]
     inputs = tokenize_requests(model.tokenizer, requests[:1], templates, config.fact_token, 64)
-    with pytest.raises(TypeError, match="give SecondMoment.factor"):
+    with pytest.raises(TypeError, match="SecondMoment"):
         jax.eval_shape(lambda p: rome.edit(p, model.config, inputs, config, moments), model.params)
 
 
@@ -446,9 +446,6 @@ def test_an_edit_that_is_not_a_number_is_named(requests, results):
 
 
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
-    optimization = results[KeyMode.REFERENCE].layers[0].optimization
     present = jnp.array([False, True, False])
-    (message,) = rome._warnings(
-        altered(results, optimization=optimization.replace(present=present)), requests
-    )
+    (message,) = rome._warnings(altered(results).replace(was_answer=present), requests)
     assert re.search("'English' is the model's present answer.*Slavoj Žižek", message)
