@@ -9,11 +9,11 @@ weights and token arrays (`edit_case`), take exactly 20 evaluations of the loss 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 
 import jax
 import numpy as np
+from absl.flags import argparse_flags
 from transformers import GPT2LMHeadModel
 
 from benchmarks import rome_torch
@@ -85,7 +85,7 @@ def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
 
 def main() -> None:
     """Prints the ceilings and a table a size."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--batch", type=int, default=32, help="requests at once")
     parser.add_argument("--chunk_size", type=int, default=8, help="of them optimised together")

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import torch
+from absl.flags import argparse_flags
 
 from benchmarks import evaluate_cases
 from benchmarks.edit_case import STEPS
@@ -103,7 +104,7 @@ def _print_stages(rows: Sequence[tuple[str, Run]], peak_tflops: float | None) ->
 
 def main() -> None:
     """Prints the ceilings and the table of each size."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     sizes = [name for name in EDIT_LAYERS if PRESETS[name].family is Family.GPT2]  # as rome_torch
     parser.add_argument("--models", nargs="+", choices=sizes, default=["gpt2"])
     parser.add_argument("--cases", type=int, default=64, help="of rome_jax")

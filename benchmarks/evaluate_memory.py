@@ -9,7 +9,6 @@ holds for the backend that compiles: where there is a GPU, run it there.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Sequence
 from unittest import mock
@@ -17,6 +16,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import argparse_flags
 
 from benchmarks import edit_case
 from benchmarks.evaluate_cases import EDIT_LAYERS, make_records, make_templates, word_tokenizer
@@ -127,7 +127,7 @@ def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer:
 
 def main() -> None:
     """Prints the table, a row as soon as it is known."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     sizes = {name.split("/")[-1]: name for name in EDIT_LAYERS}
     parser.add_argument("--models", nargs="+", choices=sizes, default=list(sizes))
     parser.add_argument(

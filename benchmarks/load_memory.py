@@ -21,6 +21,7 @@ from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
 import numpy as np
+from absl.flags import argparse_flags
 
 _SHARD = 2 << 30  # bytes
 _INTERVAL = 0.005  # seconds between samples
@@ -99,7 +100,7 @@ def measure(directory: Path, load_dtype: str | None) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = argparse_flags.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from absl.flags import argparse_flags
 from transformers import AutoModelForCausalLM
 
 from benchmarks import trace_torch
@@ -142,7 +143,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints the ceilings and the tables of each size."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["gpt2", "gpt2-medium"])
     parser.add_argument(
         "--kinds", nargs="+", choices=list(map(str, TraceKind)), default=list(TraceKind)

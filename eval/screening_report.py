@@ -1,9 +1,9 @@
 """How well a screening ranks states by one backward pass, against restoring all of them.
 
-    python -m eval.screening_report --model_name=factworld-gpt2 --num_prompts=30 --top=20
+    python -m eval.screening_report --model_name=factworld-gpt2 --num_cases=30 --top=20
 
-traces factworld's facts both ways under the same noise and prints for each kind, and for gradients of the answer's
-probability and of its logarithm:
+traces 30 of factworld's facts (--num_cases) both ways under the same noise and prints for each kind, and for gradients
+of the answer's probability and of its logarithm:
 
     rank      Spearman's correlation of estimate and indirect effect over all states from the subject on
     best in   how often the state with the largest effect is among the verified ones
@@ -14,135 +14,32 @@ probability and of its logarithm:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import jax
-import numpy as np
-from absl import flags
-from tqdm import tqdm
-
 from eval import cli
-from rome_jax.models.registry import LanguageModel, load_model
-from rome_jax.trace import inputs as trace_inputs
-from rome_jax.trace.best_states import Agreement, agreement
-from rome_jax.trace.facts import FACTWORLD, KnownFact
-from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.protocol import Protocol, begin_case
-from rome_jax.trace.restore import DEFAULT_WINDOW, Measure, Runs, TraceKind
-from rome_jax.trace.screen import screen, verify
-from rome_jax.trace.sweep import check_window, default_window, trace
-
-_MODEL = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
-_PROMPTS = flags.DEFINE_integer("num_prompts", 30, "First facts of factworld.", lower_bound=1)
-_TOP = flags.DEFINE_integer("top", 20, "States that are verified.", lower_bound=1)
-_NOISE = flags.DEFINE_string("noise_level", "s3", "As for eval.causal_trace.")
-_SAMPLES = flags.DEFINE_integer("samples", 10, "Noise samples a prompt.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
-_WINDOW = flags.DEFINE_integer(
-    "window", None, f"Default: {DEFAULT_WINDOW}, or half of a shallow model's layers."
-)
-
-_Result = TypeVar("_Result")
-
-
-def compare(
-    model: LanguageModel,
-    prompt: TracePrompt,
-    runs: Runs,
-    *,
-    kind: TraceKind,
-    window: int,
-    top: int,
-) -> tuple[dict[Measure, tuple[Agreement, float]], float]:
-    """One case and kind: agreement and seconds by the gradient's measure, and the seconds of the full trace."""
-    how = {"kind": kind, "window": window}
-    scores, seconds = timed(lambda: trace(model, prompt, runs, **how))
-    first, low = prompt.span[0], float(runs.corrupted_score)
-    found = {}
-    for measure in Measure:
-
-        def screening(measure=measure):
-            estimate = screen(model, prompt, runs, measure=measure, **how)
-            return estimate, verify(model, prompt, runs, estimate, top=top, **how)
-
-        (estimate, verified), taken = timed(screening)
-        tables = estimate[first:], verified[first:] - low, scores[first:] - low
-        found[measure] = agreement(*tables), taken
-    return found, seconds
-
-
-def timed(function: Callable[[], _Result]) -> tuple[_Result, float]:
-    """A function's result and the seconds it takes the second time, its programs compiled."""
-    jax.block_until_ready(function())
-    begun = time.perf_counter()
-    result = jax.block_until_ready(function())
-    return result, time.perf_counter() - begun
-
-
-def report(
-    model: LanguageModel, facts: Sequence[KnownFact], protocol: Protocol, top: int
-) -> list[str]:
-    """Traces the facts that the model knows both ways.
-
-    Returns:
-      the lines of the report.
-
-    Raises:
-      ValueError: it knows none of them.
-    """
-    cases = {kind: [] for kind in TraceKind}
-    states, setting_out = [], []
-    for fact in tqdm(facts, unit="prompt", desc="tracing"):
-        begun = begin_case(model, fact, protocol)
-        if isinstance(begun, str):
-            continue
-        prompt, runs = begun
-        setting_out.append(timed(lambda at=prompt: protocol.begin(model, at))[1])
-        states.append((len(prompt.ids) - prompt.span[0]) * model.config.num_layers)
-        for kind, found in cases.items():
-            found.append(compare(model, prompt, runs, kind=kind, window=protocol.window, top=top))
-    if not states:
-        raise ValueError(f"{model.name} knows none of the {len(facts)} facts: trace more.")
-    lines = [
-        f"{len(states)} of {len(facts)} prompts traced, {min(states)} to {max(states)} states from the subject on",
-        f"best {top} verified; clean and corrupted runs take {np.median(setting_out):.3f} s a case besides",
-        f"{'':8s}{'gradient of':17s}{'rank: mean':>11s}{'least':>8s}{'best in':>9s}{'found':>8s}"
-        f"{'reach: mean':>13s}{'least':>8s}{'seconds':>9s}{'in full':>9s}",
-    ]
-    for kind, found in cases.items():
-        full = np.median([seconds for _, seconds in found])
-        for measure in Measure:
-            of = [by_measure[measure][0] for by_measure, _ in found]
-            taken = np.median([by_measure[measure][1] for by_measure, _ in found])
-            rank, reach = (
-                np.array([getattr(one, name) for one in of]) for name in ("rank", "reach")
-            )
-            lines.append(
-                f"{kind.value:8s}{measure.value.replace('_', '-'):17s}{np.nanmean(rank):11.3f}"
-                f"{np.nanmin(rank):8.3f}{np.mean([one.best for one in of]):9.2f}"
-                f"{np.mean([one.found for one in of]):8.2f}{np.nanmean(reach):13.3f}"
-                f"{np.nanmin(reach):8.3f}{taken:9.3f}{full:9.3f}"
-            )
-    return lines
+from eval.flags import model, running, tracing
+from rome_jax.terminal.screening_report import report
+from rome_jax.trace.protocol import Series
 
 
 def main() -> None:
     """Prints the report."""
-    facts = trace_inputs.read_facts(FACTWORLD, _MODEL.value)
-    model = load_model(_MODEL.value)
-    num_layers = model.config.num_layers
-    window = default_window(num_layers) if _WINDOW.value is None else _WINDOW.value
-    check_window(TraceKind.MLP, window, num_layers)
-    noise, _ = trace_inputs.read_noise(model, _NOISE.value, facts.subjects, None)
-    protocol = Protocol(noise, samples=_SAMPLES.value, seed=_SEED.value, window=window)
-    print(f"Model       {model!r}")
+    facts = tracing.read_facts(model.check(), None)
+    loaded = model.load()
+    protocol, _ = tracing.read_protocol(loaded, facts.subjects, [Series.MLP])
+    noise = protocol.noise
+    print(f"Model       {loaded!r}")
     print(
-        f"Noise       {_NOISE.value}: {noise.distribution.value} {noise.value:.4g}, window {window}"
+        f"Noise       {tracing.NOISE.value}: {noise.distribution.value} {noise.value:.4g}, "
+        f"window {protocol.window}"
     )
-    print("\n".join(report(model, facts.facts[: _PROMPTS.value], protocol, _TOP.value)))
+    chosen = facts.facts[: running.CASES.value]
+    print("\n".join(report(loaded, chosen, protocol, tracing.TOP.value)))
 
+
+PROGRAM = cli.Program(
+    main,
+    takes="model_name dtype precision fact_file num_cases top noise_level samples seed window".split(),
+    defaults={"num_cases": 30, "fact_file": "factworld"},
+)
 
 if __name__ == "__main__":
-    cli.run(main)
+    PROGRAM.run()

@@ -13,72 +13,39 @@ means of which S is the harmonic mean. For zsRE these are the three accuracies, 
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
-from absl import flags
-
 from eval import cli
+from eval.flags import running
 from rome_jax.evaluation import summaries, tables
 from rome_jax.files.artifacts import write_whole
-
-_DIR_NAME = flags.DEFINE_list(
-    "dir_name",
-    [],
-    "Methods in --results_dir, such as ROME or ROME,FT; or paths to their folders or to those of single runs.",
-)
-_RUNS = flags.DEFINE_list("runs", [], "Runs of each method, such as run_000; default: all.")
-_FIRST = flags.DEFINE_integer(
-    "first_n_cases",
-    None,
-    "Cases of a run to read, in order of case id; default: all.",
-    lower_bound=1,
-)
-_RESULTS = flags.DEFINE_string("results_dir", "results", "Holds a folder a method.")
-_FORMAT = flags.DEFINE_enum_class(
-    "format", tables.TableFormat.TEXT, tables.TableFormat, "Of the table."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "A file for the table; default: the terminal.")
-_ORIGINAL = flags.DEFINE_bool(
-    "original",
-    False,
-    "Instead, the original's summary as JSON: (mean, σ) of its metrics, a run each.",
-)
-
-
-def labels(runs: list[Path]) -> list[str]:
-    """Method and run of each folder, such as ROME/run_000; whole paths where these are not unique."""
-    short = [f"{run.absolute().parent.name}/{run.name}" for run in runs]
-    return short if len(set(short)) == len(short) else [str(run) for run in runs]
-
-
-def tables_of(runs: dict[str, summaries.Summary], table_format: tables.TableFormat) -> str:
-    """One table for CounterFact and one for zsRE, of the runs that are there; CSV has them in one."""
-    datasets: dict[bool, dict[str, summaries.Summary]] = {}
-    for name, summary in runs.items():
-        datasets.setdefault("post_rewrite_acc" in summary.metrics, {})[name] = summary
-    parts = [tables.make_rows(of_dataset) for of_dataset in datasets.values()]
-    if table_format is tables.TableFormat.CSV:
-        parts = [list(itertools.chain(*parts))]
-    return "\n\n".join(tables.render(rows, table_format) for rows in parts)
 
 
 def main() -> None:
     """Prints or writes the table."""
-    runs = summaries.find_runs(_RESULTS.value, _DIR_NAME.value, _RUNS.value)
-    found = [summaries.summarize(summaries.read_cases(run, _FIRST.value)) for run in runs]
-    if _ORIGINAL.value:
+    running.check_files()
+    runs = summaries.find_runs(
+        running.RESULTS_DIR.value, running.DIR_NAME.value, running.RUNS.value
+    )
+    first = running.FIRST.value
+    found = [summaries.summarize(summaries.read_cases(run, first)) for run in runs]
+    if running.ORIGINAL.value:
         pairs = [one.original(str(run)) for run, one in zip(runs, found, strict=True)]
         text = json.dumps(pairs, indent=1)
     else:
-        text = tables_of(dict(zip(labels(runs), found, strict=True)), _FORMAT.value)
-    if _OUTPUT.value is None:
+        named = dict(zip(tables.run_names(runs), found, strict=True))
+        text = tables.render_runs(named, running.FORMAT.value)
+    if running.OUTPUT.value is None:
         print(text)
     else:
-        write_whole(Path(_OUTPUT.value), f"{text}\n".encode())
-        print(f"Written to {_OUTPUT.value}.")
+        write_whole(Path(running.OUTPUT.value), f"{text}\n".encode())
+        print(f"Written to {running.OUTPUT.value}.")
 
+
+PROGRAM = cli.Program(
+    main, takes="dir_name runs first_n_cases results_dir format output original".split()
+)
 
 if __name__ == "__main__":
-    cli.run(main)
+    PROGRAM.run()

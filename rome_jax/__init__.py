@@ -3,64 +3,215 @@
 model = rome_jax.load_model("factworld-gpt2")
 deltas = rome_jax.rome.compute_deltas(model, requests, config, second_moments=moments, key=key)
 edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
+
+Here is what most programs need; the packages edit, trace, models, moments and evaluation list the rest.
 """
 
-from rome_jax.data.positions import FactToken
-from rome_jax.data.request import EditRequest, EditWarning
-from rome_jax.edit.baseline_config import FTConfig, FTVariant, KEConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import KeyMode, MEMITConfig, ROMEConfig
-from rome_jax.edit.delta import apply_delta, merge_deltas, revert_delta
-from rome_jax.edit.edit_files import load_edits, save_edits
-from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
-from rome_jax.edit.saved_edits import Provenance, SavedEdit, apply_edits, record_edits, revert_edits
-from rome_jax.models.config import ModelConfig
-from rome_jax.models.forward import logits
-from rome_jax.models.generate import Sampling, generate_text
-from rome_jax.models.interventions import Delta
-from rome_jax.models.orbax import load_orbax, save_orbax
-from rome_jax.models.registry import LanguageModel, load_model, save_hf
-from rome_jax.moments.files import SecondMoment, load_shipped
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from rome_jax import _lazy
 from rome_jax.version import __version__
 
-__all__ = [
-    "Delta",
+if TYPE_CHECKING:
+    from rome_jax import data, edit, evaluation, factworld, models, moments, plots, trace
+    from rome_jax.data.positions import FactToken
+    from rome_jax.data.request import EditRequest, EditWarning
+    from rome_jax.data.tokens import TokenBatch, encode
+    from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
+    from rome_jax.edit.config import KeyMode, MEMITConfig, MethodName, ROMEConfig
+    from rome_jax.edit.delta import apply_delta, merge_deltas, revert_delta
+    from rome_jax.edit.edit_files import load_edits, save_edits
+    from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+    from rome_jax.edit.saved_edits import (
+        Provenance,
+        SavedEdit,
+        apply_edits,
+        record_edits,
+        revert_edits,
+    )
+    from rome_jax.evaluation.datasets import DatasetName, load_dataset
+    from rome_jax.evaluation.evaluate import evaluate_records
+    from rome_jax.evaluation.summaries import summarize
+    from rome_jax.models.config import ModelConfig
+    from rome_jax.models.forward import capture, logits
+    from rome_jax.models.generate import Sampling, generate, generate_text
+    from rome_jax.models.interventions import Delta, Patch, PatchMode, Site
+    from rome_jax.models.logit_lens import logit_lens, top_tokens
+    from rome_jax.models.orbax import load_orbax, save_orbax
+    from rome_jax.models.registry import LanguageModel, load_model, save_hf
+    from rome_jax.moments.files import load_shipped
+    from rome_jax.moments.second_moment import SecondMoment
+    from rome_jax.trace.noise import fit_noise
+    from rome_jax.trace.prompt import TracePrompt
+    from rome_jax.trace.restore import Measure, TraceKind
+
+__all__ = ["__version__"]
+# Packages
+__all__ += [
+    "data",
+    "edit",
+    "evaluation",
+    "factworld",
+    "models",
+    "moments",
+    "plots",
+    "trace",
+]
+# Models
+__all__ += [
+    "LanguageModel",
+    "ModelConfig",
+    "Sampling",
+    "TokenBatch",
+    "encode",
+    "generate",
+    "generate_text",
+    "load_model",
+    "load_orbax",
+    "logits",
+    "save_hf",
+    "save_orbax",
+]
+# Looking inside a forward pass, and changing it
+__all__ += [
+    "Patch",
+    "PatchMode",
+    "Site",
+    "capture",
+    "logit_lens",
+    "top_tokens",
+]
+# Where a fact is
+__all__ += [
+    "Measure",
+    "TraceKind",
+    "TracePrompt",
+    "fit_noise",
+]
+# Methods of editing, a module each
+__all__ += [
+    "fine_tune",
+    "ke",
+    "knowledge_neurons",
+    "memit",
+    "mend",
+    "rome",
+]
+# Requests, hyperparameters and second moments
+__all__ += [
     "EditRequest",
     "EditWarning",
     "FTConfig",
-    "FTVariant",
     "FactToken",
     "KEConfig",
     "KNConfig",
     "KeyMode",
-    "LanguageModel",
     "MEMITConfig",
     "MENDConfig",
-    "ModelConfig",
-    "Provenance",
+    "MethodName",
     "ROMEConfig",
-    "Sampling",
-    "SavedEdit",
     "SecondMoment",
-    "__version__",
+    "load_shipped",
+]
+# Edits, applied and kept
+__all__ += [
+    "Delta",
+    "Provenance",
+    "SavedEdit",
     "apply_delta",
     "apply_edits",
-    "fine_tune",
-    "generate_text",
-    "ke",
-    "knowledge_neurons",
     "load_edits",
-    "load_model",
-    "load_orbax",
-    "load_shipped",
-    "logits",
-    "memit",
-    "mend",
     "merge_deltas",
     "record_edits",
     "revert_delta",
     "revert_edits",
-    "rome",
     "save_edits",
-    "save_hf",
-    "save_orbax",
 ]
+# How good an edit is
+__all__ += [
+    "DatasetName",
+    "evaluate_records",
+    "load_dataset",
+    "summarize",
+]
+
+_HOMES = {
+    # Models
+    "LanguageModel": "rome_jax.models.registry",
+    "ModelConfig": "rome_jax.models.config",
+    "Sampling": "rome_jax.models.generate",
+    "TokenBatch": "rome_jax.data.tokens",
+    "encode": "rome_jax.data.tokens",
+    "generate": "rome_jax.models.generate",
+    "generate_text": "rome_jax.models.generate",
+    "load_model": "rome_jax.models.registry",
+    "load_orbax": "rome_jax.models.orbax",
+    "logits": "rome_jax.models.forward",
+    "save_hf": "rome_jax.models.registry",
+    "save_orbax": "rome_jax.models.orbax",
+    # Looking inside a forward pass, and changing it
+    "Patch": "rome_jax.models.interventions",
+    "PatchMode": "rome_jax.models.interventions",
+    "Site": "rome_jax.models.interventions",
+    "capture": "rome_jax.models.forward",
+    "logit_lens": "rome_jax.models.logit_lens",
+    "top_tokens": "rome_jax.models.logit_lens",
+    # Where a fact is
+    "Measure": "rome_jax.trace.restore",
+    "TraceKind": "rome_jax.trace.restore",
+    "TracePrompt": "rome_jax.trace.prompt",
+    "fit_noise": "rome_jax.trace.noise",
+    # Methods of editing, a module each
+    "fine_tune": "rome_jax.edit.methods",
+    "ke": "rome_jax.edit.methods",
+    "knowledge_neurons": "rome_jax.edit.methods",
+    "memit": "rome_jax.edit.methods",
+    "mend": "rome_jax.edit.methods",
+    "rome": "rome_jax.edit.methods",
+    # Requests, hyperparameters and second moments
+    "EditRequest": "rome_jax.data.request",
+    "EditWarning": "rome_jax.data.request",
+    "FTConfig": "rome_jax.edit.baseline_config",
+    "FactToken": "rome_jax.data.positions",
+    "KEConfig": "rome_jax.edit.baseline_config",
+    "KNConfig": "rome_jax.edit.baseline_config",
+    "KeyMode": "rome_jax.edit.config",
+    "MEMITConfig": "rome_jax.edit.config",
+    "MENDConfig": "rome_jax.edit.baseline_config",
+    "MethodName": "rome_jax.edit.config",
+    "ROMEConfig": "rome_jax.edit.config",
+    "SecondMoment": "rome_jax.moments.second_moment",
+    "load_shipped": "rome_jax.moments.files",
+    # Edits, applied and kept
+    "Delta": "rome_jax.models.interventions",
+    "Provenance": "rome_jax.edit.saved_edits",
+    "SavedEdit": "rome_jax.edit.saved_edits",
+    "apply_delta": "rome_jax.edit.delta",
+    "apply_edits": "rome_jax.edit.saved_edits",
+    "load_edits": "rome_jax.edit.edit_files",
+    "merge_deltas": "rome_jax.edit.delta",
+    "record_edits": "rome_jax.edit.saved_edits",
+    "revert_delta": "rome_jax.edit.delta",
+    "revert_edits": "rome_jax.edit.saved_edits",
+    "save_edits": "rome_jax.edit.edit_files",
+    # How good an edit is
+    "DatasetName": "rome_jax.evaluation.datasets",
+    "evaluate_records": "rome_jax.evaluation.evaluate",
+    "load_dataset": "rome_jax.evaluation.datasets",
+    "summarize": "rome_jax.evaluation.summaries",
+}
+
+_get, __dir__ = _lazy.attach(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "covariance":
+        warnings.warn(
+            "rome_jax.covariance is now rome_jax.moments.files, and its public names are in rome_jax.moments; "
+            "the old name goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return _lazy.import_name("rome_jax.moments", "files")
+    return _get(name)

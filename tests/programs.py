@@ -1,7 +1,6 @@
 """Programs of `eval` that run many command lines in one process.
 
-Starting `python -m eval.edit` costs seconds: imports, a model, its compilation. A `Program` starts once. Two of them
-cannot share a process, as programs define flags of the same names.
+Starting `python -m eval.edit` costs seconds: imports, a model, its compilation. A `Program` starts once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import TextIO
 from absl import app
 from absl.testing import flagsaver
 
-from eval import cli
 from rome_jax.models import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,7 +161,7 @@ def _run(program: ModuleType, arguments: tuple[str, ...]) -> int:
     status = None
     try:
         with open(0, closefd=False) as sys.stdin, flagsaver.flagsaver():
-            cli.run(program.main)
+            program.PROGRAM.run()
     except SystemExit as end:
         status = end.code
     except Exception:

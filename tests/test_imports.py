@@ -34,15 +34,21 @@ FLOORS = (
 
 @dataclass(frozen=True)
 class Rule:
-    """Modules `within` some packages, `exempt` ones aside, import none of `forbidden`."""
+    """Modules `within` some packages, `exempt` ones aside, import none of `forbidden`.
+
+    `listings` are packages whose own `__init__.py` is exempt: it lists names of modules inside.
+    """
 
     name: str
     within: tuple[str, ...]
     forbidden: tuple[str, ...]
     exempt: tuple[str, ...] = ()
+    listings: tuple[str, ...] = ()
 
     def applies(self, module: str) -> bool:
         """Whether this rule speaks about a module."""
+        if module in self.listings:
+            return False
         return covers(self.within, module) and not covers(self.exempt, module)
 
 
@@ -94,6 +100,7 @@ RULES = (
         within=packages(["edit"]),
         forbidden=packages(["edit.stages"]),
         exempt=packages(["edit.stages", "edit.methods", "edit.hypernetworks", "edit.method"]),
+        listings=packages(["edit"]),
     ),
 )
 
@@ -210,6 +217,16 @@ def test_every_package_has_a_floor():
     assert found == {name for floor in FLOORS for name in floor}
 
 
+def test_contributing_draws_these_floors():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = [
+        tuple(cell.strip() for cell in line.split("│")[1:-1])
+        for line in text.splitlines()
+        if line.startswith("│")
+    ]
+    assert tuple(reversed(drawn)) == FLOORS
+
+
 @pytest.mark.parametrize(
     "rule", [rule for rule in RULES if rule.name in BREACHES], ids=lambda rule: rule.name
 )
@@ -245,31 +262,40 @@ def run_python(program: str) -> str:
     return done.stdout
 
 
-def test_import_is_lean():
-    """`import rome_jax` loads none of the heavy packages and defines no command-line flag.
+def test_import_loads_nothing_but_a_list_of_names():
+    output = run_python(
+        "import sys, rome_jax\n"
+        "print([name for name in ('jax', 'flax', 'numpy', 'absl') if name in sys.modules])\n"
+        "print(sorted(name for name in sys.modules if name.startswith('rome_jax')))\n"
+    )
+    assert output.splitlines() == ["[]", "['rome_jax', 'rome_jax._lazy', 'rome_jax.version']"]
+
+
+def test_what_the_package_offers_is_lean():
+    """All public names of `rome_jax` load none of the heavy packages and define no command-line flag.
 
     flax logs through absl, which loads `absl.flags`: what counts is that rome_jax defines no flag.
     """
     output = run_python(
-        "import sys, rome_jax\n"
-        "heavy = 'torch', 'matplotlib', 'transformers', 'absl.app', 'ml_collections', 'datasets', 'orbax.checkpoint'\n"
+        "import sys\n"
+        "from rome_jax import *\n"
+        "heavy = 'torch', 'matplotlib', 'transformers', 'absl.app', 'datasets', 'orbax.checkpoint', 'nltk', 'sklearn'\n"
         "print([name for name in heavy if name in sys.modules])\n"
-        "flags = sys.modules.get('absl.flags')\n"
-        "defined = flags.FLAGS.flags_by_module_dict() if flags else {}\n"
+        "defined = sys.modules['absl.flags'].FLAGS.flags_by_module_dict()\n"
         "print([name for name in defined if name.startswith(('rome_jax', 'eval'))])\n"
     )
-    assert output.split("\n")[:2] == ["[]", "[]"]
+    assert output.splitlines() == ["[]", "[]"]
 
 
 def test_import_is_fast():
-    """At most 3 s of processor time, which other programs on the machine do not stretch."""
+    """At most 2 s of processor time, which other programs on the machine do not stretch."""
     program = "import time, rome_jax\nprint(time.process_time())"
     best = float("inf")
     for _ in range(3):
         best = min(best, float(run_python(program)))
-        if best <= 3:
+        if best <= 2:
             return
-    pytest.fail(f"import rome_jax takes {best:.1f} s of processor time, more than 3 s")
+    pytest.fail(f"import rome_jax takes {best:.1f} s of processor time, more than 2 s")
 
 
 def requirements(extra: str | None = None) -> list[Requirement]:
@@ -311,7 +337,7 @@ def gpu_or_torch(names: set[str]) -> list[str]:
     return sorted(name for name in names if any(mark in name for mark in marks))
 
 
-@pytest.mark.parametrize("extra", [None, "test", "plot"])
+@pytest.mark.parametrize("extra", [None, "eval", "notebooks", "plot", "test"])
 def test_plain_installs_bring_no_torch_and_no_cuda(extra):
     wanted = requirements() + (requirements(extra) if extra else [])
     assert not any(need.extras for need in wanted)
@@ -342,5 +368,4 @@ def test_base_install_names_what_the_library_imports():
                     continue
                 if not {canonicalize_name(d) for d in distributions.get(top, [top])} & allowed:
                     missing[module] = top
-    missing.pop("rome_jax.plots.tracing", None)  # matplotlib, from the extra `plot`
     assert not missing

@@ -17,6 +17,7 @@ from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
 from benchmarks.gpu.moment import moment_root
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models.config import ModelConfig, to_hf
 
@@ -39,7 +40,7 @@ def run(context: Context) -> None:
         moments = {size.layer: moment.result()}
     context.log("second moment factored")
 
-    def edit(inputs: EditInputs) -> rome.ROMEResult:
+    def edit(inputs: EditInputs) -> EditResult:
         return rome.compute_from_inputs(params, size.config, inputs, config, moments)
 
     solving, _ = median_seconds(lambda: moments[size.layer].solve(np.ones(size.config.mlp_width)))
@@ -110,7 +111,7 @@ def _hand_on(
     inputs: EditInputs,
     config: ROMEConfig,
     model_config: ModelConfig,
-    result: rome.ROMEResult,
+    result: EditResult,
 ) -> None:
     """Everything that PyTorch needs to make the same edit, and ours."""
     (update,) = result.deltas.updates

@@ -1,12 +1,38 @@
-"""The request that `eval.edit` is to write, from flags or by default."""
+"""One fact or prompt: what is edited, or traced, and what is looked at beside it."""
 
 from __future__ import annotations
 
+from absl import flags
+
 from rome_jax.data.request import EditRequest
 from rome_jax.models.registry import SHIPPED
+from rome_jax.terminal.edit_report import Prompts
 
 # A held-out fact of factworld, which both embedded models know.
 EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
+
+PROMPT = flags.DEFINE_string("prompt", None, "Text with {} where the subject stands.")
+SUBJECT = flags.DEFINE_string("subject", None, "What --prompt is about.")
+TARGET_NEW = flags.DEFINE_string("target_new", None, "What the model shall say next.")
+TARGET_TRUE = flags.DEFINE_string("target_true", None, "What it says now, if decoding errs.")
+PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; repeatable.")
+NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")
+TARGET = flags.DEFINE_string(
+    "target", None, "Answer to --prompt to measure, of any length; default: the model's own."
+)
+CONTRAST = flags.DEFINE_string(
+    "contrast", None, "Second answer to --prompt: measures the difference of log-probabilities."
+)
+
+
+def from_flags() -> EditRequest | None:
+    """The request of the flags; see `read_request`."""
+    return read_request(PROMPT.value, SUBJECT.value, TARGET_NEW.value, TARGET_TRUE.value)
+
+
+def prompts() -> Prompts:
+    """The paraphrases and neighbors of the flags."""
+    return Prompts(PARAPHRASES.value, NEIGHBORS.value)
 
 
 def read_request(

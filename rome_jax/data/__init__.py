@@ -1,0 +1,1 @@
+"""Requests, tokens, positions and corpora: what goes into a model."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rome_jax.edit.edit_files import load_edits, save_edits
     from rome_jax.edit.hypernetworks.networks import Hypernetwork
     from rome_jax.edit.hypernetworks.training import TrainingConfig
-    from rome_jax.edit.method import METHODS, Editor, Method, read_config
+    from rome_jax.edit.method import METHODS, Editor, Method, Resource, read_config
     from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
     from rome_jax.edit.result import EditResult
     from rome_jax.edit.saved_edits import (
@@ -64,6 +64,7 @@ __all__ += [
     "Editor",
     "Method",
     "MethodName",
+    "Resource",
     "read_config",
 ]
 # Requests and how they are tokenised
@@ -135,6 +136,7 @@ _HOMES = {
     "Editor": "rome_jax.edit.method",
     "Method": "rome_jax.edit.method",
     "MethodName": "rome_jax.edit.config",
+    "Resource": "rome_jax.edit.method",
     "read_config": "rome_jax.edit.method",
     # Requests and how they are tokenised
     "EditInputs": "rome_jax.edit.stages.inputs",

@@ -326,11 +326,17 @@ class Editor:
         """Whether N of its deltas are scored in one batch."""
         return METHODS[self.algorithm].factored
 
-    def compute(self, requests: Sequence[EditRequest]) -> Delta:
+    def compute(self, requests: Sequence[EditRequest], progress: bool = False) -> Delta:
         """N independent edits.
+
+        Args:
+          requests: the facts to write.
+          progress: show a progress bar.
 
         Raises:
           ValueError: a request or configuration that the method cannot work with.
         """
         method = METHODS[self.algorithm]
-        return method.compute_deltas(self.model, requests, self.config, **self.options)
+        return method.compute_deltas(
+            self.model, requests, self.config, progress=progress, **self.options
+        )

@@ -12,20 +12,21 @@ from typing import Any, TypeVar
 
 from rome_jax.edit import method as methods
 from rome_jax.edit.config import Hyperparameters
-from rome_jax.edit.hypernetworks.networks import HypernetworkKind
-from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
+from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import summaries
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.run import EvaluationRun, Settings
 from rome_jax.evaluation.summaries import Summary
 from rome_jax.models import runs
+from rome_jax.models.registry import LanguageModel
 
 _REMEDY = "give another --results_dir"
 _Made = TypeVar("_Made")
 
 
-def select_algorithms(names: Iterable[str] | None) -> list[Algorithm]:
+def select_algorithms(names: Iterable[str] | None) -> list[MethodName]:
     """Methods by name, or all in the paper's order, ROME below the others.
 
     Raises:
@@ -33,19 +34,19 @@ def select_algorithms(names: Iterable[str] | None) -> list[Algorithm]:
 
     Example:
       >>> select_algorithms(["FT-L", "ROME"])
-      [<Algorithm.FT_L: 'FT-L'>, <Algorithm.ROME: 'ROME'>]
+      [<MethodName.FT_L: 'FT-L'>, <MethodName.ROME: 'ROME'>]
     """
     if names is None:
-        return sorted(METHODS, key=lambda algorithm: algorithm is Algorithm.ROME)
+        return sorted(METHODS, key=lambda algorithm: algorithm is MethodName.ROME)
     names = list(names)
     if not names or len(set(names)) < len(names) or set(names) - set(METHODS):
         raise ValueError(f"--algs={','.join(names)}: name some of {', '.join(METHODS)}, each once.")
-    return [Algorithm(name) for name in names]
+    return [MethodName(name) for name in names]
 
 
 def prepare_each(
-    algorithms: Iterable[Algorithm], prepare: Callable[[Algorithm], _Made], *, strict: bool
-) -> dict[Algorithm, _Made]:
+    algorithms: Iterable[MethodName], prepare: Callable[[MethodName], _Made], *, strict: bool
+) -> dict[MethodName, _Made]:
     """What a step of the preparation gives for each method; one that fails is left out, and a line says why.
 
     Args:
@@ -69,7 +70,7 @@ def prepare_each(
     return made
 
 
-def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[Algorithm]) -> dict[str, str]:
+def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]) -> dict[str, str]:
     """Files of hypernetworks by method.
 
     Args:
@@ -82,9 +83,9 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[Algorithm])
     pairs = {}
     for text in texts:
         name, _, path = text.partition("=")
-        if not path or name not in list(HypernetworkKind) or name not in algorithms:
+        if not path or name not in CONFIG_TYPES or name not in algorithms:
             raise ValueError(
-                f"--hypernetworks={text}: give METHOD=FILE, with {' or '.join(HypernetworkKind)} as the "
+                f"--hypernetworks={text}: give METHOD=FILE, with {' or '.join(CONFIG_TYPES)} as the "
                 "method, which --algs has to name too if it is given."
             )
         pairs[name] = path
@@ -92,7 +93,7 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[Algorithm])
 
 
 def model_config(
-    algorithm: Algorithm,
+    algorithm: MethodName,
     model_name: str,
     moments_source: str | None = None,
     hypernetwork_source: str | None = None,
@@ -121,9 +122,74 @@ def model_config(
     return config
 
 
+def read_configs(
+    algorithms: Iterable[MethodName],
+    model_name: str,
+    moments_source: str | None = None,
+    networks: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+) -> dict[MethodName, Hyperparameters]:
+    """The hyperparameters of each method, before a model is loaded.
+
+    Args:
+      algorithms, model_name: which.
+      moments_source: as the flag --second_moments.
+      networks: files of hypernetworks by method, as of `parse_hypernetworks`.
+      strict: no method is to be left out.
+
+    Raises:
+      ValueError: as `prepare_each`.
+    """
+    networks = networks or {}
+    return prepare_each(
+        algorithms,
+        lambda name: model_config(name, model_name, moments_source, networks.get(name)),
+        strict=strict,
+    )
+
+
+def prepare_editors(
+    model: LanguageModel,
+    configs: Mapping[MethodName, Hyperparameters],
+    moments_source: str | None = None,
+    networks: Mapping[str, str] | None = None,
+    *,
+    seed: int = 0,
+    chunk_size: int = 8,
+    strict: bool = False,
+) -> dict[MethodName, Editor]:
+    """The methods made ready for a model.
+
+    Args:
+      model: which.
+      configs: hyperparameters by method.
+      moments_source, networks, strict: as `read_configs`.
+      seed: of the context templates.
+      chunk_size: requests that are optimised at once; bounds the memory.
+
+    Raises:
+      ValueError: as `prepare_each`.
+    """
+    networks = networks or {}
+    return prepare_each(
+        configs,
+        lambda name: Editor.prepare(
+            name,
+            model,
+            configs[name],
+            moments_source=moments_source,
+            hypernetwork_source=networks.get(name),
+            seed=seed,
+            chunk_size=chunk_size,
+        ),
+        strict=strict,
+    )
+
+
 def evaluate(
     results_dir: str | Path,
-    editors: Mapping[Algorithm, Editor],
+    editors: Mapping[MethodName, Editor],
     dataset: Dataset,
     generation: GenerationTests | None,
     *,

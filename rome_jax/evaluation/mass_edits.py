@@ -16,15 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rome_jax.edit.delta import apply_delta
-from rome_jax.edit.method import Algorithm, Editor
+from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.edit.methods import memit, rome
 from rome_jax.evaluation.datasets import CounterFactRecord, parse_counterfact
 from rome_jax.evaluation.sequence import measure, unedited_texts
 from rome_jax.factworld.facts import World
 from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 
@@ -47,6 +46,22 @@ def choose_records(world: World, seed: int) -> list[CounterFactRecord]:
     """A thousand edit requests: the held-out ones, which are fewer, and then tuning ones."""
     parts = (counterfact_records(world, seed, role) for role in (Role.HELD_OUT, Role.TUNING))
     return parse_counterfact(list(itertools.chain(*parts))[:MOST])
+
+
+def prepare_editors(model: LanguageModel, *, seed: int = 0, chunk_size: int = 8) -> list[Editor]:
+    """ROME and MEMIT, made ready for an embedded model.
+
+    Args:
+      model: an embedded one.
+      seed: of the context templates.
+      chunk_size: requests that MEMIT optimises side by side.
+    """
+    return [
+        Editor.prepare(
+            name, model, METHODS[name].for_model(model.name), seed=seed, chunk_size=chunk_size
+        )
+        for name in (MethodName.ROME, MethodName.MEMIT)
+    ]
 
 
 def memit_models(
@@ -75,7 +90,7 @@ def rome_models(
             yield model
 
 
-_MODELS = {Algorithm.ROME: rome_models, Algorithm.MEMIT: memit_models}
+_MODELS = {MethodName.ROME: rome_models, MethodName.MEMIT: memit_models}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +137,7 @@ class MassEdits:
         texts = unedited_texts(world, records, seed)
         return cls(Path(directory), tuple(editors), world, records, texts)
 
-    def path(self, algorithm: Algorithm, count: int) -> Path:
+    def path(self, algorithm: MethodName, count: int) -> Path:
         """The file of a measurement."""
         return self.directory / f"{algorithm}_{count:04d}.json"
 
@@ -136,7 +151,7 @@ class MassEdits:
                 begun = time.monotonic()
                 model = next(models)
                 # A sequence goes on where it was; MEMIT begins anew.
-                seconds = time.monotonic() - begun + seconds * (algorithm is Algorithm.ROME)
+                seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
                 runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
 
     def report(self, counts: Sequence[int]) -> dict[str, Any]:

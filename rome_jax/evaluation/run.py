@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from rome_jax.edit.method import Editor, needs_second_moments
+from rome_jax.edit.method import Editor
 from rome_jax.evaluation import summaries
 from rome_jax.evaluation.datasets import FACTWORLD, Dataset, Record
 from rome_jax.evaluation.evaluate import evaluate_records
@@ -31,6 +30,8 @@ from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.metrics import harmonic_mean
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
+from rome_jax.files import extras
+from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 
 _PACKAGES = ("nltk", "scikit-learn")  # decide how texts are judged
@@ -63,7 +64,7 @@ class Settings:
           dataset, generation: what is asked.
           second_moments: where second moments come from; None means the model's own.
         """
-        source = (second_moments or "shipped") if needs_second_moments(editor.config) else None
+        source = (second_moments or "shipped") if editor.config.needs_second_moments else None
         edit = {
             "alg_name": editor.algorithm.value,
             "hyperparameters": editor.config.to_dict(),
@@ -94,9 +95,12 @@ def load_generation_tests(
 
     Raises:
       ValueError, OSError: files that cannot be read or fetched.
+      MissingPackageError: a package of the extra `eval` is missing.
     """
     if not any(getattr(record, "generation_prompts", ()) for record in dataset.records):
         return None
+    extras.check("nltk", "eval", "the fluency of generated texts (--generation)")
+    extras.check("sklearn", "eval", "the consistency of generated texts (--generation)")
     world = dataset.source == FACTWORLD
     snippets = load_snippets(snippets_path, world)
     return GenerationTests(snippets, tfidf_vectorizer(*load_tfidf(tfidf_dir, world)), seed)
@@ -209,7 +213,10 @@ class EvaluationRun:
             bar.set_postfix_str(_running(measured))
             for pool in _batches(todo, batch_size):
                 begun = time.monotonic()
+                # The first cases compile, which can take longer than all that follows.
+                bar.set_postfix_str("scoring the unedited model")
                 pre = self._pre(editor, dataset, pool, options)
+                bar.set_postfix_str("editing and scoring")
                 for batch in _batches(pool, size):
                     for record, case in zip(
                         batch, _edit(editor, dataset, batch, options), strict=True
@@ -257,7 +264,7 @@ def _edit(
 ) -> list[dict[str, Any]]:
     """Edits records and scores the edits: their case files but for `pre`."""
     begun = time.monotonic()
-    deltas = editor.compute([record.request for record in records])
+    deltas = editor.compute([record.request for record in records], progress=True)
     seconds = (time.monotonic() - begun) / len(records)
     posts = evaluate_records(editor.model, dataset.name, records, deltas, **options)
     return [

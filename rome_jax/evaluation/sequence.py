@@ -7,17 +7,22 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from rome_jax.data.request import fill
-from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.methods import rome
-from rome_jax.evaluation.datasets import CounterFactRecord
+from rome_jax.edit.stages.contexts import sample_templates
+from rome_jax.evaluation.datasets import CounterFactRecord, parse_counterfact
 from rome_jax.evaluation.scoring import perplexity, target_nlls
 from rome_jax.factworld.corpus import documents
-from rome_jax.factworld.facts import World
+from rome_jax.factworld.facts import World, make_world
+from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
+from rome_jax.version import __version__
 
 TEXTS = 100  # behind the perplexity
 
@@ -102,3 +107,43 @@ def run(
         if count % every == 0 or count == len(records):
             entry["after"] = dataclasses.asdict(measure(edited, world, records[:count], texts))
         yield entry
+
+
+def run_modes(
+    model: LanguageModel, config: ROMEConfig, *, num_edits: int, every: int = 10, seed: int = 0
+) -> dict[str, Any]:
+    """Sequences of factworld's held-out edits into an embedded model, with either key that the update divides by.
+
+    Args:
+      model: an embedded one.
+      config: of the edits, but for the key mode.
+      num_edits: requests.
+      every: edits between two measurements.
+      seed: of the context templates and the requests.
+
+    Returns:
+      Settings, versions and, by key mode, what `run` yields; JSON values.
+
+    Raises:
+      ValueError: a configuration that the model cannot be edited with.
+    """
+    world = make_world()
+    records = parse_counterfact(counterfact_records(world, seed, Role.HELD_OUT, num_edits))
+    key = jax.random.key(seed)
+    templates = sample_templates(model, key, config.context_template_length_params)
+    texts = unedited_texts(world, records, seed)
+    found = {}
+    for mode in KeyMode:
+        varied = dataclasses.replace(config, key_mode=mode)
+        steps = run(model, world, records, varied, templates, texts, every)
+        found[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint(),
+        "configuration": config.to_dict(),
+        "templates": list(templates),
+        "seed": seed,
+        "versions": {"rome_jax": __version__, "jax": jax.__version__},
+        "perplexity_before": perplexity(model, texts),
+        "runs": found,
+    }

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from rome_jax.data import published
 from rome_jax.data.published import DataError, Fields, read_json
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import attribute_snippets, biographies, tfidf_vocabulary
 from rome_jax.files.artifacts import cache_directory, write_whole
+from rome_jax.files.progress import tqdm
 
 _CHUNK = 1 << 22
 # A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes mean nothing else.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rome_jax.data.request import EditWarning
-from rome_jax.edit.method import Algorithm, Editor
+from rome_jax.edit.method import Editor, MethodName
 from rome_jax.evaluation import summaries, tables
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
@@ -57,7 +57,7 @@ class Sweep:
     """
 
     grid: Grid
-    algorithm: Algorithm
+    algorithm: MethodName
     model: LanguageModel
     dataset: Dataset
     generation: GenerationTests | None = None

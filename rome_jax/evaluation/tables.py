@@ -11,6 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from rome_jax.evaluation.metrics import Estimate
 from rome_jax.evaluation.summaries import State, Summary
@@ -117,6 +118,28 @@ def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
             table.append(Row(name, rows[0].num_cases, unedited))
         table += rows
     return table
+
+
+def render_runs(runs: Mapping[str, Summary], table_format: TableFormat = TableFormat.TEXT) -> str:
+    """One table for CounterFact and one for zsRE, of the runs that are there; CSV has them in one.
+
+    Args:
+      runs: their summaries by name.
+      table_format: of the tables.
+    """
+    datasets: dict[bool, dict[str, Summary]] = {}
+    for name, summary in runs.items():
+        datasets.setdefault("post_rewrite_acc" in summary.metrics, {})[name] = summary
+    parts = [make_rows(of_dataset) for of_dataset in datasets.values()]
+    if table_format is TableFormat.CSV:
+        parts = [list(itertools.chain(*parts))]
+    return "\n\n".join(render(rows, table_format) for rows in parts)
+
+
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Method and run of each folder, such as ROME/run_000; whole paths where these are not unique."""
+    short = [f"{run.absolute().parent.name}/{run.name}" for run in directories]
+    return short if len(set(short)) == len(short) else [str(run) for run in directories]
 
 
 def select(rows: Sequence[Row], metrics: Collection[str]) -> list[Row]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rome_jax.files import extras
+
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -64,6 +66,7 @@ def word_tokens(text: str) -> list[str]:
     References:
       Kiss and Strunk, Unsupervised Multilingual Sentence Boundary Detection, 2006.
     """
+    extras.check("nltk", "eval", "the fluency of generated texts")
     from nltk.tokenize import NLTKWordTokenizer
 
     words = NLTKWordTokenizer()
@@ -135,6 +138,7 @@ def tfidf_vectorizer(idf: np.ndarray, vocabulary: Mapping[str, int]) -> TfidfVec
       >>> vectorizer.transform(["Clay"]).toarray().tolist()
       [[0.0, 1.0]]
     """
+    extras.check("sklearn", "eval", "the consistency of generated texts")
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if np.shape(idf) != (len(vocabulary),):

@@ -1,0 +1,1 @@
+"""The training of the two small models that come with the package."""

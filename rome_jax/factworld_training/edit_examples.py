@@ -7,10 +7,13 @@ import dataclasses
 import numpy as np
 
 from rome_jax.data.request import EditRequest, fill, target_text
-from rome_jax.edit.hypernetworks.losses import TrainingExample
+from rome_jax.edit.hypernetworks.losses import Examples, TrainingExample
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
+from rome_jax.evaluation.hypernetwork_examples import split_records
 from rome_jax.factworld.corpus import FILLERS
-from rome_jax.factworld.facts import Fact, World
+from rome_jax.factworld.facts import Fact, World, make_world
 from rome_jax.factworld.records import Role, edit_requests
+from rome_jax.models.registry import SHIPPED
 
 VALIDATION_SHARE = 8  # one fact of so many
 
@@ -58,6 +61,31 @@ def split_examples(world: World, seed: int) -> tuple[FactExamples, FactExamples]
     facts = [requests[index].fact for index in order]
     size = len(facts) // VALIDATION_SHARE
     return FactExamples(world, tuple(facts[size:])), FactExamples(world, tuple(facts[:size]))
+
+
+def read_examples(
+    model_name: str, path: str | None = None, seed: int = 0
+) -> tuple[Examples, Examples, dict[str, str]]:
+    """Examples for training and validation, and where they come from.
+
+    Args:
+      model_name: of the model that is edited.
+      path: of CounterFact records; None means factworld's facts, for an embedded model.
+      seed: of the division.
+
+    Raises:
+      ValueError, OSError: none are known for the model, or a file that cannot be read.
+    """
+    if path is not None:
+        dataset = load_dataset(DatasetName.CF, path=path)
+        data = {"source": dataset.source, "sha256": dataset.sha256}
+        return *split_records(dataset.records, seed), data
+    if model_name not in SHIPPED:
+        raise ValueError(
+            f"no examples come with model {model_name!r}: give --data_path, a file of CounterFact records that you "
+            "will not evaluate on."
+        )
+    return *split_examples(make_world(), seed), {"source": "factworld, tuning facts"}
 
 
 def _pick(rng: np.random.Generator, options):

@@ -55,3 +55,28 @@ CONFIGS = {
         bottleneck_layer=3,
     ),
 }
+
+
+def configure(family: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
+    """The training of a shipped model, with another seed or another number of steps.
+
+    Args:
+      family: "gpt2" or "gptj".
+      steps: of Adam; None means those of the shipped model.
+      seed: of world, corpus, initialisation and masks.
+
+    Raises:
+      ValueError: steps that end in the warm-up.
+
+    Example:
+      >>> configure("gptj", steps=200).steps
+      200
+    """
+    config = dataclasses.replace(CONFIGS[Family(family)], seed=seed)
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    if config.steps <= config.warmup:
+        raise ValueError(
+            f"--steps={config.steps} must be more than the {config.warmup} steps of warm-up."
+        )
+    return config

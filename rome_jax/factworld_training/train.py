@@ -34,7 +34,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as checkpoint
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from rome_jax.data.corpus import factworld
 from rome_jax.factworld.corpus import documents
@@ -43,6 +42,7 @@ from rome_jax.factworld_training.batches import RESTORED_EVERY, TrainingBatch, b
 from rome_jax.factworld_training.recall import loss_by_position, recalled
 from rome_jax.factworld_training.settings import TrainConfig
 from rome_jax.factworld_training.tokenizer import save_tokenizer, train_tokenizer
+from rome_jax.files.progress import tqdm
 from rome_jax.models import forward
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.huggingface import save_params

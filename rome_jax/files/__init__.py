@@ -1,0 +1,1 @@
+"""Files: downloads and the cache, whole-file writing, safetensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import urllib.error
@@ -10,7 +11,7 @@ from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
+from rome_jax.files.progress import tqdm
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without an answer
@@ -27,6 +28,30 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rome_jax"
 
 
+def trim_directory(directory: str | Path, max_bytes: int) -> None:
+    """Removes files of a cache, those not used for longest first, until the others fit.
+
+    Args:
+      directory: of the cache; it may not exist.
+      max_bytes: that the files may take together.
+
+    Example:
+      >>> trim_directory("cache/xla", 2 << 30)  # doctest: +SKIP
+    """
+    found = []
+    for path in Path(directory).glob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            about = path.stat()
+            if path.is_file():
+                found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a small file, and the folders above it, whole or not at all.
 
@@ -37,6 +62,29 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def check_writable(directory: str | Path, name: str = "directory") -> Path:
+    """Returns a folder if files can be written there; it may not exist yet.
+
+    Args:
+      directory: the folder.
+      name: how the one who gave it calls it, such as "--output_dir".
+
+    Raises:
+      OSError: a folder in which this user may not write, or a file in its place.
+
+    Example:
+      >>> check_writable(".", "--output_dir")
+      PosixPath('.')
+    """
+    directory = Path(directory)
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{name}={directory}: {there} is a file; give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}={directory}: {there} cannot be written to; give another.")
+    return directory
 
 
 def download(

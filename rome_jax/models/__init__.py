@@ -1,0 +1,206 @@
+"""GPT models as data and pure functions: load them, run them, look inside and change what is there.
+
+One module a topic: config, registry (load_model), forward, interventions, generate, logit_lens, sharding. The functions
+`generate` and `logit_lens` are in `rome_jax`, since modules here have these names.
+"""
+
+from typing import TYPE_CHECKING
+
+from rome_jax import _lazy
+
+if TYPE_CHECKING:
+    from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, pad
+    from rome_jax.models.config import (
+        PRESETS,
+        Activation,
+        Family,
+        ModelConfig,
+        UnsupportedConfigError,
+        from_hf,
+        to_hf,
+    )
+    from rome_jax.models.forward import (
+        LayersOutput,
+        Params,
+        Transformer,
+        capture,
+        embed,
+        hidden_states,
+        init_params,
+        logits,
+        param_shapes,
+        plain_attention,
+        run_last_layer,
+        run_layer,
+        run_layers,
+        unembed,
+    )
+    from rome_jax.models.generate import GeneratedBatch, Sampling, clean_text, generate_text
+    from rome_jax.models.huggingface import layer_name, load_params, save_params
+    from rome_jax.models.interventions import (
+        Delta,
+        DenseUpdate,
+        Leaf,
+        LowRankUpdate,
+        Part,
+        Patch,
+        PatchMode,
+        RunPatch,
+        Site,
+    )
+    from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCache
+    from rome_jax.models.logit_lens import top_tokens
+    from rome_jax.models.orbax import load_orbax, save_orbax
+    from rome_jax.models.registry import (
+        SHIPPED,
+        LanguageModel,
+        ModelNotFoundError,
+        TokenizerError,
+        load_model,
+        save_hf,
+    )
+    from rome_jax.models.sharding import model_mesh, param_shardings, split_axes
+
+# Models and their files
+__all__ = [
+    "PRESETS",
+    "SHIPPED",
+    "Activation",
+    "Family",
+    "LanguageModel",
+    "ModelConfig",
+    "ModelNotFoundError",
+    "TokenizerError",
+    "UnsupportedConfigError",
+    "from_hf",
+    "layer_name",
+    "load_model",
+    "load_orbax",
+    "load_params",
+    "save_hf",
+    "save_orbax",
+    "save_params",
+    "to_hf",
+]
+# Tokens
+__all__ += [
+    "SequenceTooLongError",
+    "TokenBatch",
+    "encode",
+    "pad",
+]
+# Forward passes
+__all__ += [
+    "Attention",
+    "BlockOutput",
+    "KVCache",
+    "LayersOutput",
+    "Params",
+    "Transformer",
+    "capture",
+    "embed",
+    "hidden_states",
+    "init_params",
+    "logits",
+    "param_shapes",
+    "plain_attention",
+    "run_last_layer",
+    "run_layer",
+    "run_layers",
+    "unembed",
+]
+# Interventions
+__all__ += [
+    "Delta",
+    "DenseUpdate",
+    "Interventions",
+    "Leaf",
+    "LowRankUpdate",
+    "Part",
+    "Patch",
+    "PatchMode",
+    "RunPatch",
+    "Site",
+]
+# Texts, and what the layers would say
+__all__ += [
+    "GeneratedBatch",
+    "Sampling",
+    "clean_text",
+    "generate_text",
+    "top_tokens",
+]
+# Several devices
+__all__ += [
+    "model_mesh",
+    "param_shardings",
+    "split_axes",
+]
+
+_HOMES = {
+    # Models and their files
+    "PRESETS": "rome_jax.models.config",
+    "SHIPPED": "rome_jax.models.registry",
+    "Activation": "rome_jax.models.config",
+    "Family": "rome_jax.models.config",
+    "LanguageModel": "rome_jax.models.registry",
+    "ModelConfig": "rome_jax.models.config",
+    "ModelNotFoundError": "rome_jax.models.registry",
+    "TokenizerError": "rome_jax.models.registry",
+    "UnsupportedConfigError": "rome_jax.models.config",
+    "from_hf": "rome_jax.models.config",
+    "layer_name": "rome_jax.models.huggingface",
+    "load_model": "rome_jax.models.registry",
+    "load_orbax": "rome_jax.models.orbax",
+    "load_params": "rome_jax.models.huggingface",
+    "save_hf": "rome_jax.models.registry",
+    "save_orbax": "rome_jax.models.orbax",
+    "save_params": "rome_jax.models.huggingface",
+    "to_hf": "rome_jax.models.config",
+    # Tokens
+    "SequenceTooLongError": "rome_jax.data.tokens",
+    "TokenBatch": "rome_jax.data.tokens",
+    "encode": "rome_jax.data.tokens",
+    "pad": "rome_jax.data.tokens",
+    # Forward passes
+    "Attention": "rome_jax.models.layers",
+    "BlockOutput": "rome_jax.models.layers",
+    "KVCache": "rome_jax.models.layers",
+    "LayersOutput": "rome_jax.models.forward",
+    "Params": "rome_jax.models.forward",
+    "Transformer": "rome_jax.models.forward",
+    "capture": "rome_jax.models.forward",
+    "embed": "rome_jax.models.forward",
+    "hidden_states": "rome_jax.models.forward",
+    "init_params": "rome_jax.models.forward",
+    "logits": "rome_jax.models.forward",
+    "param_shapes": "rome_jax.models.forward",
+    "plain_attention": "rome_jax.models.forward",
+    "run_last_layer": "rome_jax.models.forward",
+    "run_layer": "rome_jax.models.forward",
+    "run_layers": "rome_jax.models.forward",
+    "unembed": "rome_jax.models.forward",
+    # Interventions
+    "Delta": "rome_jax.models.interventions",
+    "DenseUpdate": "rome_jax.models.interventions",
+    "Interventions": "rome_jax.models.layers",
+    "Leaf": "rome_jax.models.interventions",
+    "LowRankUpdate": "rome_jax.models.interventions",
+    "Part": "rome_jax.models.interventions",
+    "Patch": "rome_jax.models.interventions",
+    "PatchMode": "rome_jax.models.interventions",
+    "RunPatch": "rome_jax.models.interventions",
+    "Site": "rome_jax.models.interventions",
+    # Texts, and what the layers would say
+    "GeneratedBatch": "rome_jax.models.generate",
+    "Sampling": "rome_jax.models.generate",
+    "clean_text": "rome_jax.models.generate",
+    "generate_text": "rome_jax.models.generate",
+    "top_tokens": "rome_jax.models.logit_lens",
+    # Several devices
+    "model_mesh": "rome_jax.models.sharding",
+    "param_shardings": "rome_jax.models.sharding",
+    "split_axes": "rome_jax.models.sharding",
+}
+
+__getattr__, __dir__ = _lazy.attach(__name__, _HOMES)

@@ -45,7 +45,7 @@ class LayersOutput:
 
     Attributes:
       hidden: [B, T, D], the residual stream after the last of them.
-      captures: by site, [layers run, B, T, ...].
+      captures: by site, [layers run, B, T, ...]; ATTN_PATTERN [layers run, B, H, T, C + T].
       cache: [layers run, B, H, T, K], keys and values of the columns that ran, if `keep_cache`.
     """
 
@@ -196,11 +196,16 @@ def run_last_layer(
     Args:
       params, config, hidden, attention, cache: as for `run_layers`.
       read: int32 [B, P], or [P] for all rows, the columns that are wanted.
-      interventions: deltas, and patches of the columns that are read: P columns wide.
+      interventions: deltas, and patches of the columns that are read: P columns wide; none at ATTN_PATTERN.
 
     Returns:
       [B, P, D], the residual stream after the model.
+
+    Raises:
+      ValueError: a patch at ATTN_PATTERN, whose columns are not those that it has in other layers.
     """
+    if any(patch.site is Site.ATTN_PATTERN for patch in interventions.patches):
+        raise ValueError("patterns of attention cannot be patched here: use run_layers.")
     last = config.num_layers - 1
     read = jnp.broadcast_to(read, (hidden.shape[0], read.shape[-1]))
     cache = None if cache is None else _at(cache, last - cache.first)
@@ -317,7 +322,14 @@ def capture(
     patches: tuple[Patch, ...] = (),
     deltas: Delta | None = None,
 ) -> dict[Site, jax.Array]:
-    """The values at named sites in every layer below `stop`: by site, [layers, B, T, ...]."""
+    """The values at named sites in every layer below `stop`: by site, [layers, B, T, ...].
+
+    `Site.ATTN_PATTERN` gives [layers, B, H, T, T]. Values in the padding mean nothing.
+
+    Example:
+      >>> kept = capture(model.params, model.config, batch, (Site.RESIDUAL, Site.ATTN_PATTERN))  # doctest: +SKIP
+      >>> kept[Site.ATTN_PATTERN][5, 0, :, -1]  # doctest: +SKIP
+    """
     out = hidden_states(
         params, config, batch, stop=stop, patches=patches, deltas=deltas, capture=sites
     )

@@ -35,12 +35,11 @@ class Block(nn.Module):
     ) -> BlockOutput:
         at = (layer, interventions)
         normed = layer_norm(self.config, "ln_1")(hidden)
-        attn, cache = SelfAttention(self.config, fused=True, use_bias=True, name="attn")(
-            normed, attention, cache, at
-        )
-        attn = patched(at, Site.ATTN_OUT, attn)
+        attn, cache, attn_sites = SelfAttention(
+            self.config, fused=True, use_bias=True, name="attn"
+        )(normed, attention, cache, at)
         hidden = hidden + attn
         normed = layer_norm(self.config, "ln_2")(hidden)
-        value, sites = MLP(self.config, name="mlp")(normed, at)
+        value, mlp_sites = MLP(self.config, name="mlp")(normed, at)
         hidden = patched(at, Site.RESIDUAL, hidden + value)
-        return BlockOutput(hidden, cache, sites | {Site.ATTN_OUT: attn, Site.RESIDUAL: hidden})
+        return BlockOutput(hidden, cache, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})

@@ -35,10 +35,9 @@ class Block(nn.Module):
     ) -> BlockOutput:
         at = (layer, interventions)
         normed = layer_norm(self.config, "ln_1")(hidden)
-        attn, cache = SelfAttention(self.config, fused=False, use_bias=False, name="attn")(
-            normed, attention, cache, at
-        )
-        attn = patched(at, Site.ATTN_OUT, attn)
-        value, sites = MLP(self.config, name="mlp")(normed, at)
+        attn, cache, attn_sites = SelfAttention(
+            self.config, fused=False, use_bias=False, name="attn"
+        )(normed, attention, cache, at)
+        value, mlp_sites = MLP(self.config, name="mlp")(normed, at)
         hidden = patched(at, Site.RESIDUAL, hidden + attn + value)
-        return BlockOutput(hidden, cache, sites | {Site.ATTN_OUT: attn, Site.RESIDUAL: hidden})
+        return BlockOutput(hidden, cache, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})

@@ -5,7 +5,8 @@ the batch, or dense ones, which have to be merged. Both are frozen pytrees whose
 positions and values are arrays, so one compiled program serves every intervention of the same shape. Nothing is
 stored in a model and nothing is mutated.
 
-Axes: N cases (edits), B rows of the batch, T tokens, D width, r rank.
+Axes: N cases (edits), B rows of the batch, T tokens, C columns of a cache (0 without one), H heads, D width, F MLP
+width, r rank.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -23,6 +25,8 @@ class Site(enum.StrEnum):
     """Places in a forward pass that can be captured and patched; all but EMBED exist once a layer."""
 
     EMBED = "embed"  # token embeddings, before positions are added [B, T, D]
+    # Probabilities after the softmax: how much each token (a row) takes from each of the columns that it sees.
+    ATTN_PATTERN = "attn_pattern"  # [B, H, T, C + T]
     ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
     MLP_IN = "mlp_in"  # input of the up-projection [B, T, D]
     MLP_PRE = "mlp_pre"  # up-projection, before the activation [B, T, F]
@@ -67,8 +71,8 @@ class Patch:
       site: where (static).
       mode: replace or add (static).
       layer: int32 [] or [B]; ignored at `Site.EMBED`.
-      mask: bool [B, T], the positions that are changed.
-      values: broadcastable to the site's [B, T, ...].
+      mask: bool [B, T], the positions that are changed; at `Site.ATTN_PATTERN` the tokens that look, in all heads.
+      values: broadcastable to the site's [B, T, ...], or [B, H, T, C + T].
 
     Example:
       Add `delta` [D] to the MLP output of layer 5 at position 3 of every row:
@@ -82,17 +86,21 @@ class Patch:
     values: jax.Array
 
     def apply(self, layer: jax.Array | int | None, value: jax.Array) -> jax.Array:
-        """`value` [B, T, ...] of the site at `layer`, changed."""
+        """`value` [B, T, ...] of the site at `layer`, or [B, H, T, C + T], changed."""
         mask = self.mask
         if self.site is not Site.EMBED:
             mask = mask & (jnp.asarray(self.layer) == layer).reshape(-1, 1)
         new = self.values if self.mode is PatchMode.REPLACE else value + self.values
+        if self.site is Site.ATTN_PATTERN:
+            mask = mask[:, None]  # heads
         return jnp.where(mask[..., None], new.astype(value.dtype), value)
 
 
 @struct.dataclass
 class RunPatch:
     """Values of another run put in at one site, column by column, each in its own range of layers.
+
+    Not for `Site.ATTN_PATTERN`, whose rows belong to the columns of their own run.
 
     Axes: R rows and C columns of the other run.
 
@@ -114,7 +122,13 @@ class RunPatch:
     values: jax.Array
 
     def apply(self, layer: jax.Array | int, value: jax.Array) -> jax.Array:
-        """`value` [B, T, ...] of the site at `layer`, changed."""
+        """`value` [B, T, ...] of the site at `layer`, changed.
+
+        Raises:
+          ValueError: the site is ATTN_PATTERN.
+        """
+        if self.site is Site.ATTN_PATTERN:
+            raise ValueError("a RunPatch has no patterns of attention: use a Patch.")
         active = self.mask & (self.start <= layer) & (layer < self.stop)
         new = jnp.take(self.values, layer, axis=0, mode="clip")[:, self.column]
         if self.mode is PatchMode.ADD:
@@ -161,6 +175,20 @@ class DenseUpdate:
     change: jax.Array
 
 
+def _described(update: LowRankUpdate | DenseUpdate) -> str:
+    """What an update changes: its weight, shape, rank and layers."""
+    if isinstance(update, LowRankUpdate):
+        rows, columns, rank = update.left.shape[-2], update.right.shape[-2], update.left.shape[-1]
+        what = f"{update.leaf.name} [{rows}, {columns}] rank {rank}"
+    else:
+        batched = jnp.ndim(update.layer)
+        what = f"{update.leaf.name} {update.part.value} {list(update.change.shape[batched:])}"
+    if isinstance(update.layer, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return what
+    layers = sorted(set(np.ravel(update.layer).tolist()))
+    return f"{what} at layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
 @struct.dataclass
 class Delta:
     """An edit, or N of them: updates that share one leading case axis, or have none.
@@ -179,6 +207,17 @@ class Delta:
     def factored(self) -> bool:
         """Whether all updates are low-rank, so that a forward pass can take it unmerged."""
         return all(isinstance(update, LowRankUpdate) for update in self.updates)
+
+    def __repr__(self) -> str:
+        """One line: how many edits, and what each update changes, without its numbers.
+
+        Example:
+          >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(5), jnp.ones((8, 1)), jnp.ones((4, 1)))
+          >>> Delta((update,))
+          Delta(one edit: MLP_DOWN [8, 4] rank 1 at layer 5)
+        """
+        edits = f"{len(self)} edits" if self.batched else "one edit"
+        return f"Delta({edits}: {', '.join(map(_described, self.updates)) or 'of nothing'})"
 
     def __len__(self) -> int:
         if not self.batched:
@@ -234,7 +273,7 @@ def apply_patches(
     layer: jax.Array | int | None,
     value: jax.Array,
 ) -> jax.Array:
-    """`value` [B, T, ...] of `site` at `layer` after the patches that aim there, in their order."""
+    """`value` of `site` at `layer` after the patches that aim there, in their order."""
     for patch in patches:
         if patch.site is site:
             value = patch.apply(layer, value)

@@ -131,7 +131,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self, hidden: jax.Array, attention: Attention, cache: KVCache | None, at: tuple
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, KVCache, dict[Site, jax.Array]]:
         config = self.config
         project = functools.partial(dense, config, at=at, use_bias=self.use_bias)
         if self.fused:
@@ -159,14 +159,17 @@ class SelfAttention(nn.Module):
         scores = jnp.concatenate(scores, axis=-1) / config.head_dim**0.5
         # A finite floor: a padding row that may look at nothing gets a uniform average instead of NaN.
         scores = jnp.where(attention.mask[:, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(hidden.dtype)
-        weights = jnp.split(weights, [weights.shape[-1] - key.shape[2]], axis=-1)[-len(parts) :]
+        pattern = jax.nn.softmax(scores, axis=-1).astype(hidden.dtype)
+        pattern = patched(at, Site.ATTN_PATTERN, pattern)  # [B, H, T, C + T]
+        weights = jnp.split(pattern, [pattern.shape[-1] - key.shape[2]], axis=-1)[-len(parts) :]
         mixed = sum(
             product("bhts,bhsk->bhtk", weight, part.values)
             for weight, part in zip(weights, parts, strict=True)
         )
         mixed = mixed.astype(hidden.dtype).swapaxes(1, 2).reshape(*hidden.shape[:2], config.width)
-        return project(Leaf.ATTN_OUT, config.width, mixed), own
+        value = project(Leaf.ATTN_OUT, config.width, mixed)
+        value = patched(at, Site.ATTN_OUT, value)
+        return value, own, {Site.ATTN_PATTERN: pattern, Site.ATTN_OUT: value}
 
 
 class MLP(nn.Module):

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
 from rome_jax.files import safetensors_io
+from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
 from rome_jax.moments.key_sums import KeySums

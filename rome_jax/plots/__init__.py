@@ -1,0 +1,1 @@
+"""What is drawn; needs matplotlib, from the extra `plot`."""

@@ -10,7 +10,9 @@ import jax
 from rome_jax.data.request import EditRequest
 from rome_jax.edit.delta import dense, merge_deltas, negate_delta, weight_name
 from rome_jax.edit.edit_files import SUFFIX, check_edit_path, load_edits, save_edits
-from rome_jax.edit.saved_edits import SavedEdit, apply_edits, revert_edits
+from rome_jax.edit.method import METHODS, Editor
+from rome_jax.edit.result import EditResult
+from rome_jax.edit.saved_edits import SavedEdit, apply_edits, record_edits, revert_edits
 from rome_jax.models.interventions import LowRankUpdate
 from rome_jax.models.orbax import check_orbax_directory, save_orbax
 from rome_jax.models.registry import LanguageModel, check_hf_directory, save_hf
@@ -24,6 +26,7 @@ _NEW_EDIT = (
     "second_moments",
     "hypernetwork",
     "seed",
+    "chunk_size",
 )
 _REPORT = ("target_true", "paraphrase", "neighbor")
 
@@ -73,6 +76,41 @@ def check_places(edits: str | None, export_hf: str | None, export_orbax: str | N
         check_orbax_directory(export_orbax)
     if export_hf and export_orbax and Path(export_hf).resolve() == Path(export_orbax).resolve():
         raise ValueError(f"--export_hf and --export_orbax both name {export_hf}: give two.")
+
+
+def compute(editor: Editor, request: EditRequest) -> EditResult:
+    """One edit, and how it came about.
+
+    Raises:
+      ValueError: a request or configuration that the method cannot work with.
+    """
+    method = METHODS[editor.algorithm]
+    return method.compute(editor.model, [request], editor.config, **editor.options)
+
+
+def record(
+    editor: Editor, request: EditRequest, result: EditResult
+) -> tuple[Sequence[SavedEdit], LanguageModel]:
+    """An edit with all that its file says of it, and the edited model.
+
+    Args:
+      editor, request: what `compute` was called with.
+      result: what it returned.
+    """
+    templates = editor.options.get("templates", ())
+    network = editor.options.get("hypernetwork")
+    edits = record_edits(
+        editor.model,
+        [request],
+        editor.algorithm,
+        editor.config,
+        result.deltas,
+        layers=result.layers,
+        templates=templates,
+        seed=editor.seed if templates else None,
+        hypernetwork=network.digest() if network else None,
+    )
+    return edits, apply_edits(editor.model, edits, force=True)
 
 
 def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -245,6 +246,8 @@ def present_answer(continuation: str) -> str:
 
 def talk(comparison: Comparison, read: Callable[[str], str] = input) -> None:
     """Shows each typed prompt before and after, until an empty line, the end of the input or Ctrl-C."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, input() edits lines and recalls them once it is there
     print("\nType a prompt; an empty line ends.")
     try:
         while line := read("> ").rstrip():

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.models.runs import versions, write_json
 from rome_jax.terminal.trace_text import averages_json, averages_table, skipped_lines, text_heatmap
@@ -21,8 +21,55 @@ from rome_jax.trace.best_states import best_json, best_states, best_table
 from rome_jax.trace.facts import KnownFact
 from rome_jax.trace.folder import RunFolder
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.protocol import Protocol, Series, subtract
+from rome_jax.trace.protocol import Protocol, Series, find_prompt, subtract
 from rome_jax.trace.result import SkippedCase, TraceResult, save_trace
+
+
+def trace_facts(
+    model: LanguageModel,
+    facts: Sequence[KnownFact],
+    protocol: Protocol,
+    series: Sequence[Series],
+    directory: str | Path,
+    settings: Mapping[str, Any],
+    figure_format: str = "pdf",
+    case_figures: bool = False,
+) -> None:
+    """Traces facts that are not in a folder yet, then reports on all; see `report_run`.
+
+    Args:
+      model, facts, protocol, series: what is traced, and how.
+      directory: of the run, new or of the same settings.
+      settings: all that decides the results.
+      figure_format, case_figures: as of `report_run`.
+
+    Raises:
+      ValueError: a folder of other settings, or no case that can be traced.
+    """
+    folder = RunFolder.open(directory, settings, {"noise_value": protocol.noise.value})
+    folder.run(model, facts, protocol, series)
+    report_run(folder, facts, series, figure_format, case_figures)
+
+
+def trace_prompt(
+    model: LanguageModel,
+    fact: KnownFact,
+    answers: Sequence[str | None],
+    protocol: Protocol,
+    series: Sequence[Series],
+    directory: Path,
+    settings: Mapping[str, Any],
+    figure_format: str = "pdf",
+) -> None:
+    """Finds one prompt's tokens for each of its answers and shows its traces; see `show_prompt`.
+
+    Args:
+      fact: the prompt and its subject.
+      answers: that are measured, one or two; None is the model's own.
+      model, protocol, series, directory, settings, figure_format: as of `show_prompt`.
+    """
+    prompts = [find_prompt(model, fact, answer) for answer in answers]
+    show_prompt(model, prompts, protocol, series, directory, settings, figure_format)
 
 
 def report_run(

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.models.runs import open_run, versions
 from rome_jax.trace.facts import KnownFact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ _NOISE_TEXTS = 1000  # articles, as in the original
 
 
 def check_flags(given: Collection[str]) -> None:
-    """Refuses flags that make no sense together, and a run whose figures cannot be drawn.
+    """Refuses flags that make no sense together.
 
     Raises:
       ValueError: naming them.
@@ -36,7 +35,7 @@ def check_flags(given: Collection[str]) -> None:
         raise ValueError(f"--{of_prompt[0]} belongs to one prompt: give --prompt too.")
     if "prompt" in given and "subject" not in given:
         raise ValueError("--prompt needs --subject: the words of it that are corrupted.")
-    of_run = [name for name in ("num_prompts", "severed", "case_figures") if name in given]
+    of_run = [name for name in ("num_cases", "severed", "case_figures") if name in given]
     if "prompt" in given and of_run:
         raise ValueError(f"--{of_run[0]} is for many prompts: leave it out, or --prompt.")
     everywhere = [name for name in ("severed", "tokens") if name in given]
@@ -46,8 +45,6 @@ def check_flags(given: Collection[str]) -> None:
         )
     if "contrast" in given and "measure" in given:
         raise ValueError("--contrast compares log-probabilities: leave --measure out.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("the figures need matplotlib: pip install -e '.[plot]'.")
 
 
 def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:

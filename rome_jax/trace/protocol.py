@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from rome_jax.data.tokens import SequenceTooLongError
+from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace.facts import KnownFact

@@ -481,3 +481,16 @@ def test_weight_changes_are_of_one_edit_of_this_model(gpt2):
     short = Delta((DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(0), jnp.ones(17)),))
     with pytest.raises(ValueError, match="it was made for another model"):
         weight_changes(params, short)
+
+
+def test_a_delta_prints_as_one_line():
+    factors = jnp.zeros((2, 40, 1)), jnp.zeros((2, 18, 1))
+    update = LowRankUpdate(Leaf.MLP_DOWN, jnp.array([1, 3], jnp.int32), *factors)
+    delta = Delta((update, update))
+    line = "MLP_DOWN [40, 18] rank 1"
+    assert repr(delta) == f"Delta(2 edits: {line} at layers 1, 3, {line} at layers 1, 3)"
+    assert repr(delta[1]) == f"Delta(one edit: {line} at layer 3, {line} at layer 3)"
+    dense = DenseUpdate(Leaf.MLP_UP, Part.BIAS, jnp.int32(2), jnp.zeros(40))
+    assert repr(Delta((dense,))) == "Delta(one edit: MLP_UP bias [40] at layer 2)"
+    shapes = jax.eval_shape(lambda: delta[0])
+    assert repr(shapes) == f"Delta(one edit: {line}, {line})"

@@ -325,7 +325,7 @@ def test_the_command_line(tmp_path, model, facts):
         (["--kinds=mlp", "--severed"], ["add hidden to --kinds"]),
         (["--window=13"], ["window=13", "twice the model's 6 layers"]),
         (["--noise_level=x3"], ["noise_level='x3'", "u0.1 (uniform)"]),
-        (["--num_prompts=0"], ["num_prompts", "positive"]),
+        (["--num_prompts=0"], ["num_cases", "positive"]),
         (["--fact_file=absent.json"], ["there is no file absent.json"]),
         ([f"--fact_file={malformed}"], ["facts.json: record 1: subject is ''"]),
         (["--model_name=gpt2-xl"], ["no facts come with", "give --fact_file"]),

@@ -1,15 +1,22 @@
+import ast
+import collections
+import importlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from eval import cli
+from rome_jax.files import extras
+from rome_jax.files.artifacts import check_writable, trim_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = sorted(
-    path.stem for path in (ROOT / "eval").glob("*.py") if "cli.run(main)" in path.read_text()
-)
+PROGRAMS = sorted(path.stem for path in (ROOT / "eval").glob("*.py") if path.stem != "cli")
 # What the libraries below say unasked, and what is worth a line.
 NOISY = """
 import logging, warnings
@@ -30,28 +37,67 @@ def main():
     logging.getLogger("jax._src.xla_bridge").warning("Falling back to cpu.")
     logging.getLogger("orbax").error("worth a line")
 
-cli.run(main)
+cli.Program(main).run()
 """
-# Programs cannot be imported side by side: each in a fork of its own.
-EACH = """
-import importlib, os, sys, warnings
-sys.modules.update(dict.fromkeys(["datasets", "matplotlib", "nbclient"]))
-import rome_jax
-warnings.filterwarnings("ignore", message=".*fork")
-failed = []
+# All in one process, without any package of an extra.
+SIDE_BY_SIDE = """
+import importlib, sys
+extras = ["datasets", "matplotlib", "nbclient", "nltk", "sklearn"]
+sys.modules.update(dict.fromkeys(extras))
 for program in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        importlib.import_module(f"eval.{program}")
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        failed.append(program)
-sys.exit(f"failed: {failed}" if failed else 0)
+    importlib.import_module(f"eval.{program}")
+"""
+# Waits to be stopped.
+SLEEPS = """
+import time
+from eval import cli
+
+def main():
+    print("begun", flush=True)
+    time.sleep(60)
+
+cli.Program(main, resumable=True).run()
+"""
+# Compiles a program of its own in the project's cache folder, and says whether it was there.
+CACHED = """
+import jax
+from eval import cli
+
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.split("/")[-1]))
+
+def main():
+    jax.jit(lambda x: x + 2)(jax.numpy.ones(3))
+    print(hits.count("cache_hits"), hits.count("cache_misses"))
+
+cli.Program(main).run()
 """
 
 
-def run_python(*arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+def run_python(*arguments, **environment):
+    environment = os.environ | environment
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def module_of(program):
+    return importlib.import_module(f"eval.{program}")
+
+
+def definitions():
+    """Names of flags, each with the file and line that define it."""
+    found = collections.defaultdict(list)
+    for path in sorted((ROOT / "eval").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            names = node.args[1:] if called.startswith("define.") else node.args[:1]
+            if ("DEFINE_" in called and path.name != "define.py") or called.startswith("define."):
+                for name in names:
+                    if isinstance(name, ast.Constant):
+                        found[name.value].append(f"{path.name}:{node.lineno}")
+    return found
 
 
 @pytest.mark.parametrize("error", [ValueError("the sky is red."), OSError("the sky is red.")])
@@ -61,13 +107,13 @@ def test_bad_input_is_one_sentence(monkeypatch, error):
 
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(SystemExit, match=r"^Error: the sky is red\.$"):
-        cli.run(main)
+        cli.Program(main).run()
 
 
 def test_unknown_arguments_are_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program", "stray"])
     with pytest.raises(SystemExit, match="unknown arguments: stray"):
-        cli.run(lambda: pytest.fail("not reached"))
+        cli.Program(lambda: pytest.fail("not reached")).run()
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
@@ -76,7 +122,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(KeyError):
-        cli.run(main)
+        cli.Program(main).run()
 
 
 def test_libraries_are_heard_only_if_asked_for():
@@ -88,8 +134,207 @@ def test_libraries_are_heard_only_if_asked_for():
     assert loud.stderr.count("noise") >= 5
 
 
-def test_programs_need_no_extra_to_begin():
-    """All of them import, and say nothing, in a base install."""
-    assert len(PROGRAMS) >= 13
-    done = run_python("-c", EACH, *PROGRAMS)
+def test_programs_are_imported_side_by_side_and_need_no_extra():
+    """All of them import, in one process, and say nothing, in a base install."""
+    assert len(PROGRAMS) >= 15
+    done = run_python("-c", SIDE_BY_SIDE, *PROGRAMS)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_main_is_short(program):
+    """At most 30 lines: what is more belongs to the library."""
+    tree = ast.parse((ROOT / "eval" / f"{program}.py").read_text())
+    (main,) = [node for node in tree.body if getattr(node, "name", None) == "main"]
+    assert main.end_lineno - main.lineno + 1 <= 30
+
+
+def test_each_flag_is_defined_once():
+    found = definitions()
+    assert len(found) > 90 and {"model_name", "covariance", "skip_generation_tests"} <= set(found)
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_takes_a_flag_once(program):
+    takes = list(module_of(program).PROGRAM.takes)
+    assert len(takes) == len(set(takes))
+    assert set(module_of(program).PROGRAM.defaults) <= set(takes)
+
+
+def test_no_flag_is_left_over():
+    taken = {name for program in PROGRAMS for name in module_of(program).PROGRAM.takes}
+    everything = {name for name in definitions() if not flags.FLAGS[name].help.startswith("Alias")}
+    assert everything - taken == {"compilation_cache"}
+
+
+def test_a_flag_that_a_program_does_not_read_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.summarize", "--seed=3"])
+    module_of("edit")  # defines it
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match=r"^Error: --seed is no flag of "):
+        module_of("summarize").PROGRAM.run()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--dataset_size_limit=7"], "num_cases", 7),
+        (["--num_prompts=7"], "num_cases", 7),
+        (["--num_records=7"], "num_cases", 7),
+        (["--num_edits=7"], "num_cases", 7),
+        (["--covariance=a.npz"], "second_moments", "a.npz"),
+        (["--skip_generation_tests"], "generation", False),
+        (["--noskip_generation_tests"], "generation", True),
+        (["--skip_generation_tests=true"], "generation", False),
+        (["--generation_tests"], "generation", True),
+        (["--alg_name=ft-l"], "alg_name", "FT-L"),
+        (["--ds_name=ZSRE"], "ds_name", "zsre"),
+        ([], "generation", True),
+    ],
+)
+def test_old_names_and_other_letters_mean_the_same(monkeypatch, arguments, name, value):
+    program = module_of("evaluate").PROGRAM
+    monkeypatch.setattr(sys, "argv", ["eval.evaluate", *arguments])
+    seen = []
+    quiet = cli.Program(lambda: seen.append(flags.FLAGS[name].value), takes=program.takes)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        quiet.run()
+    assert not end.value.code and seen == [value]
+
+
+def test_a_program_has_defaults_of_its_own(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.sweep"])
+    seen = []
+    sweep = module_of("sweep").PROGRAM
+    quiet = cli.Program(lambda: seen.append(flags.FLAGS.num_cases), sweep.takes, sweep.defaults)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit):
+        quiet.run()
+    assert seen == [50]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=configs/rome.py", "--config.v_lrr=0.1"], "no v_lrr, did you mean v_lr?"),
+        (["--config=configs/rome.py:gpt3"], "no ROME configuration is known for model 'gpt3'"),
+        (["--config=rome.py"], "--config=rome.py is no file in "),
+        (["--config.v_lr=0.1"], "--config.v_lr changes a value of --config: give --config"),
+        (["--config=configs/memit.py"], "no hyperparameter mom2_update_weight"),
+        (["--model_name=factworld-gpt3"], "unknown model 'factworld-gpt3' (it is neither"),
+        (["--model_name=factworld-gpt3", "--config=rome.py"], "unknown model 'factworld-gpt3'"),
+        (["--results_dir=setup.cfg"], "setup.cfg is a file; give a folder"),
+        (["--dtype=int8"], "dtype='int8'"),
+        (["--sampels=3"], "Unknown command line flag 'sampels'"),
+        (["--seed=x"], "--seed=x"),
+    ],
+)
+def test_what_is_refused_is_one_sentence_before_a_model_loads(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["eval.evaluate", *arguments])
+    monkeypatch.setattr("rome_jax.models.registry._find", lambda *_: pytest.fail("loads a model"))
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        module_of("evaluate").PROGRAM.run()
+    assert end.value.code.startswith("Error: ") and said in end.value.code
+    assert "\n" not in end.value.code and "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_refused_first_where_there_is_no_network():
+    done = run_python("-m", "eval.edit", "--model_name=gpt5", "--alg_name=KN", HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: unknown model 'gpt5' (it is not on this machine")
+    assert "factworld-gpt2, factworld-gptj" in done.stderr and done.stderr.count("\n") == 1
+
+
+def interrupted(program, *arguments):
+    """How a program ends that Ctrl-C reaches while it works."""
+
+    def main():
+        with cli.goes_on_with(*arguments):
+            raise KeyboardInterrupt
+
+    return cli.Program(main, program.takes, resumable=program.resumable)
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(monkeypatch, capsys):
+    line = ["eval.evaluate", "--results_dir=my results", "--num_cases=3"]
+    monkeypatch.setattr(sys, "argv", line)
+    program = interrupted(module_of("evaluate").PROGRAM, "--continue_from_run=run_007")
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        program.run()
+    assert end.value.code == 130
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("To go on from there: python -m ")
+    assert said[-1].endswith("'--results_dir=my results' --num_cases=3 --continue_from_run=run_007")
+
+
+def test_programs_that_go_on_say_so():
+    resumable = {program for program in PROGRAMS if module_of(program).PROGRAM.resumable}
+    assert resumable == set(
+        "causal_trace compare evaluate layer_stats mass_edits sweep train_factworld train_hypernetwork".split()
+    )
+
+
+def test_a_signal_ends_a_program_with_130():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPS, "--verbosity=0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-2] == "Stopped."
+    assert said.splitlines()[-1].endswith(" --verbosity=0")
+
+
+def test_what_is_compiled_is_there_the_next_time(tmp_path):
+    environment = {"ROME_JAX_CACHE": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
+    first, second = (run_python("-c", CACHED, **environment) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    hits, misses = map(int, first.stdout.split())
+    assert hits == 0 and misses > 0
+    assert second.stdout.split() == [str(misses), "0"]
+    assert any((tmp_path / "xla").iterdir())
+
+
+def test_the_cache_can_be_turned_off_and_placed_elsewhere(tmp_path):
+    environment = {"ROME_JAX_CACHE": str(tmp_path / "ours"), "JAX_COMPILATION_CACHE_DIR": ""}
+    assert run_python("-c", CACHED, "--nocompilation_cache", **environment).returncode == 0
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+    assert run_python("-c", CACHED, **environment).returncode == 0
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_cache_is_trimmed_from_its_oldest_files(tmp_path):
+    for number in range(4):
+        path = tmp_path / str(number)
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (1000 + number, 1000 + number))
+    trim_directory(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    trim_directory(tmp_path / "absent", 0)
+
+
+def test_places_are_checked_before_they_are_made(tmp_path):
+    assert check_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file; give a folder"):
+        check_writable(tmp_path / "file" / "b", "--output_dir")
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(
+        ValueError, match=r"^it needs scikit-learn: pip install 'rome_jax\[eval\]'.$"
+    ):
+        extras.check("sklearn", "eval", "it")
+    extras.check("json", "eval", "it")
+
+
+def test_bars_are_plain_and_nothing_is_said_about_widgets():
+    source = "from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    done = run_python("-W", "always", "-c", source)
+    assert "3/3" in done.stderr and "Warning" not in done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from rome_jax.edit.baseline_config import KNConfig
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import tables
 from rome_jax.evaluation.comparison import (
     evaluate,
@@ -26,7 +26,7 @@ from tests.programs import Program, refusal
 FOLDER = Path("comparisons", "factworld-gpt2_cf")
 # ROME and two others are all the methods that there are.
 THREE = """
-from eval import comparisons
+from rome_jax.evaluation import comparison as comparisons
 names = ("ROME", "FT-attn", "KN")
 comparisons.METHODS = {a: method for a, method in comparisons.METHODS.items() if a in names}
 """
@@ -45,7 +45,7 @@ def dataset(model):
 @pytest.fixture(scope="module")
 def editors(model):
     """Real fine-tuning, one dense edit after the other; and in place of neurons, edits that are scored in a batch."""
-    kinds = {Algorithm.FT_ATTN: Editor, Algorithm.KN: RandomEdits}
+    kinds = {MethodName.FT_ATTN: Editor, MethodName.KN: RandomEdits}
     return {
         algorithm: kind.prepare(algorithm, model, METHODS[algorithm].for_model(model.name))
         for algorithm, kind in kinds.items()
@@ -103,7 +103,7 @@ def test_what_is_missing_is_computed_and_further_methods_join(
     found, results, editors, dataset, model
 ):
     config = ROMEConfig(layers=(0,), mom2_adjustment=False, context_template_length_params=())
-    rome = {Algorithm.ROME: RandomEdits.prepare(Algorithm.ROME, model, config)}
+    rome = {MethodName.ROME: RandomEdits.prepare(MethodName.ROME, model, config)}
     lost = results / FOLDER / "FT-attn" / f"case_{dataset.records[1].case_id}.json"
     lost.unlink()
     _, before = written(results)
@@ -121,7 +121,7 @@ def test_other_settings_are_refused_before_anything_is_edited(
     found, results, editors, dataset, model
 ):
     config = dataclasses.replace(KNConfig.for_model(model.name), steps=3)
-    other = {Algorithm.KN: Editor.prepare(Algorithm.KN, model, config)}
+    other = {MethodName.KN: Editor.prepare(MethodName.KN, model, config)}
     before = written(results)
     with pytest.raises(ValueError, match=r"KN holds .*hyperparameters is .*another --results_dir"):
         run(results, editors | other, dataset)
@@ -133,8 +133,8 @@ def test_other_settings_are_refused_before_anything_is_edited(
 
 def test_all_methods_are_in_the_papers_order():
     chosen = select_algorithms(None)
-    assert set(chosen) == set(METHODS) and chosen[-1] is Algorithm.ROME
-    assert select_algorithms(["ROME", "KN"]) == [Algorithm.ROME, Algorithm.KN]
+    assert set(chosen) == set(METHODS) and chosen[-1] is MethodName.ROME
+    assert select_algorithms(["ROME", "KN"]) == [MethodName.ROME, MethodName.KN]
 
 
 @pytest.mark.parametrize("names", [[], ["ROME", "ROME"], ["ROME", "rome"]])
@@ -145,39 +145,39 @@ def test_names_of_methods_are_checked(names):
 
 def test_a_method_that_fails_is_left_out_or_an_error(capsys):
     def prepare(algorithm):
-        if algorithm is Algorithm.KN:
+        if algorithm is MethodName.KN:
             raise OSError("there is no file.")
         return algorithm.value
 
-    assert prepare_each([Algorithm.KN, Algorithm.FT], prepare, strict=False) == {"FT": "FT"}
+    assert prepare_each([MethodName.KN, MethodName.FT], prepare, strict=False) == {"FT": "FT"}
     assert capsys.readouterr().out == "Left out    KN: there is no file.\n"
     with pytest.raises(ValueError, match=r"^--algs names KN, but there is no file\.$"):
-        prepare_each([Algorithm.KN, Algorithm.FT], prepare, strict=True)
+        prepare_each([MethodName.KN, MethodName.FT], prepare, strict=True)
     with pytest.raises(ValueError, match="no method is left to compare"):
-        prepare_each([Algorithm.KN], prepare, strict=False)
+        prepare_each([MethodName.KN], prepare, strict=False)
 
 
 def test_what_a_model_lacks_is_said_without_it():
-    assert model_config(Algorithm.ROME, "gpt2-xl", "published").layers == (17,)
+    assert model_config(MethodName.ROME, "gpt2-xl", "published").layers == (17,)
     with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
-        model_config(Algorithm.ROME, "gpt2-xl", None)
+        model_config(MethodName.ROME, "gpt2-xl", None)
     with pytest.raises(
         ValueError,
         match=r"no KN hyperparameters are known for model 'gpt2'.*--config=configs/kn.py:gpt2-xl\.$",
     ):
-        model_config(Algorithm.KN, "gpt2", None)
+        model_config(MethodName.KN, "gpt2", None)
 
 
 @pytest.mark.parametrize("text", ["MEND", "MEND=", "KE=ke.pt", "mend.pt", "ROME=x.pt"])
 def test_hypernetworks_are_given_by_method(text):
-    chosen = [Algorithm.MEND, Algorithm.ROME]
+    chosen = [MethodName.MEND, MethodName.ROME]
     assert parse_hypernetworks(["MEND=a=b.pt"], chosen) == {"MEND": "a=b.pt"}
     with pytest.raises(
         ValueError, match=f"--hypernetworks={text}: give METHOD=FILE, with MEND or KE"
     ):
         parse_hypernetworks([text], chosen)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors is not a file"):
-        model_config(Algorithm.MEND, "gpt2-xl", None, "nowhere.safetensors")
+        model_config(MethodName.MEND, "gpt2-xl", None, "nowhere.safetensors")
 
 
 @pytest.mark.needs("matplotlib")

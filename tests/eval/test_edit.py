@@ -1,6 +1,7 @@
 """`python -m eval.edit` as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,6 @@ import pytest
 
 from rome_jax import (
     FTConfig,
-    FTVariant,
     apply_edits,
     load_edits,
     load_model,
@@ -18,6 +18,7 @@ from rome_jax import (
     save_edits,
 )
 from rome_jax.data.tokens import encode
+from rome_jax.edit.config import MethodName
 from tests.models.checkpoints import assert_same_params
 from tests.programs import ROOT, Program
 from tests.saved import assert_same_edits, random_edit
@@ -36,7 +37,9 @@ def test_default_example_says_plainly_what_changed():
     result = subprocess.run(
         [sys.executable, "-m", "eval.edit"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    for line in result.stderr.splitlines():  # what took more than two seconds
+        assert re.fullmatch(r"(loading|compiling and) [\w\s*-]+ \.\.\.", line)
     changed, kept = result.stdout.strip().splitlines()[-2:]
     assert changed.startswith("What changed: about Gothulf Punby, the model now says 'tennis'")
     assert "of 5 paraphrases" in changed
@@ -102,7 +105,7 @@ def test_a_dense_edit_is_saved_applied_and_reverted(program, tmp_path):
     (edit,) = load_edits(path)
     model = load_model("factworld-gpt2")
     assert edit.provenance.method == "FT-L" and edit.provenance.seed is None
-    config = FTConfig.for_model(model.name, FTVariant.FT_L)
+    config = FTConfig.for_model(model.name, MethodName.FT_L)
     assert FTConfig.from_dict(edit.provenance.config) == config
     exported = load_model(directory)
     assert_same_params(exported.params, apply_edits(model, [edit]).params)
@@ -214,13 +217,13 @@ def test_inspect_needs_no_model(program, saved):
         (("--prompt={} is in",), "--prompt, --subject and --target_new together"),
         (("--prompt=It is in", *FACT[1:]), "write exactly one"),
         ((*FACT[:2], "--target_new= "), "target_new"),
-        ((*FACT, "--model_name=gpt5"), "gpt5"),
+        (("--model_name=gpt5", "--prompt={} is in"), "unknown model 'gpt5'"),
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
         ((*FACT, "--second_moments=nowhere.npz"), "nowhere.npz"),
         ((*FACT, "--hypernetwork=nowhere"), "nowhere"),
         (
-            ("--alg_name=FT-L", "--model_name=gpt5", *FACT),
-            "no FT-L layer is known for model 'gpt5'",
+            ("--alg_name=FT-L", "--model_name=gpt2", *FACT),
+            "no FT-L layer is known for model 'gpt2'",
         ),
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
         ((*FACT, "--model_name=gpt2-xl"), "give --second_moments="),

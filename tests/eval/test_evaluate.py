@@ -9,7 +9,7 @@ import pytest
 
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.method import Algorithm, Editor
+from rome_jax.edit.method import Editor, MethodName
 from rome_jax.evaluation import run as evaluation_run
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
@@ -43,7 +43,7 @@ def config(model):
 
 @pytest.fixture(scope="module")
 def editor(model, config):
-    return RandomEdits.prepare(Algorithm.ROME, model, config)
+    return RandomEdits.prepare(MethodName.ROME, model, config)
 
 
 def evaluate(results_dir, editor, dataset, continue_from=None, generation=None, batch_size=2):
@@ -132,7 +132,7 @@ def test_scores_before_the_edit_are_computed_once_for_all_methods(
         return score(model, name, records, deltas, **options)
 
     monkeypatch.setattr(evaluation_run, "evaluate_records", count)
-    other = Editor.prepare(Algorithm.FT, model, FTConfig(layers=(0,), num_steps=1))
+    other = Editor.prepare(MethodName.FT, model, FTConfig(layers=(0,), num_steps=1))
     run = evaluate(tmp_path, other, short)
     assert run.directory == tmp_path / "FT" / "run_000"
     assert computed == [True, True], "one dense edit after the other, and nothing before the edit"
@@ -144,7 +144,7 @@ def test_other_settings_are_refused(whole, editor, dataset, model, config):
     with pytest.raises(
         ValueError, match=r"other settings \(hyperparameters is .*run_000|begin another"
     ):
-        evaluate(results, RandomEdits.prepare(Algorithm.ROME, model, other), dataset, "run_000")
+        evaluate(results, RandomEdits.prepare(MethodName.ROME, model, other), dataset, "run_000")
     changed = dataclasses.replace(dataset, sha256="0" * 64)
     with pytest.raises(ValueError, match=r"dataset is factworld \(.*\) there and factworld \(0000"):
         evaluate(results, editor, changed, "run_000")
@@ -185,7 +185,7 @@ def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path):
     assert "ROME/run_000" in done.stdout
     about = runs.read_run(tmp_path / "ROME" / "run_000")
     assert about["settings"]["hyperparameters"]["v_lr"] == 0.4
-    assert about["flags"]["dataset_size_limit"] == 2
+    assert about["flags"]["num_cases"] == 2
     (case, _) = read_cases(tmp_path / "ROME" / "run_000")
     assert {"text", "ngram_entropy", "reference_score", "essence_score"} <= case["post"].keys()
     summary = command("eval.summarize", f"--results_dir={tmp_path}", "--dir_name=ROME")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rome_jax.edit.method import METHODS, Algorithm, Editor
+from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import mass_edits as mass_edit_runs
 from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
@@ -59,10 +59,10 @@ def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
     model = load_model("factworld-gpt2")
     editors = [
         Editor.prepare(algorithm, model, METHODS[algorithm].for_model(model.name))
-        for algorithm in (Algorithm.ROME, Algorithm.MEMIT)
+        for algorithm in (MethodName.ROME, MethodName.MEMIT)
     ]
     mass = MassEdits.open(written, editors, world, 0)
-    missing = mass.path(Algorithm.MEMIT, 1)
+    missing = mass.path(MethodName.MEMIT, 1)
     old = json.loads(missing.read_text())
     missing.unlink()
     asked = []
@@ -71,9 +71,9 @@ def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
         asked.append((editor.algorithm, counts))
         return mass_edit_runs.memit_models(editor, records, counts)
 
-    monkeypatch.setattr(mass_edit_runs, "_MODELS", dict.fromkeys(Algorithm, models))
+    monkeypatch.setattr(mass_edit_runs, "_MODELS", dict.fromkeys(MethodName, models))
     mass.measure([3, 1])
-    assert asked == [(Algorithm.ROME, []), (Algorithm.MEMIT, [1])]
+    assert asked == [(MethodName.ROME, []), (MethodName.MEMIT, [1])]
     new = json.loads(missing.read_text())
     for name in ("edits", "retention", "paraphrase", "neighborhood"):
         assert new[name] == old[name]

@@ -8,7 +8,7 @@ import pytest
 
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.method import Algorithm
+from rome_jax.edit.method import MethodName
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.grid import Grid, label
 from rome_jax.evaluation.metrics import Estimate
@@ -31,7 +31,7 @@ def sweep():
     """Two records at four points that share one program."""
     model = load_model("factworld-gpt2")
     dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=2, role=Role.TUNING)
-    return Sweep(GRID, Algorithm.ROME, model, dataset)
+    return Sweep(GRID, MethodName.ROME, model, dataset)
 
 
 @pytest.fixture(scope="module")

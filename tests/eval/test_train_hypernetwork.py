@@ -7,9 +7,9 @@ import pytest
 
 from rome_jax.edit.baseline_config import MENDConfig
 from rome_jax.edit.hypernetworks import networks as hypernetworks
-from rome_jax.edit.hypernetworks.networks import HypernetworkKind
-from rome_jax.edit.method import METHODS, Algorithm, Editor, read_config
-from rome_jax.edit.stages.targets import tokenize_requests
+from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
+from rome_jax.edit.method import METHODS, Editor, MethodName, read_config
+from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.hypernetwork_examples import split_records
 from rome_jax.evaluation.run import Settings
@@ -127,13 +127,13 @@ def model(request):
     return load_model(request.param)
 
 
-@pytest.mark.parametrize("kind", HypernetworkKind)
+@pytest.mark.parametrize("kind", CONFIG_TYPES)
 def test_shipped_networks_edit_facts_that_they_have_not_seen(model, kind):
     records = load_dataset(DatasetName.CF, model_name=model.name, limit=16, role=Role.HELD_OUT)
     requests = [record.request for record in records.records]
-    config = METHODS[Algorithm(kind)].for_model(model.name)
-    editor = Editor.prepare(Algorithm(kind), model, config, chunk_size=16)
-    inputs = tokenize_requests(model.tokenizer, requests, model.config.context_length)
+    config = METHODS[MethodName(kind)].for_model(model.name)
+    editor = Editor.prepare(MethodName(kind), model, config, chunk_size=16)
+    inputs = tokenize_request_targets(model.tokenizer, requests, model.config.context_length)
     said = []
     for deltas in (None, editor.compute(requests)):
         logits = forward.logits(
@@ -148,12 +148,12 @@ def test_shipped_networks_edit_facts_that_they_have_not_seen(model, kind):
 
 def test_a_network_of_the_other_model_is_refused(model):
     (other,) = set(SHIPPED) - {model.name}
-    source = hypernetworks.load_shipped(HypernetworkKind.MEND, load_model(other))
+    source = hypernetworks.load_shipped(MethodName.MEND, load_model(other))
     with pytest.raises(ValueError, match=f"was trained for {other} .* not for {model.name}"):
         source.check(model)
 
 
-@pytest.mark.parametrize(("algorithm", "other"), [(Algorithm.MEND, "ke"), (Algorithm.KE, "mend")])
+@pytest.mark.parametrize(("algorithm", "other"), [(MethodName.MEND, "ke"), (MethodName.KE, "mend")])
 def test_a_network_of_the_other_method_is_refused(model, algorithm, other):
     source = f"rome_jax/factworld/assets/hypernetworks/{other}_{SHIPPED[model.name]}.safetensors"
     with pytest.raises(ValueError, match=f"is one of {other.upper()}: give {algorithm} one"):
@@ -163,9 +163,9 @@ def test_a_network_of_the_other_method_is_refused(model, algorithm, other):
 def test_methods_without_a_network_take_none(model):
     with pytest.raises(ValueError, match=r"--hypernetwork=x\.pt is for MEND, KE: leave it out"):
         Editor.prepare(
-            Algorithm.FT,
+            MethodName.FT,
             model,
-            METHODS[Algorithm.FT].for_model(model.name),
+            METHODS[MethodName.FT].for_model(model.name),
             hypernetwork_source="x.pt",
         )
 
@@ -173,5 +173,5 @@ def test_methods_without_a_network_take_none(model):
 @pytest.mark.needs("matplotlib")
 def test_a_network_brings_its_own_hyperparameters(said):
     path = str(said[0] / "hypernetwork.safetensors")
-    found = read_config(Algorithm.MEND, "a model nobody knows", hypernetwork=path)
+    found = read_config(MethodName.MEND, "a model nobody knows", hypernetwork=path)
     assert found == MENDConfig((5,), rank=4)

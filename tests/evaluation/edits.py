@@ -11,7 +11,7 @@ from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 class RandomEdits(Editor):
     """Rank-one edits of layer 0 that depend on the case's id alone."""
 
-    def compute(self, requests):
+    def compute(self, requests, progress=False):
         shapes = (self.model.config.mlp_width, self.model.config.width)
         left, right = (
             np.stack([np.random.default_rng(r.case_id).normal(size=(n, 1)) for r in requests])

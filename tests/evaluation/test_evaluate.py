@@ -10,7 +10,7 @@ import pytest
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
-from rome_jax.edit.method import Algorithm
+from rome_jax.edit.method import MethodName
 from rome_jax.edit.methods import fine_tune
 from rome_jax.evaluation import datasets
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
@@ -43,7 +43,7 @@ def records_of(name, model, count=CASES):
 
 def random_edits(model, records):
     editor = RandomEdits.prepare(
-        Algorithm.ROME, model, ROMEConfig(layers=(0,), context_template_length_params=())
+        MethodName.ROME, model, ROMEConfig(layers=(0,), context_template_length_params=())
     )
     return editor.compute([record.request for record in records])
 

@@ -16,6 +16,7 @@ from rome_jax.files.safetensors_io import CheckpointError, read_header
 from rome_jax.models import convert_torch, forward
 from rome_jax.models.config import from_hf
 from rome_jax.models.huggingface import load_params, save_params
+from rome_jax.models.interventions import Site
 from rome_jax.models.registry import load_model, save_hf
 from tests.models.checkpoints import GOLDEN, assert_same_params
 
@@ -77,6 +78,17 @@ def theirs(request, tmp_path_factory):
     model = random_model(CONFIGS[request.param])
     model.save_pretrained(directory)
     return model, directory
+
+
+def test_patterns_of_attention_are_theirs(theirs):
+    model, directory = theirs
+    ours = forward.capture(*load_ours(directory), pad(SEQUENCES), (Site.ATTN_PATTERN,))
+    for row, sequence in enumerate(SEQUENCES):
+        with torch.no_grad():
+            out = model(torch.tensor([sequence]), output_attentions=True)
+        want = torch.stack(out.attentions)[:, 0].numpy()  # [L, H, T, T]
+        got = np.asarray(ours[Site.ATTN_PATTERN])[:, row, :, : len(sequence), : len(sequence)]
+        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def load_ours(directory):

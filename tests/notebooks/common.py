@@ -78,6 +78,43 @@ def check_cells_only_call(notebook) -> None:
             assert not [node for node in ast.walk(parsed(cell)) if isinstance(node, LOGIC)], name
 
 
+def imported_packages(notebook) -> set[str]:
+    """The top-level names of all modules that the cells import."""
+    nodes = [node for cell in code_cells(notebook).values() for node in ast.walk(parsed(cell))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def check_needs_the_library_alone(notebook) -> None:
+    """Nothing of a checkout: no programs, no path that is added, no clone."""
+    assert not {"eval", "configs", "tests", "benchmarks"} & imported_packages(notebook)
+    source = "\n".join(cell.source for cell in notebook.cells)
+    assert not [text for text in ("sys.path", "git clone", "pip install -e") if text in source]
+
+
+def installed_by(notebook, found: bool, environment: dict[str, str], monkeypatch) -> list[str]:
+    """What the first cell gives to pip, if the library is found or not, in an environment."""
+    commands = []
+
+    class Shell:
+        def run_line_magic(self, magic, line):
+            names = {"INSTALL": scope["INSTALL"], "extras": scope["extras"]}
+            commands.append(f"{magic} {line.format(**names)}")
+
+    scope = {"get_ipython": Shell}
+    cell = notebook.cells[1]
+    assert cell.id == "install"
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: object() if found else None)
+        patch.setattr("shutil.which", lambda name: None)
+        patch.delenv("ROME_JAX_INSTALL", raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        exec(TransformerManager().transform_cell(cell.source), scope)
+    return commands
+
+
 def model_choices(notebook) -> list[str]:
     """The models that the one line offers; there is one such line, and an example for each."""
     cells = code_cells(notebook)
@@ -103,13 +140,16 @@ def execute(notebook, tmp_path: Path, monkeypatch) -> Path:
     assert manager.kernel_spec.argv[0] == sys.executable
     workdir = tmp_path / "run"
     workdir.mkdir()
+    library = tmp_path / "library"  # the library without the checkout around it
+    library.mkdir()
+    (library / "rome_jax").symlink_to(ROOT / "rome_jax")
     client = NotebookClient(
         notebook, km=manager, timeout=300, resources={"metadata": {"path": str(workdir)}}
     )
     client.execute(
         env=os.environ
         | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(library),
             "IPYTHONDIR": str(tmp_path / "ipython"),
             "HF_HUB_OFFLINE": "1",
         }

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from rome_jax.edit.baseline_config import FTConfig, FTVariant
-from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import MethodName, ROMEConfig
 from rome_jax.evaluation.metrics import Estimate
 from rome_jax.evaluation.summaries import Summary, read_cases, summarize
 from rome_jax.models.registry import SHIPPED
@@ -53,7 +53,7 @@ def test_the_model_is_one_line_and_all_its_choices_have_hyperparameters(notebook
     assert choices == [*SHIPPED, "gpt2-xl", "EleutherAI/gpt-j-6B"]
     for choice in choices:
         assert ROMEConfig.for_model(choice).layers
-        assert FTConfig.for_model(choice, FTVariant.FT_L).layers
+        assert FTConfig.for_model(choice, MethodName.FT_L).layers
 
 
 @pytest.mark.slow
@@ -63,6 +63,11 @@ def test_tables_and_figures_show_the_folders(notebook, tmp_path, monkeypatch):
         line = re.compile(rf'^{setting} = (\d+|"[^"]*")', re.MULTILINE)
         assert len(line.findall(cells["settings"].source)) == 1
         cells["settings"].source = line.sub(f"{setting} = {value}", cells["settings"].source)
+    ours = 'ORIGINAL = f"{RESULTS}/ROME/run_000"'
+    assert cells["original"].source.startswith(ours)
+    cells["original"].source = cells["original"].source.replace(
+        ours, f"ORIGINAL = {str(ORIGINAL)!r}"
+    )
     workdir = common.execute(notebook, tmp_path, monkeypatch)
     runs = {
         name: summarize(read_cases(workdir / "results" / name))

@@ -23,7 +23,6 @@ import optax
 import orbax.checkpoint as checkpoint
 from flax import linen as nn
 from flax import struct
-from tqdm import tqdm
 
 from rome_jax.data.tokens import round_up
 from rome_jax.edit.baseline_config import MENDConfig
@@ -41,6 +40,7 @@ from rome_jax.edit.methods.ke import KE
 from rome_jax.edit.methods.mend import MEND
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.files.artifacts import write_whole
+from rome_jax.files.progress import tqdm
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.registry import LanguageModel

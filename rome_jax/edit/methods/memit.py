@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from tqdm import tqdm
 
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
@@ -39,6 +38,7 @@ from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states
 from rome_jax.edit.stages.value import ValueResult, optimize_value
+from rome_jax.files.progress import tqdm
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part

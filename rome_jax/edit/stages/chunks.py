@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import Hyperparameters
+from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.files import SecondMoment
 
@@ -73,7 +73,13 @@ class RequestChunks:
           function gives as numpy arrays stays on the host.
         """
         results = []
-        with tqdm(total=len(self.order), unit="edit", desc=label, disable=not progress) as bar:
+        with tqdm(
+            total=len(self.order),
+            unit="edit",
+            desc=label,
+            leave=None,  # inside another bar it vanishes when it is done
+            disable=not progress,
+        ) as bar:
             for chunk, part in zip(self._indices(), parts, strict=True):
                 kept = operator.itemgetter(slice(len(chunk)))
                 results.append(jax.tree.map(kept, function(part)))

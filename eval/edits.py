@@ -1,0 +1,55 @@
+"""Inspects, applies, takes out, merges and exports the edits that eval.edit has kept.
+
+    python -m eval.edits --inspect=edits
+    python -m eval.edits --apply=edits/sport.safetensors --apply=edits/city.safetensors --export_hf=edited
+    python -m eval.edits --apply=edits/sport.safetensors --apply=edits/city.safetensors --merge_to=both.safetensors
+    python -m eval.edits --model_name=edited --revert=edits/sport.safetensors --interactive
+
+It shows the requests of the files before and after or, with --prompt, --subject and --target_new, the report on these.
+"""
+
+from __future__ import annotations
+
+from eval import cli
+from eval.flags import model, request, saved_edits
+from rome_jax.terminal import edit_files
+from rome_jax.terminal.edit_report import print_report, talk
+from rome_jax.terminal.waiting import waiting
+
+
+def main() -> None:
+    """Inspects files; or applies and reverts edits, writes what is asked for, and reports."""
+    edit_files.check_flags(cli.given())
+    if saved_edits.INSPECT.value:
+        edit_files.inspect(saved_edits.INSPECT.value)
+        return
+    if not (saved_edits.APPLY.value or saved_edits.REVERT.value):
+        raise ValueError(
+            "give --inspect, --apply or --revert: what is to be done with saved edits."
+        )
+    exports = (saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
+    edit_files.check_places(saved_edits.MERGE_TO.value, *exports)
+    fact = request.from_flags()
+    model.check()
+    applied = edit_files.read(saved_edits.APPLY.value)
+    reverted = edit_files.read(saved_edits.REVERT.value)
+    loaded, force = model.load(), saved_edits.FORCE.value
+    changed, comparison = edit_files.change(loaded, applied, reverted, force)
+    edit_files.write(applied, changed, saved_edits.MERGE_TO.value, *exports)
+    with waiting("compiling and comparing the models"):
+        if fact is None:
+            edit_files.print_overview(comparison, [*applied, *reverted])
+        else:
+            print_report(comparison, fact, request.prompts())
+    if saved_edits.INTERACTIVE.value:
+        talk(comparison)
+
+
+TAKES = (
+    "model_name dtype precision inspect apply revert merge_to force export_hf export_orbax interactive prompt subject "
+    "target_new target_true paraphrase neighbor"
+).split()
+PROGRAM = cli.Program(main, takes=TAKES)
+
+if __name__ == "__main__":
+    PROGRAM.run()

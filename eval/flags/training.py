@@ -1,0 +1,49 @@
+"""How networks and the embedded models are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from eval.flags import running
+from rome_jax.edit.config import MethodName
+from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
+from rome_jax.edit.hypernetworks.training import TrainingConfig
+
+FAMILY = flags.DEFINE_enum("family", None, ["gpt2", "gptj"], "Architecture.", case_sensitive=False)
+STEPS = flags.DEFINE_integer("steps", None, "Steps of Adam; default: those of the shipped model.")
+RATE = flags.DEFINE_float("learning_rate", None, "Of Adam; default: that of the shipped networks.")
+MAX_STEPS = flags.DEFINE_integer("max_steps", None, "Of Adam.", lower_bound=1)
+EVERY = flags.DEFINE_integer("validate_every", 100, "Steps between validations.", lower_bound=1)
+PATIENCE = flags.DEFINE_integer(
+    "patience", 5, "Validations without a better loss before it ends.", lower_bound=1
+)
+FILE_DTYPE = flags.DEFINE_enum(
+    "file_dtype",
+    "float32",
+    ["float32", "float16"],
+    "Of the network's parameters in its file.",
+    case_sensitive=False,
+)
+
+
+def read_settings(kind: MethodName) -> TrainingConfig:
+    """The settings of a hypernetwork's training.
+
+    Raises:
+      ValueError: bad ones, or a method without a network.
+    """
+    if kind not in CONFIG_TYPES:
+        raise ValueError(
+            f"--alg_name={kind} has no hypernetwork to train: give {' or '.join(CONFIG_TYPES)}."
+        )
+    given: dict[str, Any] = {"learning_rate": RATE.value, "max_steps": MAX_STEPS.value}
+    return TrainingConfig.for_kind(
+        kind,
+        batch_size=running.BATCH.value,
+        validate_every=EVERY.value,
+        patience=PATIENCE.value,
+        seed=running.SEED.value,
+        **{name: value for name, value in given.items() if value is not None},
+    )

@@ -1,0 +1,37 @@
+"""What comes out of `eval.sweep`: a table, a file of it, and a figure of one or two hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rome_jax.evaluation.summaries import Summary
+from rome_jax.evaluation.sweep import Sweep, text_table, write_csv
+from rome_jax.models.runs import short_name
+
+
+def report(
+    sweep: Sweep, found: Mapping[str, Summary], directory: str | Path, figure_format: str = "pdf"
+) -> None:
+    """Prints the table of a sweep, and writes sweep.csv and, for at most two hyperparameters, the figure.
+
+    Args:
+      sweep: what was evaluated.
+      found: the points' summaries by name.
+      directory: of the sweep.
+      figure_format: pdf, svg or png.
+    """
+    directory = Path(directory)
+    write_csv(directory / "sweep.csv", sweep.grid, found)
+    print(f"\n{text_table(found)}\n\nWrote {directory / 'sweep.csv'}")
+    if len(sweep.grid.axes) > 2:
+        print("No figure: it shows one or two hyperparameters, not more.")
+        return
+    from rome_jax.plots.sweeps import draw
+    from rome_jax.plots.tracing import save_figure
+
+    path = directory / f"sweep.{figure_format}"
+    count = f"{len(sweep.dataset.records)} records"
+    title = f"{sweep.algorithm} on {short_name(sweep.model)}, {count}"
+    save_figure(draw(sweep.grid, found, title), path)
+    print(f"      {path}")
