@@ -17,8 +17,10 @@ from __future__ import annotations
 from eval import cli
 from eval.flags import model, request, running, tracing
 from rome_jax.files import extras
+from rome_jax.models.registry import known_config
 from rome_jax.terminal.trace_report import trace_facts, trace_prompt
 from rome_jax.trace import inputs as trace_inputs
+from rome_jax.trace.noise import parse_noise
 
 
 def main() -> None:
@@ -26,7 +28,10 @@ def main() -> None:
     name = model.check()
     trace_inputs.check_flags(cli.given() if tracing.SCREEN.value else cli.given() - {"screen"})
     extras.check("matplotlib", "plot", "the figures")
+    parse_noise(tracing.NOISE.value)
     series = trace_inputs.read_series(tracing.KINDS.value, tracing.SEVERED.value)
+    if known := known_config(name):
+        tracing.read_window(series, known.num_layers)
     facts = tracing.read_facts(name, request.PROMPT.value)
     running.check_output("results")
     loaded = model.load()

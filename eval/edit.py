@@ -26,14 +26,14 @@ def main() -> None:
     if cli.given() & {"inspect", "apply", "revert"}:
         edits.main()
         return
+    name = model.check()
     places = (saved_edits.SAVE.value, saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
     edit_files.check_places(*places)
-    fact = request.from_flags() or request.example(model.check(), request.TARGET_TRUE.value)
+    fact = request.from_flags() or request.example(name, request.TARGET_TRUE.value)
     algorithm, config = method.read()
     method.check_second_moments(config)
     loaded = model.load()
-    with waiting("compiling and sampling context templates"):
-        editor = method.prepare(loaded, algorithm, config)
+    editor = method.prepare(loaded, algorithm, config)
     with waiting(f"compiling and computing the edit with {algorithm}"):
         result = edit_files.compute(editor, fact)
     if any(places):

@@ -27,10 +27,10 @@ def main() -> None:
         raise ValueError(
             "give --inspect, --apply or --revert: what is to be done with saved edits."
         )
+    model.check()
     exports = (saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
     edit_files.check_places(saved_edits.MERGE_TO.value, *exports)
     fact = request.from_flags()
-    model.check()
     applied = edit_files.read(saved_edits.APPLY.value)
     reverted = edit_files.read(saved_edits.REVERT.value)
     loaded, force = model.load(), saved_edits.FORCE.value

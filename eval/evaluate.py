@@ -20,13 +20,13 @@ from __future__ import annotations
 from eval import cli
 from eval.flags import data, method, running
 from rome_jax.evaluation import summaries, tables
-from rome_jax.evaluation.run import EvaluationRun, Settings
+from rome_jax.evaluation.run import EvaluationRun, Settings, find_run
 
 
 def main() -> None:
     """Edits, scores, writes, and prints the table."""
     algorithm, config = method.read()
-    running.check_results()
+    find_run(running.check_results(), algorithm, running.CONTINUE.value)
     inputs = data.load([config])
     editor = method.prepare(inputs.model, algorithm, config)
     moments = method.SECOND_MOMENTS.value

@@ -13,8 +13,9 @@ from rome_jax.edit import method as methods
 from rome_jax.edit.config import Hyperparameters, MethodName
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.method import METHODS, Editor
-from rome_jax.models.registry import LanguageModel
+from rome_jax.models.registry import LanguageModel, known_config
 from rome_jax.moments.files import PUBLISHED
+from rome_jax.terminal.waiting import waiting
 
 ALGORITHM = flags.DEFINE_enum(
     "alg_name", "ROME", [str(a) for a in METHODS], "The method.", case_sensitive=False
@@ -73,6 +74,9 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f"--hypernetwork={network} is for {', '.join(CONFIG_TYPES)}: leave it out."
         )
     config = methods.read_config(algorithm, name, CONFIG.value, HPARAMS.value, network)
+    known = known_config(name)
+    for layer in config.layers if known else ():
+        known.check_layer(layer, "layers")
     absent = source not in (None, PUBLISHED) and not Path(source).exists()
     if config.needs_second_moments and absent:
         raise FileNotFoundError(
@@ -113,15 +117,16 @@ def prepare(
     Raises:
       ValueError, OSError: as `Editor.prepare`.
     """
-    return Editor.prepare(
-        algorithm,
-        language_model,
-        config,
-        moments_source=SECOND_MOMENTS.value,
-        hypernetwork_source=HYPERNETWORK.value,
-        seed=running.SEED.value,
-        chunk_size=running.CHUNK.value,
-    )
+    with waiting(f"compiling and preparing {algorithm}"):
+        return Editor.prepare(
+            algorithm,
+            language_model,
+            config,
+            moments_source=SECOND_MOMENTS.value,
+            hypernetwork_source=HYPERNETWORK.value,
+            seed=running.SEED.value,
+            chunk_size=running.CHUNK.value,
+        )
 
 
 def rome_layers(model_name: str) -> tuple[int, ...] | None:

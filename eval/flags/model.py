@@ -18,17 +18,19 @@ from rome_jax.terminal.waiting import waiting
 
 NAME = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
 DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
-# The original's statistics have --precision too, of their sums, which here are float64 whatever it says.
 PRECISION = flags.DEFINE_enum(
     "precision",
     "highest",
     ["highest", "high", "default", "float32", "float64"],
-    "Of matrix products: highest is true float32 on every device, default is faster on GPUs.",
+    "Of matrix products: highest is true float32 on every device, default is faster on GPUs; float32 and "
+    "float64, words of the original's statistics, mean highest.",
     case_sensitive=False,
 )
 
 # What the hub has for sure: such a name is refused only when it is loaded, and then with what to do about it.
 _ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "EleutherAI/gpt-j-6B")
+
+_SECONDS = 10  # in which the hub has to answer
 
 
 def check() -> str:
@@ -47,8 +49,11 @@ def check() -> str:
     import huggingface_hub  # slow to import
     from huggingface_hub import errors
 
-    try:
-        huggingface_hub.hf_hub_download(name, "config.json")
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+        return name
+    try:  # not hf_hub_download, which tries for half a minute where there is no network
+        url = huggingface_hub.hf_hub_url(name, "config.json")
+        huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
     except (errors.GatedRepoError, errors.RemoteEntryNotFoundError):
         return name  # loading it says what is wrong
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:

@@ -60,7 +60,11 @@ PUBLISHED = flags.DEFINE_bool(
 )
 define.alias("published", "download")
 COLLECTED = flags.DEFINE_enum(
-    "to_collect", "mom2", ["mom2"], "Of the original: the statistic, which is C = E[k kᵀ]."
+    "to_collect",
+    "mom2",
+    ["mom2"],
+    "Of the original: the statistic, which is C = E[k kᵀ].",
+    case_sensitive=False,
 )
 
 

@@ -96,6 +96,18 @@ def read_facts(model_name: str, prompt: str | None) -> KnownFacts | None:
     return facts
 
 
+def read_window(series: Sequence[Series], num_layers: int) -> int:
+    """The window of --window, or that of a model with so many layers.
+
+    Raises:
+      ValueError: If the model has no room for it.
+    """
+    window = default_window(num_layers) if WINDOW.value is None else WINDOW.value
+    for one in series:
+        check_window(one.kind, window, num_layers)
+    return window
+
+
 def read_protocol(
     model: LanguageModel,
     subjects: Sequence[str],
@@ -113,10 +125,7 @@ def read_protocol(
     Raises:
       ValueError: noise that is not known, or a window that the model has no room for.
     """
-    num_layers = model.config.num_layers
-    window = default_window(num_layers) if WINDOW.value is None else WINDOW.value
-    for one in series:
-        check_window(one.kind, window, num_layers)
+    window = read_window(series, model.config.num_layers)
     noise, corpus = trace_inputs.read_noise(model, NOISE.value, subjects, CORPUS.value)
     protocol = Protocol(
         noise,

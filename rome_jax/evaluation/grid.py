@@ -129,7 +129,8 @@ class _Names(ast.NodeTransformer):
 
 def _parse_axis(text: str, base: Hyperparameters) -> Axis:
     key, _, listed = (part.strip() for part in text.partition("="))
-    kinds = typing.get_type_hints(type(base))
+    hints = typing.get_type_hints(type(base))
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(base)}
     if key not in kinds:
         raise ValueError(
             f"--sweep={text}: there is no hyperparameter {key!r}; there are {', '.join(kinds)}."

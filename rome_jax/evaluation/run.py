@@ -106,6 +106,27 @@ def load_generation_tests(
     return GenerationTests(snippets, tfidf_vectorizer(*load_tfidf(tfidf_dir, world)), seed)
 
 
+def find_run(results_dir: str | Path, algorithm: str, continue_from: str | None = None) -> Path:
+    """The folder of a method's next run, or of the run to go on with.
+
+    Args:
+      results_dir: holds a folder a method.
+      algorithm: name of the method.
+      continue_from: name of the run to go on with; None means the next one.
+
+    Raises:
+      ValueError: `continue_from` is not there.
+    """
+    directory = Path(results_dir) / algorithm
+    if continue_from is None:
+        return runs.next_run(directory)
+    found = directory / continue_from
+    if not found.is_dir():
+        there = ", ".join(sorted(path.name for path in directory.glob("run_*"))) or "none"
+        raise ValueError(f"there is no run {found} to continue: {directory} has {there}.")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationRun:
     """The folders of a run.
@@ -138,15 +159,8 @@ class EvaluationRun:
         Raises:
           ValueError: `continue_from` is not there, or of other settings, which are named.
         """
-        results, algorithm = Path(results_dir), settings.edit["alg_name"]
-        directory = runs.next_run(results / algorithm)
-        if continue_from is not None:
-            directory = results / algorithm / continue_from
-            if not directory.is_dir():
-                there = ", ".join(sorted(p.name for p in directory.parent.glob("run_*"))) or "none"
-                raise ValueError(
-                    f"there is no run {directory} to continue: {directory.parent} has {there}."
-                )
+        results = Path(results_dir)
+        directory = find_run(results, settings.edit["alg_name"], continue_from)
         remedy = "leave out --continue_from_run to begin another run"
         return cls.at(directory, results / "pre", settings, remedy, flags=flags)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import fingerprint as fingerprints
-from rome_jax.models.config import ModelConfig, from_hf
+from rome_jax.models.config import PRESETS, ModelConfig, from_hf
 from rome_jax.models.forward import Params
 from rome_jax.models.huggingface import load_params, save_params
 
@@ -111,6 +111,28 @@ def load_model(
     tokenizer = load_tokenizer(directory, config)  # first: it fails fast
     params = load_params(directory, config, dtype)
     return LanguageModel(str(name_or_directory), config, params, tokenizer, source)
+
+
+def known_config(name: str) -> ModelConfig | None:
+    """What can be known of a model before its weights are read or downloaded: its shape.
+
+    Args:
+      name: as for `load_model`.
+
+    Returns:
+      That of a shipped model, of a directory or of a preset; None for another name.
+
+    Raises:
+      ModelNotFoundError, CheckpointError, ValueError: If a directory holds no supported model.
+
+    Example:
+      >>> known_config("gpt2-xl").num_layers, known_config("factworld-gpt2").num_layers
+      (48, 6)
+    """
+    if name in SHIPPED or (name and Path(name).expanduser().is_dir()):
+        directory, _ = _find(name, None, None, offline=True)
+        return from_hf(read_config(directory))
+    return PRESETS.get(name)
 
 
 def save_hf(directory: str | Path, model: LanguageModel) -> None:
@@ -239,7 +261,7 @@ def _find(
         if not assets.is_dir():
             raise ModelNotFoundError(
                 f"{name} is not in this installation: reinstall rome_jax, or train it with "
-                f"`python -m rome_jax.factworld_training.train --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
+                f"`python -m eval.train_factworld --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
             )
         return Path(str(assets)), "package"
     local = Path(name).expanduser()

@@ -13,6 +13,7 @@ from rome_jax.edit.edit_files import SUFFIX, check_edit_path, load_edits, save_e
 from rome_jax.edit.method import METHODS, Editor
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.saved_edits import SavedEdit, apply_edits, record_edits, revert_edits
+from rome_jax.files.artifacts import check_writable
 from rome_jax.models.interventions import LowRankUpdate
 from rome_jax.models.orbax import check_orbax_directory, save_orbax
 from rome_jax.models.registry import LanguageModel, check_hf_directory, save_hf
@@ -67,7 +68,10 @@ def check_places(edits: str | None, export_hf: str | None, export_orbax: str | N
     Raises:
       ValueError: a file of edits that does not end in .safetensors, or one directory for both exports.
       FileExistsError: a directory that holds something else.
+      OSError: a folder in which this user may not write.
     """
+    for place in filter(None, (edits, export_hf, export_orbax)):
+        check_writable(Path(place).parent, "folder")
     if edits:
         check_edit_path(edits)
     if export_hf:

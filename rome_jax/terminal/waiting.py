@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 import time
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def waiting(text: str, after: float = 2.0) -> Iterator[None]:
     """Says what is being done once it has taken `after` seconds; in a terminal, with the seconds so far.
+
+    What is printed meanwhile comes when it is done, so that it does not tear the line.
 
     Args:
       text: what is done, such as "loading gpt2-xl".
@@ -24,11 +27,14 @@ def waiting(text: str, after: float = 2.0) -> Iterator[None]:
     done = threading.Event()
     thread = threading.Thread(target=_tell, args=(text, after, done), daemon=True)
     thread.start()
+    held = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stdout(held):
+            yield
     finally:
         done.set()
         thread.join()
+        print(held.getvalue(), end="", flush=True)
 
 
 def _tell(text: str, after: float, done: threading.Event) -> None:

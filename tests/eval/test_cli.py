@@ -12,8 +12,6 @@ from absl import flags
 from absl.testing import flagsaver
 
 from eval import cli
-from rome_jax.files import extras
-from rome_jax.files.artifacts import check_writable, trim_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(path.stem for path in (ROOT / "eval").glob("*.py") if path.stem != "cli")
@@ -168,6 +166,18 @@ def test_no_flag_is_left_over():
     assert everything - taken == {"compilation_cache"}
 
 
+def test_choices_are_taken_in_any_letters():
+    for program in PROGRAMS:
+        module_of(program)
+    parsers = {name: flags.FLAGS[name].parser for name in definitions()}
+    enums = [parser for parser in parsers.values() if isinstance(parser, flags.EnumParser)]
+    assert len(enums) > 10
+    for parser in enums:
+        for value in parser.enum_values:
+            assert parser.parse(value.swapcase()) == value
+    assert parsers["format"].parse("LATEX") == "latex"
+
+
 def test_a_flag_that_a_program_does_not_read_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eval.summarize", "--seed=3"])
     module_of("edit")  # defines it
@@ -305,33 +315,6 @@ def test_the_cache_can_be_turned_off_and_placed_elsewhere(tmp_path):
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
     assert run_python("-c", CACHED, **environment).returncode == 0
     assert not (tmp_path / "ours").exists()
-
-
-def test_a_cache_is_trimmed_from_its_oldest_files(tmp_path):
-    for number in range(4):
-        path = tmp_path / str(number)
-        path.write_bytes(b"x" * 10)
-        os.utime(path, (1000 + number, 1000 + number))
-    trim_directory(tmp_path, 25)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
-    trim_directory(tmp_path / "absent", 0)
-
-
-def test_places_are_checked_before_they_are_made(tmp_path):
-    assert check_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file; give a folder"):
-        check_writable(tmp_path / "file" / "b", "--output_dir")
-
-
-def test_a_missing_package_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(
-        ValueError, match=r"^it needs scikit-learn: pip install 'rome_jax\[eval\]'.$"
-    ):
-        extras.check("sklearn", "eval", "it")
-    extras.check("json", "eval", "it")
 
 
 def test_bars_are_plain_and_nothing_is_said_about_widgets():

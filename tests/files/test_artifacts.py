@@ -1,7 +1,8 @@
-"""Downloads, from a server on this machine."""
+"""Downloads, from a server on this machine; caches, and places to write to."""
 
 import hashlib
 import http.server
+import os
 import socket
 import threading
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from rome_jax.files import artifacts
-from rome_jax.files.artifacts import DownloadError, cache_directory, download
+from rome_jax.files.artifacts import (
+    DownloadError,
+    cache_directory,
+    check_writable,
+    download,
+    trim_directory,
+)
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -150,3 +157,21 @@ def test_cache_directory(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "rome_jax"
     monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine"
+
+
+def test_a_cache_is_trimmed_from_its_oldest_files(tmp_path):
+    for number in range(4):
+        path = tmp_path / str(number)
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (1000 + number, 1000 + number))
+    trim_directory(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    trim_directory(tmp_path / "absent", 0)
+
+
+def test_places_are_checked_before_they_are_made(tmp_path):
+    assert check_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file; give a folder"):
+        check_writable(tmp_path / "file" / "b", "--output_dir")

@@ -153,6 +153,8 @@ def load(path: str | Path, model: LanguageModel | None = None) -> Hypernetwork:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {})["rome_jax"])
             kind = MethodName(header["kind"])
+            if kind not in CONFIG_TYPES:
+                raise ValueError(f"{kind} has no hypernetwork")
             config = CONFIG_TYPES[kind].from_dict(header["config"])
             names = list(file.keys())
             tensors = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}

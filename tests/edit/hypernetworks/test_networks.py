@@ -104,7 +104,7 @@ def test_no_such_file(tmp_path):
         (lambda path: save_file({"a": np.zeros(1)}, path), "KeyError: 'rome_jax'"),
         (lambda path: save_file({}, path, {"rome_jax": "{"}), "JSONDecodeError: .*"),
         (lambda path: save_file({}, path, {"rome_jax": "[]"}), "TypeError: .*"),
-        (lambda path: rewrite(path, kind="ROME"), "ValueError: 'ROME' is not a valid Kind"),
+        (lambda path: rewrite(path, kind="ROME"), "ValueError: ROME has no hypernetwork"),
         (lambda path: rewrite(path, config={}), "ValueError: layers is missing.*"),
         (lambda path: rewrite(path, about=None), "KeyError: 'about'"),
         (

@@ -1,0 +1,42 @@
+"""What `eval.layer_stats` and `eval.statistics_table` make of their flags."""
+
+import dataclasses
+
+import pytest
+
+from rome_jax.moments.collect import Limit
+from rome_jax.moments.inputs import check_layers, read_layers, read_limit, read_limits
+
+
+@dataclasses.dataclass
+class Corpus:
+    default_articles: int | None
+
+
+def test_layers_are_named_in_several_ways(golden_model):
+    assert read_layers("17", None, "m") == [17]
+    assert read_layers("5, 6,8-10", None, "m") == [5, 6, 8, 9, 10]
+    assert read_layers(None, (3, 4), "m") == [3, 4]
+    config = golden_model("gpt2").config
+    assert check_layers(read_layers("all", None, "m"), config) == list(range(config.num_layers))
+    with pytest.raises(ValueError, match="no ROME layer is known for model 'm': give --layers"):
+        read_layers(None, None, "m")
+    with pytest.raises(ValueError, match="--layers=99 does not exist"):
+        check_layers([99], config)
+    for wrong in ("", "x", "3-", "-1", "5-3"):
+        with pytest.raises(ValueError, match=f"--layers={wrong}: give one"):
+            read_layers(wrong, None, "m")
+
+
+def test_limits_are_those_of_the_flags_or_of_the_corpus():
+    assert read_limit(None, None, Corpus(100_000)) == Limit(articles=100_000)
+    assert read_limit(None, None, Corpus(None)) == Limit()
+    assert read_limit("0", None, Corpus(5)) == read_limit("all", None, Corpus(5)) == Limit()
+    assert read_limit("7", None, Corpus(5)) == Limit(articles=7)
+    assert read_limit(None, ["9"], Corpus(5)) == Limit(tokens=9)
+    for articles, tokens in (("x", None), (None, ["1", "2"])):
+        with pytest.raises(ValueError, match="give a whole number, or all"):
+            read_limit(articles, tokens, Corpus(5))
+    with pytest.raises(ValueError, match="give one of them"):
+        read_limit("5", ["5"], Corpus(5))
+    assert read_limits(["0", "8", "all"]) == [None, Limit(tokens=8), Limit()]
