@@ -240,7 +240,9 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
 )
 def test_what_is_refused_is_one_sentence_before_a_model_loads(monkeypatch, capsys, arguments, said):
     monkeypatch.setattr(sys, "argv", ["eval.evaluate", *arguments])
-    monkeypatch.setattr("rome_jax.models.registry._find", lambda *_: pytest.fail("loads a model"))
+    monkeypatch.setattr(
+        "rome_jax.models.registry.load_params", lambda *_: pytest.fail("loads a model")
+    )
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
         module_of("evaluate").PROGRAM.run()
     assert end.value.code.startswith("Error: ") and said in end.value.code
