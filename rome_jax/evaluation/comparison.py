@@ -27,21 +27,23 @@ _Made = TypeVar("_Made")
 
 
 def select_algorithms(names: Iterable[str] | None) -> list[MethodName]:
-    """Methods by name, or all in the paper's order, ROME below the others.
+    """Methods by name, in either case, or all in the paper's order, ROME below the others.
 
     Raises:
       ValueError: an unknown name, none, or one twice.
 
     Example:
-      >>> select_algorithms(["FT-L", "ROME"])
+      >>> select_algorithms(["ft-l", "ROME"])
       [<MethodName.FT_L: 'FT-L'>, <MethodName.ROME: 'ROME'>]
     """
     if names is None:
         return sorted(METHODS, key=lambda algorithm: algorithm is MethodName.ROME)
-    names = list(names)
+    known = {name.casefold(): name for name in METHODS}
+    given = list(names)
+    names = [known.get(name.strip().casefold(), name) for name in given]
     if not names or len(set(names)) < len(names) or set(names) - set(METHODS):
-        raise ValueError(f"--algs={','.join(names)}: name some of {', '.join(METHODS)}, each once.")
-    return [MethodName(name) for name in names]
+        raise ValueError(f"--algs={','.join(given)}: name some of {', '.join(METHODS)}, each once.")
+    return names
 
 
 def prepare_each(
@@ -83,6 +85,7 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]
     pairs = {}
     for text in texts:
         name, _, path = text.partition("=")
+        name = name.upper()
         if not path or name not in CONFIG_TYPES or name not in algorithms:
             raise ValueError(
                 f"--hypernetworks={text}: give METHOD=FILE, with {' or '.join(CONFIG_TYPES)} as the "

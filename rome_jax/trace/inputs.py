@@ -58,7 +58,7 @@ def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:
       ['hidden', 'attn']
     """
     valid = [kind.value for kind in TraceKind]
-    kinds = [kind.strip() for kind in kinds]
+    kinds = [kind.strip().lower() for kind in kinds]
     for kind in kinds or [""]:
         if kind not in valid:
             raise ValueError(

@@ -135,6 +135,7 @@ def test_all_methods_are_in_the_papers_order():
     chosen = select_algorithms(None)
     assert set(chosen) == set(METHODS) and chosen[-1] is MethodName.ROME
     assert select_algorithms(["ROME", "KN"]) == [MethodName.ROME, MethodName.KN]
+    assert select_algorithms(["ft-attn", " Rome"]) == [MethodName.FT_ATTN, MethodName.ROME]
 
 
 @pytest.mark.parametrize("names", [[], ["ROME", "ROME"], ["ROME", "rome"]])
