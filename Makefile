@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models". The tests of a file share programs and models.
 PYTEST_ARGS ?= -n 2 --dist loadfile
-# `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It goes on where it was
+# `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It resumes where it was
 # stopped. TABLE_ARGS are flags of eval.compare, for example TABLE_ARGS="--algs=ROME,KN --output=table.md".
 TABLE_ARGS ?=
 # `make parity` installs torch too, pinned, and runs the tests that need it: live comparisons with Hugging Face models.

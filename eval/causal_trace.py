@@ -4,8 +4,9 @@
     python -m eval.causal_trace --model_name=gpt2-xl --fact_file=published --num_cases=1000 --severed
     python -m eval.causal_trace --prompt="{} plays the sport of" --subject="Gothulf Punby"
 
-With no flags it traces 100 facts of an embedded model. A run that was stopped goes on when the same command is given
-again; more prompts or kinds, or --severed, add to what is there. With --prompt it shows one prompt in the terminal.
+With no flags it traces 100 facts of an embedded model. A stopped run resumes when the same command is given
+again; more prompts or kinds, or --severed, add to the existing results. With --prompt it shows one prompt in the
+terminal.
 Files go to --output_dir, by default results/causal_trace/<model>.
 
 With --screen=20 one backward pass ranks the states of each case and only the best 20 are restored: quicker, but without

@@ -35,7 +35,7 @@ _INTERRUPTED = 130  # the status of what Ctrl-C has ended, as shells have it
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run that goes on with further flags."""
+    """Ctrl-C in a run that resumes with further flags."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Program:
       takes: names of its flags, in the modules of `eval.flags`; another one of these is refused.
       defaults: where they are not those of the flags' definitions.
       required: flags that have to be given.
-      resumable: whether the same command goes on where it was stopped.
+      resumable: whether the same command resumes a stopped run.
       refused: why some flags are refused, by name.
     """
 
@@ -68,7 +68,7 @@ class Program:
     def run(self) -> None:
         """Parses the flags and calls `main`; ends with status 1 and one sentence on a ValueError or OSError.
 
-        Ctrl-C ends it with status 130 and, if it is resumable, with the command that goes on.
+        Ctrl-C ends it with status 130 and, if it is resumable, with the command that resumes it.
         """
         for name, value in self.defaults.items():
             flags.FLAGS.set_default(name, value)
@@ -118,7 +118,7 @@ class Program:
         if self.resumable:
             line = [argument for argument in sys.argv[1:] if argument not in more]
             command = shlex.join(["python", "-m", self.name, *line, *more])
-            print(f"To go on from there: {command}", file=sys.stderr)
+            print(f"To resume: {command}", file=sys.stderr)
 
 
 def given() -> set[str]:
@@ -134,7 +134,7 @@ def given() -> set[str]:
 
 @contextlib.contextmanager
 def goes_on_with(*arguments: str) -> Iterator[None]:
-    """Ctrl-C inside names further arguments of the command that goes on.
+    """Ctrl-C inside names further arguments of the command that resumes the run.
 
     Example:
       >>> with goes_on_with("--continue_from_run=run_000"):

@@ -9,8 +9,8 @@ With no flags it evaluates every method on 200 held-out facts of an embedded mod
 to it. A method that cannot be made ready for the model is left out, and a line says why; if --algs names it, that is an
 error.
 
-Every method has a run as eval.evaluate makes it. What was stopped goes on when the same command is given again, and
-more cases or methods add to what is there.
+Every method has a run as eval.evaluate makes it. A stopped comparison resumes when the same command is given
+again, and more cases or methods add to the existing results.
 
 Results: RESULTS_DIR/comparisons/MODEL_DATA/ALG_NAME/case_ID.json, which eval.summarize reads too.
 """

@@ -7,7 +7,7 @@
     python -m eval.evaluate --continue_from_run=run_000
 
 With no flags it evaluates ROME on 100 cases of an embedded model's own facts; of a file it takes all. Each case is
-edited independently of the others; many are edited and scored side by side. A run that was stopped goes on with
+edited independently of the others; many are edited and scored side by side. A stopped run resumes with
 --continue_from_run and the same flags; a larger --num_cases adds cases. Scores before the edit are kept in
 RESULTS_DIR/pre and shared by all methods.
 

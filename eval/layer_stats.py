@@ -5,7 +5,7 @@
     python -m eval.layer_stats --model_name=gpt2-xl --layers=all --dataset=texts.jsonl --num_tokens=1000000
     python -m eval.layer_stats --model_name=gpt2-xl --layers=17 --published
 
-With no flags it reads the corpus of an embedded model. A run that was killed goes on from its last saved state when the
+With no flags it reads the corpus of an embedded model. A killed run resumes from its last saved state when the
 same command is given again. Files layer_<n>.safetensors go to --output_dir, by default stats/<model>/<corpus>_<limit>.
 `--published` downloads the original's statistics instead of collecting. See docs/statistics.md.
 """

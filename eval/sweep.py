@@ -6,7 +6,8 @@
     python -m eval.sweep --model_name=gpt2-xl --second_moments=published --sweep="layers=(15,),(16,17)"
 
 Every point is a run as eval.evaluate makes it, without generated texts unless --generation asks for them; a sweep that
-was stopped goes on when the same command is given again. More values or more cases add to what is there.
+was stopped resumes when the same command is given again. More values or more cases add to the existing
+results.
 
 What looks best on the records of a sweep looks better than it is: report a choice on other records. An embedded model
 is swept on its tuning requests, and evaluated on its held-out ones; of a file the sweep takes the first --num_cases.

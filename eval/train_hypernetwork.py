@@ -8,7 +8,7 @@
 With no flags it trains MEND on factworld's tuning facts, of which one in eight is kept for validation; the held-out
 facts, on which eval.evaluate evaluates, are never seen. For other models name a file of CounterFact records that will
 not be evaluated. The network that validates best is kept; training ends when validation gets no better. A run that was
-killed goes on from its last validation when the same command is given again.
+killed resumes from its last validation when the same command is given again.
 
 Writes OUTPUT_DIR/hypernetwork.safetensors, training.json (settings, versions, all validations) and training.png; the
 directory is hypernetworks/<method>_<model> by default.

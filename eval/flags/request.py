@@ -13,7 +13,7 @@ EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
 
 PROMPT = flags.DEFINE_string("prompt", None, "Text with {} where the subject stands.")
 SUBJECT = flags.DEFINE_string("subject", None, "What --prompt is about.")
-TARGET_NEW = flags.DEFINE_string("target_new", None, "What the model shall say next.")
+TARGET_NEW = flags.DEFINE_string("target_new", None, "Target that the model should produce next.")
 TARGET_TRUE = flags.DEFINE_string("target_true", None, "What it says now, if decoding errs.")
 PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; repeatable.")
 NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")

@@ -40,7 +40,7 @@ CONSERVE_MEMORY = flags.DEFINE_bool(
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory for what is written.")
 define.alias("output_dir", "stats_dir")
 RESULTS_DIR = flags.DEFINE_string("results_dir", "results", "Holds a folder a method.")
-CONTINUE = flags.DEFINE_string("continue_from_run", None, "Run to go on with, such as run_000.")
+CONTINUE = flags.DEFINE_string("continue_from_run", None, "Run to resume, such as run_000.")
 SWEEP_NAME = flags.DEFINE_string(
     "sweep_name", None, "Folder of the sweep; default: method, model, data and keys."
 )

@@ -53,7 +53,7 @@ BATCH = flags.DEFINE_integer(
     "batch_tokens", 4096, "Tokens in a batch, whatever the sequence length; more for a GPU."
 )
 CHECKPOINT = flags.DEFINE_float(
-    "checkpoint_minutes", 5.0, "Between saved states, from which a killed run goes on."
+    "checkpoint_minutes", 5.0, "Minutes between saved states, from which a killed run resumes."
 )
 PUBLISHED = flags.DEFINE_bool(
     "published", False, "Download the original's Wikipedia statistics, and report on them."

@@ -1,6 +1,6 @@
 """Texts to collect statistics on, with a name and a revision: Hugging Face datasets, local files, factworld.
 
-A corpus is a sequence of articles in a fixed order, so that an interrupted run can go on where it was.
+A corpus is a sequence of articles in a fixed order, so that an interrupted run can resume.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class EditRequest:
     Attributes:
       prompt: text with exactly one `{}` where the subject stands; any other brace is literal text.
       subject: what the fact is about; braces are literal text.
-      target_new: what the model shall say next; one leading space is added if there is none.
+      target_new: the target the model should produce; one leading space is added if there is none.
       target_true: what it says now, if known; only reports use it.
       case_id: number of the record in its data set; seeds of independent edits are derived from it.
 
@@ -55,7 +55,7 @@ class EditRequest:
             raise RequestError(f"subject={self.subject!r} is empty: name what the fact is about.")
         if not self.target_new.strip():
             raise RequestError(
-                f"target_new={self.target_new!r} is empty: say what the model shall answer."
+                f"target_new={self.target_new!r} is empty: give the target the model should produce."
             )
         if self.subject != self.subject.strip():
             raise RequestError(

@@ -115,7 +115,7 @@ class MassEdits:
     def open(
         cls, directory: str | Path, editors: Sequence[Editor], world: World, seed: int
     ) -> MassEdits:
-        """Begins a run, or goes on with one of the same settings.
+        """Begins a run, or resumes one of the same settings.
 
         Args:
           directory: new, or that of a run.
@@ -150,7 +150,7 @@ class MassEdits:
             for count in todo:
                 begun = time.monotonic()
                 model = next(models)
-                # A sequence goes on where it was; MEMIT begins anew.
+                # A sequence continues where it was; MEMIT begins anew.
                 seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
                 runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
 

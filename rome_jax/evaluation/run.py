@@ -5,7 +5,7 @@
     RESULTS_DIR/ALG_NAME/run_ID/case_ID.json     one case, in the original's layout
     RESULTS_DIR/pre/DATASET_MODEL_KEY/           the unedited model's scores, which all methods share
 
-A case is there as a whole or not at all; what is there is not computed again.
+A case is stored whole or not at all; a stored case is not computed again.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ def load_generation_tests(
 
 
 def find_run(results_dir: str | Path, algorithm: str, continue_from: str | None = None) -> Path:
-    """The folder of a method's next run, or of the run to go on with.
+    """The folder of a method's next run, or of the run to resume.
 
     Args:
       results_dir: holds a folder a method.
       algorithm: name of the method.
-      continue_from: name of the run to go on with; None means the next one.
+      continue_from: name of the run to resume; None means the next one.
 
     Raises:
       ValueError: `continue_from` is not there.
@@ -148,12 +148,12 @@ class EvaluationRun:
         *,
         flags: Mapping[str, Any] | None = None,
     ) -> EvaluationRun:
-        """Begins a run, or goes on with one of the same settings.
+        """Begins a run, or resumes one of the same settings.
 
         Args:
           results_dir: holds a folder a method.
           settings: all that decides the numbers.
-          continue_from: name of the run to go on with; None begins one.
+          continue_from: name of the run to resume; None begins one.
           flags: what else is written down of a new run.
 
         Raises:
@@ -174,7 +174,7 @@ class EvaluationRun:
         *,
         flags: Mapping[str, Any] | None = None,
     ) -> EvaluationRun:
-        """Begins a run in a folder of one's choice, or goes on there.
+        """Begins a run in a folder of one's choice, or resumes the one in it.
 
         Args:
           directory: of the run.

@@ -91,7 +91,7 @@ def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
     cases or another model come below a row of their own.
 
     Args:
-      runs: summaries by the names that the rows shall have.
+      runs: summaries by the names that the rows should have.
 
     Example:
       >>> [row.name for row in make_rows({"ROME": summarize(cases)})]  # doctest: +SKIP

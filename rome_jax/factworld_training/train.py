@@ -135,7 +135,7 @@ def train_step(params, state, batch: TrainingBatch, config: TrainConfig):
 def train(
     config: TrainConfig, directory: str | pathlib.Path, *, checkpoint_every: int = 200
 ) -> dict:
-    """Trains one model, or goes on with a killed run, and writes it to `directory` as a Hugging Face model.
+    """Trains one model, or resumes a killed run, and writes it to `directory` as a Hugging Face model.
 
     Beside the directory go the second moments, in `second_moments_<name>`, and, until the end, the checkpoints
     `<name>.training`.

@@ -97,7 +97,7 @@ def download(
 ) -> Path:
     """Fetches a file, or finds it where it was fetched to.
 
-    What has come so far is kept beside `path` as `.part`, and the next call goes on from there. The file itself appears
+    What has come so far is kept beside `path` as `.part`, and the next call resumes there. The file itself appears
     when it is whole and right.
 
     Args:

@@ -1,4 +1,4 @@
-"""GPT models as data and pure functions: load them, run them, look inside and change what is there.
+"""GPT models as data and pure functions: load them, run them, look inside and change what they compute.
 
 One module a topic: config, registry (load_model), forward, interventions, generate, logit_lens, sharding. The functions
 `generate` and `logit_lens` are in `rome_jax`, since modules here have these names.

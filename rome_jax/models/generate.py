@@ -123,7 +123,7 @@ def generate(
     """Continues every row of a batch.
 
     The randomness of a token comes from the row's key and the token's place in its own sequence. So row i of 5 draws
-    what row i of 10 draws, and generating from a generated text goes on as one longer run would have.
+    what row i of 10 draws, and generating from a generated text continues as one longer run would have.
 
     Args:
       params, config: the model.

@@ -33,7 +33,7 @@ def open_run(
     cases: str = "case_*.json",
     remedy: str = "give another output_dir",
 ) -> Path:
-    """Makes the folder of a run, or goes on in one of the same settings.
+    """Makes the folder of a run, or resumes in one of the same settings.
 
     Args:
       directory: new, or that of a run.

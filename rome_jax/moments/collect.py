@@ -2,7 +2,7 @@
 
     corpus ─► articles, cut at T tokens ─► packed rows ─► batches ─► Σ k kᵀ by layer ─► one file a layer
 
-A run keeps its state in the directory that it writes to. Killed at any moment, it goes on from there and ends with
+A run keeps its state in the directory that it writes to. Killed at any moment, it resumes there and ends with
 the same bits: the sums, the documents that wait for a row and the place in the corpus decide all of the rest.
 
 Axes: T tokens, F MLP width.
@@ -86,7 +86,7 @@ class Counts:
 
 @dataclasses.dataclass
 class _Run:
-    """All that decides how a run goes on."""
+    """All that decides how a run continues."""
 
     sums: KeySums
     counts: Counts = dataclasses.field(default_factory=Counts)

@@ -18,7 +18,7 @@ _BAR = "#56B4E9"  # the sky blue of Okabe and Ito
 def method_bars(rows: Sequence[Row], metrics: Mapping[str, str], *, title: str = "") -> Figure:
     """A panel a metric, and in each a horizontal bar a row, with 95 % intervals.
 
-    Bars are told apart by their place, so there may be any number of rows. A dotted line goes on from the first row's
+    Bars are told apart by their place, so there may be any number of rows. A dotted line continues from the first row's
     bar: in a table of `tables.make_rows` that is the unedited model.
 
     Args:

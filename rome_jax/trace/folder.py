@@ -40,7 +40,7 @@ class RunFolder:
         settings: Mapping[str, Any],
         recorded: Mapping[str, Any] | None = None,
     ) -> RunFolder:
-        """Makes the folder, or goes on in one of the same settings.
+        """Makes the folder, or resumes in one of the same settings.
 
         Args:
           directory: new, or that of a run.

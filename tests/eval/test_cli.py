@@ -274,7 +274,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(monkeypatch, capsys):
         program.run()
     assert end.value.code == 130
     said = capsys.readouterr().err.strip().splitlines()
-    assert said[-1].startswith("To go on from there: python -m ")
+    assert said[-1].startswith("To resume: python -m ")
     assert said[-1].endswith("'--results_dir=my results' --num_cases=3 --continue_from_run=run_007")
 
 

@@ -40,7 +40,7 @@ class TrainingExample:
 
     Attributes:
       request: the edit.
-      paraphrase: another prompt that shall have the new target.
+      paraphrase: another prompt that should get the new target.
       other_prompt, other_target: a prompt about something else, and its answer, which must stay.
     """
 

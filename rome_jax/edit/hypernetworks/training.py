@@ -215,11 +215,11 @@ def train(
     data: Mapping[str, Any],
     dtype: np.typing.DTypeLike = np.float32,
 ) -> Hypernetwork:
-    """Trains a hypernetwork, or goes on with a killed run, and keeps the one that validates best.
+    """Trains a hypernetwork, or resumes a killed run, and keeps the one that validates best.
 
     Args:
       kind: which method.
-      model: that it shall edit; frozen.
+      model: the one to edit; frozen.
       config: of the network.
       examples: to learn from.
       validation: of other facts.

@@ -1,7 +1,7 @@
 """k*: the states at the edit layer, read once, and the whitened key (paper, section 3.1, step 1).
 
 Nothing below the edit layer depends on the edit, so one forward pass to that layer gives the keys, the present
-values and the residual stream from which the value optimisation goes on.
+values and the residual stream from which the value optimization continues.
 """
 
 from __future__ import annotations
