@@ -20,14 +20,11 @@ from typing import Any
 import absl.logging
 from absl import app, flags
 
-from eval.flags import define
+from eval.flags import common, define
 from rome_jax.data.request import EditWarning
 from rome_jax.files.artifacts import cache_directory, trim_directory
 from rome_jax.files.progress import tqdm
 
-_CACHE = flags.DEFINE_bool(
-    "compilation_cache", True, "Keep compiled programs in the cache folder, for the next run."
-)
 _CACHE_BYTES = 2 << 30
 # Read by the libraries of Hugging Face when they are first imported, which programs do while they load a model.
 _VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
@@ -72,13 +69,13 @@ class Program:
         """
         for name, value in self.defaults.items():
             flags.FLAGS.set_default(name, value)
-        for name in ("compilation_cache", *self.takes):
+        for name in (common.CACHE.name, *self.takes):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
         def guarded(argv):
             try:
                 self._check(argv)
-                if _CACHE.value:
+                if common.CACHE.value:
                     keep_compiled_programs()
                 if flags.FLAGS["verbosity"].present:
                     self.main()
@@ -122,12 +119,13 @@ class Program:
 
 
 def given() -> set[str]:
-    """Names of the flags on the command line that `eval.flags` defines; an alias counts as its flag."""
+    """Names of the program's own flags on the command line; an alias counts as its flag."""
     return {
         name
         for name in flags.FLAGS
         if flags.FLAGS[name].present
         and not define.is_alias(flags.FLAGS[name])
+        and name != common.CACHE.name
         and str(flags.FLAGS.find_module_defining_flag(name)).startswith("eval.flags.")
     }
 

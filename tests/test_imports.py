@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import importlib.metadata
 import subprocess
 import sys
@@ -210,6 +211,35 @@ def test_rule_is_kept(rule):
 def test_sources_are_found():
     modules = {module for module, _ in sources()}
     assert {"rome_jax", "rome_jax.models", "rome_jax.edit", "rome_jax.trace"} <= modules
+
+
+def needed_modules(source: str, module: str, is_package: bool, known: set[str]) -> set[str]:
+    """The library's modules that importing a module imports: those named at its top, but for type checkers."""
+    top = [
+        ast.unparse(node)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = imported("\n".join(top), module, is_package)
+    parents = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+    return (names - parents) & known - {module}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    found = {module: path for module, path in sources() if covers((LIBRARY,), module)}
+    graph = {
+        module: needed_modules(path.read_text(), module, path.name == "__init__.py", set(found))
+        for module, path in found.items()
+    }
+    assert "rome_jax.models.forward" in graph["rome_jax.edit.methods.rome"]
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_a_circle_is_seen():
+    circle = {"a.b": "from a import c", "a.c": "import a.b"}
+    graph = {name: needed_modules(text, name, False, set(circle)) for name, text in circle.items()}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_every_package_has_a_floor():
