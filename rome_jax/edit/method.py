@@ -85,11 +85,6 @@ class Method:
         model: LanguageModel,
         requests: Sequence[EditRequest],
         config: Hyperparameters,
-        *,
-        second_moments: Mapping[int, moment_files.SecondMoment] | None = None,
-        templates: Sequence[str] | None = None,
-        key: jax.Array | None = None,
-        hypernetwork: Hypernetwork | None = None,
         **options: Any,
     ) -> EditResult:
         """N independent edits, and whether each target is now the model's answer.
@@ -98,26 +93,19 @@ class Method:
           model: what to edit; not changed.
           requests: the facts to write.
           config: hyperparameters of this method.
-          second_moments, templates, key, hypernetwork: read by methods that use them, ignored by others.
-          **options: chunk_size and progress, as the method's own `compute`.
+          **options: second_moments, templates, key and hypernetwork, which are ignored by methods that do not use
+            them; chunk_size and progress, as for the method's own `compute`.
 
         Raises:
           ValueError: If a request or hyperparameter is one that the method cannot work with.
+          TypeError: If there is no such option.
 
         Example:
           >>> result = METHODS[MethodName.FT].compute(model, requests, config)  # doctest: +SKIP
           >>> result.is_answer.tolist()  # doctest: +SKIP
           [True]
         """
-        given = {
-            Resource.SECOND_MOMENTS: second_moments,
-            Resource.TEMPLATES: templates,
-            Resource.HYPERNETWORK: hypernetwork,
-        }
-        options |= {use.value: given[use] for use in self.uses}
-        if self.samples_templates:
-            options["key"] = key
-        result = self.module.compute(model, requests, config, **options)
+        result = self._compute(model, requests, config, options)
         return result.replace(is_answer=target_is_answer(model, requests, result.deltas))
 
     def compute_deltas(
@@ -127,18 +115,25 @@ class Method:
         config: Hyperparameters,
         **options: Any,
     ) -> Delta:
-        """The deltas of `compute` alone; arguments and errors are the same.
+        """The deltas of `compute` alone, without asking the edited model; arguments and errors are the same.
 
         Example:
           >>> deltas = METHODS[MethodName.KN].compute_deltas(model, requests, config)  # doctest: +SKIP
         """
-        known = {use.value for use in self.uses} | {"chunk_size", "progress"}
-        known |= {"key"} if self.samples_templates else set()
-        own = {name: value for name, value in options.items() if name in known}
-        unknown = set(options) - known - {use.value for use in Resource} - {"key"}
-        if unknown:
-            raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of compute_deltas.")
-        return self.module.compute(model, requests, config, **own).deltas
+        return self._compute(model, requests, config, options).deltas
+
+    def _compute(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        config: Hyperparameters,
+        options: Mapping[str, Any],
+    ) -> EditResult:
+        """The method's own `compute`, given what it uses of the options that all methods share."""
+        shared = {"key", *(resource.value for resource in Resource)}
+        used = {use.value for use in self.uses} | ({"key"} if self.samples_templates else set())
+        own = {name: value for name, value in options.items() if name not in shared - used}
+        return self.module.compute(model, requests, config, **own)
 
 
 def _record(

@@ -172,7 +172,7 @@ def write_model(
 ) -> dict:
     """Writes the Hugging Face directory, the second moments beside it and the report, which it returns."""
     params = jax.device_get(params)  # evaluation runs on one device
-    fresh = config.seed + 1_000_003  # documents that training has not seen
+    fresh = config.seed + 1_000_003  # documents unseen in training
     by_position = loss_by_position(params, config.model, tokenizer, world, fresh)
     recall = recalled(params, config.model, tokenizer, world)
     report = {
