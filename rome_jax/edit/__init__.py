@@ -1,6 +1,6 @@
-"""Editing facts: a method takes a model and requests and gives deltas; it never changes the model.
+"""Editing of facts. A method computes deltas from a model and requests; it never changes the model.
 
-The methods are modules with the same functions: `rome.compute_deltas(model, requests, config, ...)`.
+The methods are modules with the same functions, such as `rome.compute_deltas(model, requests, config, ...)`.
 """
 
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
     from rome_jax.models.interventions import Delta, DenseUpdate, LowRankUpdate
 
-# Methods, a module each
+# Methods, one module each
 __all__ = [
     "fine_tune",
     "ke",
@@ -67,7 +67,7 @@ __all__ += [
     "Resource",
     "read_config",
 ]
-# Requests and how they are tokenised
+# Requests and their tokenization
 __all__ += [
     "EditInputs",
     "EditRequest",
@@ -91,7 +91,7 @@ __all__ += [
     "TargetEncoding",
     "TargetScoring",
 ]
-# Networks that edit
+# Hypernetworks
 __all__ += [
     "Hypernetwork",
     "TrainingConfig",
@@ -108,7 +108,7 @@ __all__ += [
     "revert_delta",
     "weight_changes",
 ]
-# Edits that are kept
+# Saved edits
 __all__ += [
     "EditedLayer",
     "EditedModel",
@@ -123,7 +123,7 @@ __all__ += [
 ]
 
 _HOMES = {
-    # Methods, a module each
+    # Methods, one module each
     "fine_tune": "rome_jax.edit.methods",
     "ke": "rome_jax.edit.methods",
     "knowledge_neurons": "rome_jax.edit.methods",
@@ -138,7 +138,7 @@ _HOMES = {
     "MethodName": "rome_jax.edit.config",
     "Resource": "rome_jax.edit.method",
     "read_config": "rome_jax.edit.method",
-    # Requests and how they are tokenised
+    # Requests and their tokenization
     "EditInputs": "rome_jax.edit.stages.inputs",
     "EditRequest": "rome_jax.data.request",
     "EditWarning": "rome_jax.data.request",
@@ -158,7 +158,7 @@ _HOMES = {
     "RateOrder": "rome_jax.edit.baseline_config",
     "TargetEncoding": "rome_jax.edit.baseline_config",
     "TargetScoring": "rome_jax.edit.baseline_config",
-    # Networks that edit
+    # Hypernetworks
     "Hypernetwork": "rome_jax.edit.hypernetworks.networks",
     "TrainingConfig": "rome_jax.edit.hypernetworks.training",
     # Deltas
@@ -171,7 +171,7 @@ _HOMES = {
     "negate_delta": "rome_jax.edit.delta",
     "revert_delta": "rome_jax.edit.delta",
     "weight_changes": "rome_jax.edit.delta",
-    # Edits that are kept
+    # Saved edits
     "EditedLayer": "rome_jax.edit.saved_edits",
     "EditedModel": "rome_jax.edit.saved_edits",
     "Provenance": "rome_jax.edit.saved_edits",

@@ -1,21 +1,20 @@
-"""Hyperparameters of the baselines, with the published values of each model."""
+"""Hyperparameters of the baselines, with the published values for each model."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from rome_jax.edit.config import (
     Hyperparameters,
     MethodName,
     model_key,
-    sorted_layers,
 )
 from rome_jax.models.interventions import Leaf
 
-# The fine-tuning methods by the names of the original's hyperparameter files.
+# Fine-tuning methods by the names of the published hyperparameter files.
 FT_VARIANTS = {
     "unconstr": MethodName.FT,
     "constr": MethodName.FT_L,
@@ -24,32 +23,41 @@ FT_VARIANTS = {
 
 
 class TargetScoring(enum.Enum):
-    """Where the tokens of a target are scored. The two differ for targets of several tokens alone."""
+    """Where the tokens of a target are scored. The options only differ for targets of several tokens.
 
-    EACH_TOKEN = "each_token"  # each behind the prompt and the target tokens before it
-    REFERENCE = "reference"  # all of them at the prompt's last position: the published code
+    Attributes:
+      EACH_TOKEN: Each token is scored after the prompt and the target tokens before it.
+      REFERENCE: All tokens are scored at the last position of the prompt, as in the published code.
+    """
+
+    EACH_TOKEN = "each_token"
+    REFERENCE = "reference"
 
 
 @dataclasses.dataclass(frozen=True)
 class FTConfig(Hyperparameters):
-    """Fine-tuning; names follow the original's hyperparameter files (paper, appendix E.1).
+    """Hyperparameters of fine-tuning. Names follow the published files (Meng et al., 2022, appendix E.1).
 
     Attributes:
-      layers: whose weights are trained, all at once; kept sorted.
-      leaves: which weights of theirs, with their biases where they have any.
-      num_steps: passes over the requests, each with one Adam step a minibatch.
-      lr: learning rate of Adam.
-      weight_decay: factor of an L2 penalty, whose gradient goes through Adam (this is not AdamW).
-      norm_constraint: each weight stays within this distance of where it began; None bounds nothing.
-      loss_threshold: training ends with the first pass whose mean loss is below; no step follows such a minibatch.
-      batch_size: requests in a minibatch, where several are trained together.
-      scoring: see `TargetScoring`.
+      layers: Layers that are trained together, in ascending order.
+      leaves: Trained weights of these layers, including their biases if they have any.
+      num_steps: Number of passes over the requests, each with one Adam step per minibatch.
+      lr: Learning rate of Adam.
+      weight_decay: Factor of an L2 penalty. Its gradient passes through Adam (this is not AdamW).
+      norm_constraint: Largest distance of each weight from its initial value. None sets no bound.
+      loss_threshold: Training ends with the first pass with a mean loss below this value. A minibatch below it takes
+        no step.
+      batch_size: Number of requests per minibatch if several are trained together.
+      scoring: Where the tokens of a target are scored; see `TargetScoring`.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> FTConfig((0,), lr=1e-3).norm_constraint is None
+      True
     """
 
-    layers: tuple[int, ...]
     leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
     num_steps: int = 25
     lr: float = 5e-4
@@ -59,8 +67,8 @@ class FTConfig(Hyperparameters):
     batch_size: int = 64
     scoring: TargetScoring = TargetScoring.EACH_TOKEN
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.leaves or len(set(self.leaves)) != len(self.leaves):
             names = ", ".join(leaf.name for leaf in self.leaves)
             raise ValueError(f"leaves=({names}): name at least one weight, each once.")
@@ -71,20 +79,22 @@ class FTConfig(Hyperparameters):
             raise ValueError(f"lr={self.lr} must be positive.")
         if self.norm_constraint is not None and self.norm_constraint <= 0:
             raise ValueError(
-                f"norm_constraint={self.norm_constraint} must be positive, or None to bound nothing."
+                f"norm_constraint={self.norm_constraint} must be positive, or None to set no bound."
             )
         for field in ("weight_decay", "loss_threshold"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
 
     @classmethod
-    def for_model(cls, name: str, method: MethodName = MethodName.FT, **changes) -> FTConfig:
-        """The published (or, for factworld, shipped) configuration of a model.
+    def for_model(  # type: ignore[override]  # the only configuration that several methods share
+        cls, name: str, method: MethodName = MethodName.FT, **changes: Any
+    ) -> Self:
+        """Returns the published (or, for factworld, shipped) configuration of a model.
 
         Args:
-          name: hub name, with or without its owner, or a factworld name.
+          name: Hub name, with or without its owner, or the name of a factworld model.
           method: FT, FT_L or FT_ATTN.
-          **changes: fields to set otherwise.
+          **changes: Fields with other values.
 
         Raises:
           ValueError: If none is known for this model and method.
@@ -98,12 +108,12 @@ class FTConfig(Hyperparameters):
             known = ", ".join(model for model, kind in _FINE_TUNING if kind is method)
             raise ValueError(
                 f"no {method} fine-tuning is known for model {name!r} (known: {known}); "
-                "write an FTConfig(layers=(...,)) of your own."
+                "pass your own FTConfig(layers=(...,))."
             )
-        return cls(**(_FINE_TUNING[key] | changes))
+        return cls(**{**_FINE_TUNING[key], **changes})
 
 
-_FINE_TUNING = {
+_FINE_TUNING: Mapping[tuple[str, MethodName], Mapping[str, Any]] = {
     ("gpt2-medium", MethodName.FT_L): {"layers": (0,), "norm_constraint": 2e-3},
     ("gpt2-large", MethodName.FT_L): {"layers": (0,), "norm_constraint": 1e-3},
     ("gpt2-xl", MethodName.FT): {"layers": (1,)},
@@ -116,8 +126,8 @@ _FINE_TUNING = {
     },
     ("gpt-j-6b", MethodName.FT): {"layers": (21,)},
     ("gpt-j-6b", MethodName.FT_L): {"layers": (0,), "norm_constraint": 5e-5},
-    # Chosen on tuning requests, never on those that are reported: FT says every new target; FT-L nearly all, with
-    # more of its neighbors left as they were.
+    # Chosen on tuning requests, never on those that results are reported for. FT makes the model produce every new
+    # target. FT-L does so for nearly all of them and changes fewer neighbors.
     ("factworld-gpt2", MethodName.FT): {"layers": (0,)},
     ("factworld-gpt2", MethodName.FT_L): {"layers": (0,), "lr": 1e-3, "norm_constraint": 7e-3},
     ("factworld-gpt2", MethodName.FT_ATTN): {
@@ -138,16 +148,21 @@ _FINE_TUNING = {
 
 
 class TargetEncoding(enum.Enum):
-    """How knowledge neurons tokenise a target."""
+    """How knowledge neurons tokenize a target.
 
-    LEADING_SPACE = "leading_space"  # as a word that continues the prompt
-    REFERENCE = "reference"  # as it stands, without a leading space: the published code
+    Attributes:
+      LEADING_SPACE: As a word that continues the prompt.
+      REFERENCE: Without a leading space, as in the published code.
+    """
+
+    LEADING_SPACE = "leading_space"
+    REFERENCE = "reference"
 
 
-_KNOWLEDGE_NEURONS = {
+_KNOWLEDGE_NEURONS: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": tuple(range(48))},
-    # The threshold of the best score S on tuning requests, never on those that are reported: with the published one,
-    # which keeps about 25 neurons an edit, most neighbors change too.
+    # The thresholds with the best score S on tuning requests, never on those that results are reported for. The
+    # published threshold keeps about 25 neurons per edit, which also changes most neighbors.
     "factworld-gpt2": {"layers": tuple(range(6)), "adaptive_threshold": 0.5},
     "factworld-gptj": {"layers": tuple(range(6)), "adaptive_threshold": 0.4},
 }
@@ -155,24 +170,28 @@ _KNOWLEDGE_NEURONS = {
 
 @dataclasses.dataclass(frozen=True)
 class KNConfig(Hyperparameters):
-    """Knowledge neurons; names follow the original's hyperparameter file (Dai et al., 2022, section 3).
+    """Hyperparameters of knowledge neurons. Names follow the published file (Dai et al., 2022, section 3).
 
     Attributes:
-      layers: whose neurons are attributed, and changed if they are kept; kept sorted.
-      steps: of the integral.
-      adaptive_threshold: a neuron is kept if its attribution is above this share of the highest.
-      refine: keep only what the prompt's paraphrases share, which are the prompt behind the context templates.
-      p: the share of the prompts whose neurons a neuron must be one of, with `refine`.
-      context_template_length_params: (tokens, count) of the templates' sampled prefixes; only `refine` uses them.
-      encoding: see `TargetEncoding`.
+      layers: Layers of the neurons that are attributed, and changed if they are kept, in ascending order.
+      steps: Number of steps of the integral.
+      adaptive_threshold: A neuron is kept if its attribution exceeds this share of the highest one, from 0 to 1.
+      refine: Whether to keep only neurons that paraphrases of the prompt share. The paraphrases are the prompt in the
+        context templates.
+      p: With `refine`, the share of the paraphrases that must have a neuron, from 0 to 1.
+      context_template_length_params: (tokens, count) pairs of the sampled prefixes; only used with `refine`.
+      encoding: How a target is tokenized; see `TargetEncoding`.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> KNConfig.for_model("gpt2-xl").adaptive_threshold
+      0.2
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KNOWLEDGE_NEURONS
 
-    layers: tuple[int, ...]
     steps: int = 20
     adaptive_threshold: float = 0.2
     refine: bool = False
@@ -180,28 +199,33 @@ class KNConfig(Hyperparameters):
     context_template_length_params: tuple[tuple[int, int], ...] = ()
     encoding: TargetEncoding = TargetEncoding.LEADING_SPACE
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1.")
         for field in ("adaptive_threshold", "p"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must lie from 0 to below 1.")
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...]:
-        """(tokens, count) of the sampled prefixes."""
+        """(tokens, count) pairs of the sampled prefixes."""
         return self.context_template_length_params
 
 
 class RateOrder(enum.Enum):
-    """Which of a layer's two projections gets which of MEND's learned rates."""
+    """Which of MEND's learned rates each of a layer's two projections gets.
 
-    TRAINED = "trained"  # each projection its own
-    REFERENCE = "reference"  # exchanged: the published code evaluates GPT-2 XL so
+    Attributes:
+      TRAINED: Its own.
+      REFERENCE: That of the other projection, as the published code does when it evaluates GPT-2 XL.
+    """
+
+    TRAINED = "trained"
+    REFERENCE = "reference"
 
 
-_MEND = {
+_MEND: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": (45, 46, 47)},
     "gpt-j-6b": {"layers": (25, 26, 27)},
     "factworld-gpt2": {"layers": (3, 4, 5), "rank": 64},
@@ -211,31 +235,34 @@ _MEND = {
 
 @dataclasses.dataclass(frozen=True)
 class MENDConfig(Hyperparameters):
-    """MEND (Mitchell et al., 2022, "Fast Model Editing at Scale", appendix C).
+    """Hyperparameters of MEND (Mitchell et al., 2022, "Fast Model Editing at Scale", appendix C).
 
     Attributes:
-      layers: whose weights are edited; kept sorted.
-      leaves: which weights of theirs, of the MLP.
-      rank: of each matrix of the network, at most.
-      num_hidden: hidden layers; the network has one layer more.
-      lr_scale: factor of the learned rates.
-      rate_order: see `RateOrder`.
+      layers: Edited layers, in ascending order.
+      leaves: Edited weights of the MLP.
+      rank: Largest rank of each matrix of the network.
+      num_hidden: Number of hidden layers; the network has one more layer.
+      lr_scale: Factor of the learned rates.
+      rate_order: Which rate each projection gets; see `RateOrder`.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> MENDConfig.for_model("gpt2-xl").layers
+      (45, 46, 47)
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEND
 
-    layers: tuple[int, ...]
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
     rank: int = 1920
     num_hidden: int = 1
     lr_scale: float = 1.0
     rate_order: RateOrder = RateOrder.TRAINED
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_mlp_leaves(self.leaves)
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1.")
@@ -245,12 +272,17 @@ class MENDConfig(Hyperparameters):
             raise ValueError(f"lr_scale={self.lr_scale} must be positive.")
         if self.rate_order is RateOrder.REFERENCE and len(self.leaves) != 2:
             raise ValueError(
-                "rate_order=reference exchanges two rates: name both leaves, or leave it at trained."
+                "rate_order=reference exchanges two rates: set leaves to both projections, or rate_order to trained."
             )
 
 
-_SMALL_KE = {"layers": (3, 4, 5), "lstm_width": 64, "condition_width": 128, "hidden_width": 64}
-_KE = {
+_SMALL_KE: Mapping[str, Any] = {
+    "layers": (3, 4, 5),
+    "lstm_width": 64,
+    "condition_width": 128,
+    "hidden_width": 64,
+}
+_KE: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": (45, 46, 47)},
     "factworld-gpt2": _SMALL_KE,
     "factworld-gptj": _SMALL_KE,
@@ -259,31 +291,34 @@ _KE = {
 
 @dataclasses.dataclass(frozen=True)
 class KEConfig(Hyperparameters):
-    """KnowledgeEditor (De Cao et al., 2021, "Editing Factual Knowledge in Language Models", section 4).
+    """Hyperparameters of KnowledgeEditor (De Cao et al., 2021, section 4).
 
     Attributes:
-      layers: whose weights are edited; kept sorted.
-      leaves: which weights of theirs, of the MLP.
-      lstm_width: of each direction of the LSTM.
-      condition_width: of what it makes of an edit's tokens.
-      hidden_width: of the conditioner of each weight.
-      max_scale: of an update, which the network scales from 0 to this.
+      layers: Edited layers, in ascending order.
+      leaves: Edited weights of the MLP.
+      lstm_width: Width of each direction of the LSTM.
+      condition_width: Width of the representation of an edit's tokens.
+      hidden_width: Width of the conditioner of each weight.
+      max_scale: Largest scale of an update; the network chooses one between 0 and this.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> KEConfig.for_model("gpt2-xl").lstm_width
+      512
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KE
 
-    layers: tuple[int, ...]
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
     lstm_width: int = 512
     condition_width: int = 768
     hidden_width: int = 512
     max_scale: float = 1.0
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_mlp_leaves(self.leaves)
         for field in ("lstm_width", "condition_width", "hidden_width"):
             if getattr(self, field) < 1:
@@ -293,6 +328,7 @@ class KEConfig(Hyperparameters):
 
 
 def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:
+    """Checks that the weights are projections of the MLP, each given once."""
     known = (Leaf.MLP_UP, Leaf.MLP_DOWN)
     if not leaves or len(set(leaves)) != len(leaves) or not set(leaves) <= set(known):
         names = ", ".join(leaf.name for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Hyperparameters of the methods, with the published values of each model."""
+"""Hyperparameters of ROME and MEMIT, with the published values for each model, and their common base class."""
 
 from __future__ import annotations
 
@@ -13,47 +13,57 @@ from rome_jax.models.interventions import Leaf
 
 
 class MethodName(enum.StrEnum):
-    """The editing methods, by the names that tables and result folders have; `edit.method` knows what they are."""
+    """The editing methods by the names used in tables and result folders; see `rome_jax.edit.METHODS`."""
 
     ROME = "ROME"
-    FT = "FT"  # nothing bounds the change
-    FT_L = "FT-L"  # the change stays in an L∞ ball (Zhu et al., 2020)
-    FT_ATTN = "FT-attn"  # FT-L on the query, key and value projections
+    FT = "FT"  # fine-tuning without a bound
+    FT_L = "FT-L"  # fine-tuning in an L∞ ball (Zhu et al., 2020)
+    FT_ATTN = "FT-attn"  # FT-L of the query, key and value projections
     KN = "KN"
     MEND = "MEND"
     KE = "KE"
     MEMIT = "MEMIT"
 
 
+@dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Frozen dataclasses of hyperparameters, as plain values and back. Their first field is `layers`.
+    """Base class of all hyperparameters, which converts them to plain values and back.
 
     Attributes:
-      published: the published (or, for factworld, shipped) values by model, as `model_key` names it.
+      published: Published (or, for factworld, shipped) values by model; `model_key` gives the keys.
+      layers: Edited layers, in ascending order.
+
+    Raises:
+      ValueError: If there are no layers, or one is negative or given twice.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", sorted_layers(self.layers))
+
     @property
     def needs_second_moments(self) -> bool:
-        """Whether edits weigh keys by the second moment of their layer."""
+        """Whether the method needs the second moment of the keys of each edited layer."""
         return False
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...] | None:
-        """(tokens, count) of the prefixes of context templates; None if the method takes no templates."""
+        """(tokens, count) pairs of sampled context templates, or None if the method does not use templates."""
         return None
 
     @classmethod
     def for_model(cls, name: str, **changes: Any) -> Self:
-        """The published (or, for factworld, shipped) configuration of a model.
+        """Returns the published (or, for factworld, shipped) configuration of a model.
 
         Args:
-          name: hub name, with or without its owner, or a factworld name.
-          **changes: fields to set otherwise.
+          name: Hub name, with or without its owner, or the name of a factworld model.
+          **changes: Fields with other values.
 
         Raises:
-          ValueError: If none is known for `name`, and no layers are among the changes.
+          ValueError: If none is known for `name` and `changes` does not include `layers`.
 
         Example:
           >>> ROMEConfig.for_model("gpt2-xl").layers
@@ -63,15 +73,20 @@ class Hyperparameters:
         return cls(**published_values(method, cls.published, name, changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name: enums by their value, weights by their name. `from_dict` reads them back."""
+        """Returns plain values by field name: enums as their values, and weights as their names.
+
+        Example:
+          >>> config.to_dict()["fact_token"]
+          'subject_last'
+        """
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `to_dict`, a config file or JSON wrote.
+        """Builds a configuration from what `to_dict`, a config file or JSON contains.
 
         Raises:
-          ValueError: a field that does not exist, or a value out of range.
+          ValueError: If a field does not exist, `layers` is missing, or a value is out of range.
 
         Example:
           >>> ROMEConfig.from_dict({"layers": [5], "fact_token": "subject_last"}).layers
@@ -90,7 +105,7 @@ class Hyperparameters:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value without enums."""
+    """Replaces enums in a field's value by plain values."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     if isinstance(value, Leaf):
@@ -99,12 +114,13 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """What `_plain`, or JSON, made of a value of type `kind`."""
+    """Converts a value that `_plain` or JSON produced back to type `kind`."""
     if typing.get_origin(kind) is tuple:
         inner, *_ = typing.get_args(kind)
         return tuple(_typed(name, item, inner) for item in value)
     if isinstance(kind, enum.EnumType):
-        choices = {_plain(member): member for member in kind}
+        members: list[enum.Enum] = list(kind)
+        choices = {_plain(member): member for member in members}
         if value not in list(choices):
             raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}.")
         return choices[value]
@@ -112,19 +128,25 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    """The layers of a configuration, ascending.
+    """Returns the layers of a configuration in ascending order.
 
     Raises:
-      ValueError: none, one twice, or a negative one.
+      ValueError: If there are no layers, or one is negative or given twice.
+
+    Example:
+      >>> sorted_layers((4, 1, 2))
+      (1, 2, 4)
     """
     result = tuple(sorted(layers))
     if not result or len(set(result)) != len(result) or result[0] < 0:
-        raise ValueError(f"layers={layers!r}: name at least one layer, each once, from 0 on.")
+        raise ValueError(
+            f"layers={layers!r}: name at least one layer, each once, with numbers of 0 or more."
+        )
     return result
 
 
 def _check_optimization(config: ROMEConfig | MEMITConfig) -> None:
-    """Refuses numbers that the optimisation of v*, or of MEMIT's z, cannot work with."""
+    """Checks the numbers that the optimization of v*, or of MEMIT's z, uses."""
     if config.v_num_grad_steps < 1:
         raise ValueError(f"v_num_grad_steps={config.v_num_grad_steps} must be at least 1.")
     for field in ("v_lr", "clamp_norm_factor"):
@@ -136,7 +158,7 @@ def _check_optimization(config: ROMEConfig | MEMITConfig) -> None:
 
 
 def model_key(name: str) -> str:
-    """How tables of published values name a model: without its owner or folder, in small letters.
+    """Returns the key of a model in tables of published values: its name in lower case, without owner or folder.
 
     Example:
       >>> model_key("EleutherAI/gpt-j-6B")
@@ -148,10 +170,16 @@ def model_key(name: str) -> str:
 def published_values(
     method: str, known: Mapping[str, Mapping[str, Any]], name: str, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values of one model in a method's table, with changes.
+    """Returns the values of one model in a method's table, with changes.
+
+    Args:
+      method: Name of the method, for the error message.
+      known: Table of values by model.
+      name: Name of the model; see `model_key`.
+      changes: Fields with other values.
 
     Raises:
-      ValueError: a model that is not in the table, and no layers among the changes.
+      ValueError: If the model is not in the table and `changes` does not include `layers`.
     """
     key = model_key(name)
     if key not in known and "layers" not in changes:
@@ -163,21 +191,25 @@ def published_values(
 
 
 class KeyMode(enum.Enum):
-    """Which key the update divides by (DESIGN: the two switches of an edit)."""
+    """Which key the update of ROME divides by.
 
-    REFERENCE = "reference"  # u from the mean key, division by the unprefixed prompt's key: the published code
-    CONSISTENT = (
-        "consistent"  # the mean key in both places: ΔW maps it to v* exactly, and does not blow up
-    )
+    Attributes:
+      REFERENCE: As in the published code: u is computed from the mean key over the contexts, and the update divides by
+        the key of the bare prompt.
+      CONSISTENT: The mean key in both places. The edited weights map it to v* exactly, and the update does not explode.
+    """
+
+    REFERENCE = "reference"
+    CONSISTENT = "consistent"
 
 
-_ROME = {
+_ROME: Mapping[str, Mapping[str, Any]] = {
     "gpt2-medium": {"layers": (8,), "clamp_norm_factor": 3.0},
     "gpt2-large": {"layers": (12,)},
     "gpt2-xl": {"layers": (17,)},
     "gpt-j-6b": {"layers": (5,)},
-    # Chosen on tuning requests, never on those that are reported: the embedded models' MLP outputs above layer 0 are
-    # short beside the residual stream, so v* needs a wide ball.
+    # Chosen on tuning requests, never on those that results are reported for. The MLP outputs of the shipped models
+    # above layer 0 are short compared with the residual stream, so v* needs a wide ball.
     "factworld-gpt2": {"layers": (0,), "clamp_norm_factor": 20.0},
     "factworld-gptj": {"layers": (1,), "clamp_norm_factor": 20.0},
 }
@@ -185,28 +217,31 @@ _ROME = {
 
 @dataclasses.dataclass(frozen=True)
 class ROMEConfig(Hyperparameters):
-    """Names follow the original's hyperparameter files (paper, appendix E.5).
+    """Hyperparameters of ROME. Names follow the published hyperparameter files (Meng et al., 2022, appendix E.5).
 
     Attributes:
-      layers: edited layers, each on weights that the earlier ones have changed; kept sorted.
-      fact_token: where k* and v* are taken.
-      v_num_grad_steps: evaluations of the loss, at most; one fewer Adam step.
-      v_lr: learning rate of Adam.
-      v_weight_decay: factor of ‖δ‖ / ‖v₀‖².
-      clamp_norm_factor: δ stays in a ball of this many ‖v₀‖.
-      kl_factor: factor of the KL divergence on "{subject} is a".
-      mom2_adjustment: whether u is whitened by the second moment.
-      loss_threshold: a request stops once its loss is below.
-      context_template_length_params: (tokens, count) of the sampled prefixes.
-      key_mode: see `KeyMode`.
+      layers: Edited layers in ascending order. Each is edited on weights that contain the edits of lower layers.
+      fact_token: Token at which k* and v* are read.
+      v_num_grad_steps: Maximum number of evaluations of the loss; there is one Adam step fewer.
+      v_lr: Learning rate of Adam.
+      v_weight_decay: Factor of ‖δ‖ / ‖v₀‖² in the loss.
+      clamp_norm_factor: Radius of the ball that δ stays in, as a multiple of ‖v₀‖.
+      kl_factor: Factor of the KL divergence on "{subject} is a" in the loss.
+      mom2_adjustment: Whether u is whitened by the second moment.
+      loss_threshold: Loss below which the optimization of a request stops.
+      context_template_length_params: (tokens, count) pairs of the sampled prefixes.
+      key_mode: Which key the update divides by; see `KeyMode`.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> ROMEConfig.for_model("gpt2-xl", v_lr=0.1).v_lr
+      0.1
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ROME
 
-    layers: tuple[int, ...]
     fact_token: FactToken = FactToken.SUBJECT_LAST
     v_num_grad_steps: int = 20
     v_lr: float = 0.5
@@ -218,30 +253,30 @@ class ROMEConfig(Hyperparameters):
     context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     key_mode: KeyMode = KeyMode.REFERENCE
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_optimization(self)
 
     @property
     def needs_second_moments(self) -> bool:
-        """Whether u, or the closed form, is weighed by the second moment."""
+        """Whether `mom2_adjustment` is set."""
         return self.mom2_adjustment
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...]:
-        """(tokens, count) of the sampled prefixes."""
+        """(tokens, count) pairs of the sampled prefixes."""
         return self.context_template_length_params
 
 
-_MEMIT = {
+_MEMIT: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {
         "layers": (13, 14, 15, 16, 17),
         "v_num_grad_steps": 20,
         "mom2_update_weight": 20_000.0,
     },
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
-    # Chosen on tuning requests: in so small a model a layer gives a fact among hundreds half of its share, or less, and
-    # a z that goes further than the target needs makes up for it.
+    # Chosen on tuning requests. In a model this small, a layer delivers half of its share or less for a fact among
+    # hundreds. A z that goes further than the target needs makes up for that.
     "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
     "factworld-gptj": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
 }
@@ -249,28 +284,32 @@ _MEMIT = {
 
 @dataclasses.dataclass(frozen=True)
 class MEMITConfig(Hyperparameters):
-    """MEMIT; names follow its hyperparameter files (Meng et al., 2023, arXiv 2210.07229, appendix B).
+    """Hyperparameters of MEMIT. Names follow its hyperparameter files (Meng et al., 2023, appendix B).
 
     Attributes:
-      layers: over which an edit is spread; kept sorted. z is optimised at the last of them.
-      fact_token: where keys and z are taken.
-      v_num_grad_steps: evaluations of the loss, at most; one fewer Adam step.
-      v_lr: learning rate of Adam.
-      v_weight_decay: factor of ‖δ‖ / ‖h‖², h the hidden state that z starts from.
-      clamp_norm_factor: δ stays in a ball of this many ‖h‖.
-      kl_factor: factor of the KL divergence on "{subject} is a".
-      loss_threshold: a request stops once its loss is below.
-      context_template_length_params: (tokens, count) of the sampled prefixes.
-      mom2_adjustment: whether the second moment C of a layer says what it holds already; the identity does if not.
-      mom2_update_weight: λ, how much that counts against the new facts.
+      layers: Layers that an edit is spread over, in ascending order. z is optimized at the last one.
+      fact_token: Token at which keys and z are read.
+      v_num_grad_steps: Maximum number of evaluations of the loss; there is one Adam step fewer.
+      v_lr: Learning rate of Adam.
+      v_weight_decay: Factor of ‖δ‖ / ‖h‖² in the loss, where h is the hidden state that z starts from.
+      clamp_norm_factor: Radius of the ball that δ stays in, as a multiple of ‖h‖.
+      kl_factor: Factor of the KL divergence on "{subject} is a" in the loss.
+      loss_threshold: Loss below which the optimization of a request stops.
+      context_template_length_params: (tokens, count) pairs of the sampled prefixes.
+      mom2_adjustment: Whether the second moment C of a layer represents what it already stores. If not, the identity
+        does.
+      mom2_update_weight: λ, the weight of what a layer already stores against the new facts.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: If a value is out of range.
+
+    Example:
+      >>> MEMITConfig.for_model("gpt2-xl").layers
+      (13, 14, 15, 16, 17)
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEMIT
 
-    layers: tuple[int, ...]
     fact_token: FactToken = FactToken.SUBJECT_LAST
     v_num_grad_steps: int = 25
     v_lr: float = 0.5
@@ -282,18 +321,18 @@ class MEMITConfig(Hyperparameters):
     mom2_adjustment: bool = True
     mom2_update_weight: float = 15_000.0
 
-    def __post_init__(self):
-        object.__setattr__(self, "layers", sorted_layers(self.layers))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_optimization(self)
         if self.mom2_update_weight <= 0:
             raise ValueError(f"mom2_update_weight={self.mom2_update_weight} must be positive.")
 
     @property
     def needs_second_moments(self) -> bool:
-        """Whether u, or the closed form, is weighed by the second moment."""
+        """Whether `mom2_adjustment` is set."""
         return self.mom2_adjustment
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...]:
-        """(tokens, count) of the sampled prefixes."""
+        """(tokens, count) pairs of the sampled prefixes."""
         return self.context_template_length_params

@@ -1,4 +1,4 @@
-"""Edits as data: the rank-one update, several edits as one, merging into params and taking out again.
+"""Edits as data: the rank-one update, merging edits into weights, and subtracting them again.
 
 Axes: N requests, F MLP width, D width.
 """
@@ -20,17 +20,26 @@ Update = LowRankUpdate | DenseUpdate
 def rank_one_update(
     layer: int, u: jax.Array, key: jax.Array, value: jax.Array, target: jax.Array
 ) -> tuple[LowRankUpdate, jax.Array]:
-    """ΔW = u ⊗ (v* − v) / (k · u), which makes the down-projection map k to v* (paper, equation 2).
+    """Builds ΔW = u Λᵀ with Λ = (v* − v) / (k · u), so that the down-projection maps k to v*.
 
     Args:
-      layer: the edited layer.
-      u: [N, F], the whitened direction.
-      key: [N, F], k.
-      value: [N, D], v = W k + b, what it maps to now.
-      target: [N, D], v*.
+      layer: Edited layer.
+      u: [N, F] whitened direction.
+      key: [N, F] k.
+      value: [N, D] v = W k + b, the present value of k.
+      target: [N, D] v*.
 
     Returns:
       The update with case axis N, and the division factors k · u, [N].
+
+    Example:
+      >>> u, k = jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 5.0]])
+      >>> update, factor = rank_one_update(3, u, k, value=jnp.zeros((1, 1)), target=jnp.ones((1, 1)))
+      >>> dense(update).tolist(), factor.tolist()
+      ([[[0.5], [0.0]]], [2.0])
+
+    Source: Meng et al., 2022, "Locating and Editing Factual Associations in GPT", equation 2. Kernels are stored
+    [in, out], so ΔW is the transpose of the paper's.
     """
     factor = jnp.einsum("nf,nf->n", key, u, precision=jax.lax.Precision.HIGHEST)
     right = (target - value) / factor[:, None]
@@ -39,7 +48,7 @@ def rank_one_update(
 
 
 def dense(update: Update) -> jax.Array:
-    """ΔW = Σ_r left_r ⊗ right_r, [*N, in, out], or what a dense update holds."""
+    """Returns ΔW as an array, [*N, in, out]: Σ_r left_r ⊗ right_r, or the change of a dense update."""
     if isinstance(update, DenseUpdate):
         return update.change
     return jnp.einsum(
@@ -50,34 +59,38 @@ def dense(update: Update) -> jax.Array:
 def apply_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params:
     """Merges one edit into the weights.
 
-    The updates are added one after the other, each in float32 and rounded once: a merged delta gives the same bits as
-    its parts, applied in their order.
+    The updates are added one after another. Each sum is computed in float32 and rounded once, so that a merged delta
+    gives bit-identical weights to its parts applied in order.
 
     Args:
-      params: of the model; they stay valid and unchanged, unless they are donated.
-      delta: one edit, without a case axis.
-      donate: write into the memory of the changed weights instead of copying them, for sequences of edits (GPT-2 XL
-        in float32: 2 GB less). These leaves of `params` are dead afterwards, in every tree that holds them; the
-        others stay alive.
+      params: Weights of the model. They stay valid and unchanged, unless they are donated.
+      delta: One edit, without a case axis.
+      donate: Whether to write into the memory of the changed weights instead of copying them. This saves 2 GB per edit
+        for GPT-2 XL in float32. Afterwards the changed leaves of `params` are invalid, in every tree that contains
+        them; the other leaves stay valid.
 
     Returns:
-      New params. Leaves that the edit does not change are the old ones.
+      New params. Leaves that the edit does not change are shared with the old ones.
 
     Raises:
-      ValueError: a delta with a case axis (independent edits do not belong into one model), or of a weight, layer or
-        shape that this model does not have.
+      ValueError: If the delta has a case axis, or changes a weight, layer or shape that the model does not have.
 
     Example:
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
-      >>> edited = apply_delta(edited, deltas[1], donate=True)  # doctest: +SKIP
+      >>> deltas = rome_jax.edit.rome.compute_deltas(
+      ...     model, [request], config, second_moments=moments, templates=["{}"])
+      >>> edited = apply_delta(model.params, deltas[0])
+      >>> restored = revert_delta(edited, deltas[0])
+      >>> bool(jnp.allclose(restored["blocks"]["mlp"]["down"]["kernel"],
+      ...                   model.params["blocks"]["mlp"]["down"]["kernel"], atol=1e-5))
+      True
     """
     _check_single(delta)
     for update in delta.updates:
         _check_fits(params, update)
-    blocks, copied = params["blocks"], set()
+    blocks, copied = params["blocks"], set[tuple[str, str, str]]()
     for update in delta.updates:
         path = module, name, part = _path(update)
-        # The copy that an earlier update made is nobody else's.
+        # Only this function holds the copy that an earlier update made.
         add = _add_in_place if donate or path in copied else _add
         copied.add(path)
         projection = blocks[module][name]
@@ -87,37 +100,38 @@ def apply_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params
 
 
 def revert_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params:
-    """Takes one edit out of the weights again, by subtraction.
+    """Subtracts one edit from the weights.
 
-    Equal to the weights before the edit up to rounding: each element is off by at most about one unit in the last
-    place of the edited or the old one, whichever is larger. For the very bits keep the old params, which
-    `apply_delta` leaves as they are. Nothing tells whether `params` hold the edit.
+    The result equals the weights before the edit up to rounding: each element is off by at most about one unit in the
+    last place of the edited or the old element, whichever is larger. For bit-identical weights keep the old params,
+    which `apply_delta` does not change. The function cannot check whether `params` contain the edit.
 
     Args:
-      params: of the edited model.
-      delta: the edit, without a case axis.
-      donate: as in `apply_delta`.
+      params: Weights of the edited model.
+      delta: The edit, without a case axis.
+      donate: As in `apply_delta`.
 
     Returns:
       New params.
 
     Raises:
-      ValueError: as `apply_delta`.
+      ValueError: As in `apply_delta`.
 
-    Example:
-      >>> params = revert_delta(edited, deltas[0])  # doctest: +SKIP
+    Example: See `apply_delta`.
     """
     return apply_delta(params, negate_delta(delta), donate=donate)
 
 
 def merge_deltas(deltas: Sequence[Delta]) -> Delta:
-    """Several edits as one, in their order; applying it gives the same bits as applying them in turn.
+    """Joins several edits, in their order. Applying the result gives the same bits as applying them one by one.
 
     Raises:
-      ValueError: a delta with a case axis.
+      ValueError: If a delta has a case axis.
 
     Example:
-      >>> both = merge_deltas([deltas[0], deltas[1]])  # doctest: +SKIP
+      >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(5), jnp.ones((8, 1)), jnp.ones((4, 1)))
+      >>> len(merge_deltas([Delta((update,)), Delta((update,))]).updates)
+      2
     """
     for delta in deltas:
         _check_single(delta)
@@ -125,18 +139,18 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
 
 
 def negate_delta(delta: Delta) -> Delta:
-    """The edit that takes `delta` back: −ΔW, the last update first."""
+    """Returns the edit that undoes `delta`: −ΔW, with the updates in reverse order."""
     return Delta(tuple(map(_negated, reversed(delta.updates))))
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightChange:
-    """What an edit does to one array of weights.
+    """The change that an edit makes to one array of weights.
 
     Attributes:
-      layer: its index.
-      weight: its name, such as "mlp/down" or "mlp/down bias".
-      rank: of ΔW at most; None if the change is dense.
+      layer: Index of the layer.
+      weight: Name of the weight, such as "mlp/down" or "mlp/down bias".
+      rank: Upper bound of the rank of ΔW, or None if the change is dense.
       norm_ratio: ‖ΔW‖ / ‖W‖ (Frobenius).
     """
 
@@ -147,18 +161,19 @@ class WeightChange:
 
 
 def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
-    """What one edit does to each of the weights that it changes, in the order of its updates.
+    """Describes the change of each weight that an edit changes, in the order of its updates.
 
     Args:
-      params: of the model before the edit.
-      delta: the edit, without a case axis.
+      params: Weights of the model before the edit.
+      delta: The edit, without a case axis.
 
     Raises:
-      ValueError: as `apply_delta`.
+      ValueError: As in `apply_delta`.
 
     Example:
-      >>> weight_changes(model.params, deltas[0])  # doctest: +SKIP
-      (WeightChange(layer=1, weight='mlp/down', rank=1, norm_ratio=0.23),)
+      >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(1), jnp.ones((512, 1)), jnp.ones((128, 1)))
+      >>> weight_changes(model.params, Delta((update,)))
+      (WeightChange(layer=1, weight='mlp/down', rank=1, norm_ratio=...),)
     """
     _check_single(delta)
     updates: dict[tuple[int, str], list[Update]] = {}
@@ -169,61 +184,68 @@ def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
     for (layer, name), own in updates.items():
         module, projection, part = _path(own[0])
         weight = params["blocks"][module][projection][part][layer].astype(jnp.float32)
-        norm = jnp.linalg.norm(sum(map(dense, own)))
+        norm = jnp.linalg.norm(sum(map(dense, own), start=jnp.zeros(())))
         ratio = jnp.where(norm > 0, norm / jnp.linalg.norm(weight), 0.0)
-        factored = Delta(tuple(own)).factored
-        rank = sum(update.left.shape[-1] for update in own) if factored else None
-        changes.append(WeightChange(layer, name, rank, float(ratio)))
+        factors = [update for update in own if isinstance(update, LowRankUpdate)]
+        rank = sum(update.left.shape[-1] for update in factors)
+        changes.append(
+            WeightChange(layer, name, rank if len(factors) == len(own) else None, float(ratio))
+        )
     return tuple(changes)
 
 
 def weight_name(update: Update) -> str:
-    """The weight that an update changes, for people: "mlp/down", or "mlp/down bias"."""
+    """Returns a readable name of the weight that an update changes: "mlp/down", or "mlp/down bias"."""
     module, projection, part = _path(update)
     return f"{module}/{projection}" + (" bias" if part == Part.BIAS.value else "")
 
 
 def _negated(update: Update) -> Update:
+    """Returns the update by −ΔW."""
     if isinstance(update, DenseUpdate):
-        return update.replace(change=-update.change)
-    return update.replace(right=-update.right)
+        return dataclasses.replace(update, change=-update.change)
+    return dataclasses.replace(update, right=-update.right)
 
 
 def _path(update: Update) -> tuple[str, str, str]:
-    """Where the weight that it changes stands below `params["blocks"]`."""
+    """Returns the path below `params["blocks"]` of the weight that an update changes."""
     part = update.part if isinstance(update, DenseUpdate) else Part.KERNEL
-    return (*update.leaf.value, part.value)
+    module, name = update.leaf.value
+    return module, name, part.value
 
 
 def _check_single(delta: Delta) -> None:
+    """Checks that a delta is one edit: independent edits cannot be merged into one model."""
     if delta.batched:
         raise ValueError(
-            f"{len(delta)} independent edits: merge one, delta[i], or score them all with forward.logits."
+            f"the delta holds {len(delta)} independent edits: merge one of them, delta[i], or score them all with "
+            "forward.logits."
         )
 
 
 def _check_fits(params: Params, update: Update) -> None:
+    """Checks that the model has the weight and layer of an update, in its shape."""
     module, name, part = _path(update)
     weight = params["blocks"].get(module, {}).get(name, {}).get(part)
     what = weight_name(update)
     if weight is None:
         raise ValueError(f"the delta changes {what}, which this model does not have.")
-    layers, *wanted = weight.shape
+    layers, *expected = weight.shape
     shape = list(jax.eval_shape(dense, update).shape)
-    if shape != wanted:
+    if shape != expected:
         raise ValueError(
-            f"the delta changes a {what} of {' × '.join(map(str, shape))}; this model's "
-            f"is {' × '.join(map(str, wanted))}: it was made for another model."
+            f"the delta changes a {what} of {' × '.join(map(str, shape))}, but the model's is "
+            f"{' × '.join(map(str, expected))}: the delta was made for another model."
         )
     if not isinstance(update.layer, jax.core.Tracer) and not 0 <= int(update.layer) < layers:
         raise ValueError(
-            f"the delta changes layer {int(update.layer)}; the model has layers 0 to {layers - 1}."
+            f"the delta changes layer {int(update.layer)}, but the model has layers 0 to {layers - 1}."
         )
 
 
 def _sum(weight: jax.Array, update: Update) -> jax.Array:
-    """weight [L, in, out] or [L, out] with the change added at the update's layer."""
-    # In float32: a half-precision weight is rounded once, after the sum.
+    """Adds an update to one layer of a weight [L, in, out] or [L, out]."""
+    # The sum is computed in float32, so that a half-precision weight is rounded only once.
     layer = jax.lax.dynamic_index_in_dim(weight, update.layer, keepdims=False)
     layer = (layer.astype(jnp.float32) + dense(update)).astype(weight.dtype)
     return jax.lax.dynamic_update_index_in_dim(weight, layer, update.layer, 0)

@@ -1,8 +1,8 @@
-"""Edits as files, small ones, which say where they came from.
+"""Edits as small safetensors files that record where the edits came from.
 
-edits/sport.safetensors    one edit or several, in order. The tensors `<update>.<leaf>.<layer | left | right>` are
-                           the factors of their updates, `<update>.<leaf>.<part>.<layer | change>` dense ones;
-                           the header holds the `Provenance` of each, as JSON
+A file such as edits/sport.safetensors contains one or more edits, in order. The tensors
+`<update>.<leaf>.<layer | left | right>` are low-rank updates, and `<update>.<leaf>.<part>.<layer | change>` are dense
+ones. The header contains the `Provenance` of each edit as JSON.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdat
 from rome_jax.version import __version__
 
 SUFFIX = ".safetensors"
-FORMAT = 1  # raised when an old reader would misread a new file
-# Tensors of an update: their dimensions.
+FORMAT = 1  # increased when an old reader would misread a new file
+# The tensors of an update, with their numbers of dimensions.
 _FACTORS = {"layer": 0, "left": 2, "right": 2}
 _DENSE = {Part.KERNEL: {"layer": 0, "change": 2}, Part.BIAS: {"layer": 0, "change": 1}}
 
 
 def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
-    """Writes edits to one file, whole or not at all; several are merged, each with its provenance.
+    """Writes edits to one file, completely or not at all.
 
     Args:
-      path: ends in .safetensors; replaced if it exists; its folder is made if absent.
-      edits: in the order in which they are to be applied.
+      path: Path of the file, which ends in .safetensors. An existing file is replaced, and missing folders are created.
+      edits: Edits in the order in which they are to be applied, each with its provenance.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: no edits, another suffix, or an edit with a case axis.
-      TypeError: provenance that JSON cannot hold.
+      ValueError: If there are no edits, the path has another suffix, or an edit has a case axis.
+      TypeError: If JSON cannot represent the provenance.
 
     Example:
-      >>> save_edits("edits/sport.safetensors", [edit])  # doctest: +SKIP
+      >>> from rome_jax.edit import record_edits, rome
+      >>> deltas = rome.compute_deltas(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> edits = record_edits(model, [request], "ROME", config, deltas)
+      >>> path = save_edits("edits/sport.safetensors", edits)
+      >>> (edit,) = load_edits(path)
+      >>> edit.provenance.method, edit.provenance.requests[0].target_new
+      ('ROME', 'tennis')
     """
     path = check_edit_path(path)
     if not edits:
@@ -72,10 +78,14 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
 
 
 def check_edit_path(path: str | Path) -> Path:
-    """Returns the path if edits can be written there.
+    """Returns the path of an edit file.
 
     Raises:
-      ValueError: it does not end in .safetensors.
+      ValueError: If the path does not end in .safetensors.
+
+    Example:
+      >>> check_edit_path("edits/sport.safetensors").name
+      'sport.safetensors'
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -84,44 +94,43 @@ def check_edit_path(path: str | Path) -> Path:
 
 
 def load_edits(path: str | Path) -> tuple[SavedEdit, ...]:
-    """Reads what `save_edits` wrote.
+    """Reads a file that `save_edits` wrote.
 
     Returns:
       The edits in their order.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a damaged file, a safetensors file that holds no edits, or a later format.
+      FileNotFoundError: If the file does not exist.
+      ValueError: If the file is damaged, does not contain edits, or has a later format.
 
-    Example:
-      >>> edited = apply_edits(model, load_edits("edits/sport.safetensors"))  # doctest: +SKIP
+    Example: See `save_edits`.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file: name one that save_edits wrote.")
+        raise FileNotFoundError(f"{path} is not a file: give one that save_edits wrote.")
     tensors = read_header(path)
     with safe_open(path, framework="np") as file:
         text = (file.metadata() or {}).get("rome_jax")
     if text is None:
-        raise ValueError(f"{path} is not an edit of rome_jax: name a file that save_edits wrote.")
+        raise ValueError(f"{path} is not an edit of rome_jax: give a file that save_edits wrote.")
     try:
         header = json.loads(text)
         version = int(header["format"])
         edits = _read(header["edits"], tensors) if version <= FORMAT else ()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not an edit that rome_jax {__version__} reads "
+            f"{path} is not an edit that rome_jax {__version__} can read "
             f"({type(error).__name__}: {error}): save it again."
         ) from error
     if version > FORMAT:
         raise ValueError(
-            f"{path} has format {version}, and rome_jax {__version__} reads up to {FORMAT}: update rome_jax."
+            f"{path} has format {version}, but rome_jax {__version__} reads formats up to {FORMAT}: update rome_jax."
         )
     return edits
 
 
 def _tensors(update: Update) -> dict[str, np.ndarray]:
-    """The arrays of an update by their names in a file."""
+    """Returns the arrays of an update by their names in a file."""
     if isinstance(update, DenseUpdate):
         weight, fields = f"{update.leaf.name}.{update.part.name}", _DENSE[update.part]
     else:
@@ -130,19 +139,20 @@ def _tensors(update: Update) -> dict[str, np.ndarray]:
 
 
 def _update(index: int, weight: str, arrays: Mapping[str, jax.Array]) -> Update:
-    """The update that `_tensors` took apart."""
+    """Rebuilds an update from the name of its weight and its arrays."""
     leaf, *parts = weight.split(".")
-    where = (Leaf[leaf], *(Part[part] for part in parts))
-    kind, fields = (DenseUpdate, _DENSE[where[1]]) if parts else (LowRankUpdate, _FACTORS)
-    if {field: array.ndim for field, array in arrays.items()} != fields:
+    fields = _DENSE[Part[parts[0]]] if parts else _FACTORS
+    if {field: array.ndim for field, array in arrays.items()} != fields or len(parts) > 1:
         raise ValueError(f"update {index} consists of {', '.join(arrays)}")
-    return kind(*where, **arrays)
+    if parts:
+        return DenseUpdate(Leaf[leaf], Part[parts[0]], **arrays)
+    return LowRankUpdate(Leaf[leaf], **arrays)
 
 
 def _read(
     parts: Sequence[Mapping[str, Any]], tensors: Mapping[str, StoredTensor]
 ) -> tuple[SavedEdit, ...]:
-    """The edits of a header and the tensors beside it."""
+    """Builds the edits from the header and the tensors of a file."""
     fields: dict[tuple[int, str], dict[str, jax.Array]] = {}
     for name, tensor in tensors.items():
         where, field = name.rsplit(".", 1)

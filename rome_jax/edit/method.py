@@ -1,4 +1,4 @@
-"""Editing methods by name: their hyperparameters, and one way to compute N independent edits with any of them."""
+"""Registry of editing methods, and one interface to compute N independent edits with any of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rome_jax.data.request import EditRequest
@@ -28,14 +28,15 @@ from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
 from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.answers import target_is_answer
-from rome_jax.edit.stages.contexts import sample_templates
+from rome_jax.edit.stages.contexts import templates_for
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
-from rome_jax.moments import files as moment_files
+from rome_jax.moments import sources
+from rome_jax.moments.second_moment import SecondMoment
 
 
 class Resource(enum.Enum):
-    """What some methods need besides a model, requests and hyperparameters; also the names of their arguments."""
+    """An argument that only some methods need, in addition to a model, requests and hyperparameters."""
 
     SECOND_MOMENTS = "second_moments"
     TEMPLATES = "templates"
@@ -44,17 +45,18 @@ class Resource(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """An editing method: all that others need to know of it.
+    """An editing method.
 
     Attributes:
-      name: as tables and result folders have it.
-      config_type: of its hyperparameters.
-      config_file: where they are as a config file; %s stands for a model.
-      module: where its algorithm is: `compute`, and `compute_joint_delta` if it can write many requests at once.
-      uses: what it takes besides. A configuration can do without second moments.
-      factored: whether its deltas are of low rank: N of them are scored in one batch.
-      samples_templates: whether it samples templates itself, from a key, where none are given.
-      make_editor: factory of an editor that carries a state from one batch of edits to the next; None if it has none.
+      name: Name in tables and result folders.
+      config_type: Class of its hyperparameters.
+      config_file: Path of its config file; %s stands for a model.
+      module: Module of its algorithm, with `compute`, and `compute_joint_delta` if one edit can write many requests.
+      uses: Further arguments that it needs. Whether second moments are needed also depends on the configuration.
+      factored: Whether its deltas have low rank, so that N of them can be scored in one batch.
+      samples_templates: Whether it samples templates from a PRNG key if none are given.
+      make_editor: Factory of an editor that carries state from one batch of edits to the next, or None if the method
+        has none.
 
     Example:
       >>> METHODS[MethodName.ROME].factored
@@ -71,10 +73,14 @@ class Method:
     make_editor: Callable[..., Any] | None = None
 
     def for_model(self, model_name: str) -> Hyperparameters:
-        """The published (or, for factworld, shipped) hyperparameters of a model.
+        """Returns the published (or, for factworld, shipped) hyperparameters of a model.
 
         Raises:
           ValueError: If none are known.
+
+        Example:
+          >>> METHODS[MethodName.ROME].for_model("gpt2-xl").layers
+          (17,)
         """
         if self.config_type is FTConfig:
             return FTConfig.for_model(model_name, self.name)
@@ -87,26 +93,28 @@ class Method:
         config: Hyperparameters,
         **options: Any,
     ) -> EditResult:
-        """N independent edits, and whether each target is now the model's answer.
+        """Computes N independent edits and checks whether each target is now the model's answer.
 
         Args:
-          model: what to edit; not changed.
-          requests: the facts to write.
-          config: hyperparameters of this method.
-          **options: second_moments, templates, key and hypernetwork, which are ignored by methods that do not use
-            them; chunk_size and progress, as for the method's own `compute`.
+          model: Model to edit; it is not changed.
+          requests: N facts to write.
+          config: Hyperparameters of this method.
+          **options: `second_moments`, `templates`, `key` and `hypernetwork`, which are ignored by methods that do not
+            use them, and `chunk_size` and `progress` as in the method's own `compute`.
 
         Raises:
-          ValueError: If a request or hyperparameter is one that the method cannot work with.
-          TypeError: If there is no such option.
+          ValueError: If the method cannot work with a request or a hyperparameter.
+          TypeError: If an option does not exist.
 
         Example:
-          >>> result = METHODS[MethodName.FT].compute(model, requests, config)  # doctest: +SKIP
-          >>> result.is_answer.tolist()  # doctest: +SKIP
+          >>> method = METHODS[MethodName.ROME]
+          >>> result = method.compute(model, [request], config, second_moments=moments, templates=["{}"])
+          >>> result.is_answer.tolist()
           [True]
         """
         result = self._compute(model, requests, config, options)
-        return result.replace(is_answer=target_is_answer(model, requests, result.deltas))
+        is_answer = jnp.asarray(target_is_answer(model, requests, result.deltas))
+        return dataclasses.replace(result, is_answer=is_answer)
 
     def compute_deltas(
         self,
@@ -115,11 +123,7 @@ class Method:
         config: Hyperparameters,
         **options: Any,
     ) -> Delta:
-        """The deltas of `compute` alone, without asking the edited model; arguments and errors are the same.
-
-        Example:
-          >>> deltas = METHODS[MethodName.KN].compute_deltas(model, requests, config)  # doctest: +SKIP
-        """
+        """Computes the deltas of `compute` without running the edited model. Arguments and errors are the same."""
         return self._compute(model, requests, config, options).deltas
 
     def _compute(
@@ -129,7 +133,7 @@ class Method:
         config: Hyperparameters,
         options: Mapping[str, Any],
     ) -> EditResult:
-        """The method's own `compute`, given what it uses of the options that all methods share."""
+        """Calls the method's own `compute` with those shared options that it uses."""
         shared = {"key", *(resource.value for resource in Resource)}
         used = {use.value for use in self.uses} | ({"key"} if self.samples_templates else set())
         own = {name: value for name, value in options.items() if name not in shared - used}
@@ -144,6 +148,7 @@ def _record(
     *uses: Resource,
     **others: Any,
 ) -> tuple[MethodName, Method]:
+    """Builds an entry of `METHODS`."""
     return name, Method(name, config_type, f"configs/{file}", module, frozenset(uses), **others)
 
 
@@ -176,10 +181,22 @@ def read_config(
     hparams_fname: str | Path | None = None,
     hypernetwork: str | None = None,
 ) -> Hyperparameters:
-    """Hyperparameters of --config, of a JSON file of the original, or else those of a hypernetwork or the model.
+    """Reads hyperparameters from the given source, or returns the defaults of the hypernetwork or the model.
+
+    Args:
+      algorithm: Name of the method.
+      model_name: Name of the model.
+      values: Value of the flag --config.
+      hparams_fname: Path of a published hyperparameter file.
+      hypernetwork: Value of the flag --hypernetwork.
 
     Raises:
-      ValueError: both are given; neither, and none are known; or bad values: what to do.
+      ValueError: If both `values` and `hparams_fname` are given, a value is out of range, or nothing is given and the
+        model has no defaults.
+
+    Example:
+      >>> read_config(MethodName.ROME, "factworld-gpt2").layers
+      (0,)
     """
     method = METHODS[algorithm]
     if values is not None and hparams_fname is not None:
@@ -194,17 +211,22 @@ def read_config(
         return method.for_model(model_name)
     except ValueError:
         raise ValueError(
-            f"no {algorithm} layer is known for model {model_name!r}: name one, as in "
-            f'--config={method.config_file % "gpt2-xl"} --config.layers="(5,)", or give a known model, such as '
+            f"no {algorithm} layer is known for model {model_name!r}: set one, as in "
+            f'--config={method.config_file % "gpt2-xl"} --config.layers="(5,)", or choose a known model, such as '
             f"{', '.join(SHIPPED)}."
         ) from None
 
 
 def check_second_moments(source: str | None, model_name: str, config: Hyperparameters) -> None:
-    """Says what is missing before a large model is loaded.
+    """Checks before a large model is loaded that an edit has the second moments it needs.
+
+    Args:
+      source: Value of the flag --second_moments.
+      model_name: Name of the model.
+      config: Hyperparameters.
 
     Raises:
-      ValueError: an edit that needs second moments of a model that comes without them, and no --second_moments.
+      ValueError: If the edit needs second moments, none are shipped with the model, and `source` is None.
     """
     if config.needs_second_moments and source is None and model_name not in SHIPPED:
         raise ValueError(
@@ -216,64 +238,89 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
 
 def read_second_moments(
     source: str | None, model: LanguageModel, config: Hyperparameters
-) -> Mapping[int, moment_files.SecondMoment] | None:
-    """Second moments of the edited layers, from --second_moments or from the package; None if the edit uses none.
+) -> Mapping[int, SecondMoment] | None:
+    """Reads the second moments of the edited layers.
+
+    Args:
+      source: Value of the flag --second_moments. None reads those in the package.
+      model: Model that they must belong to.
+      config: Hyperparameters.
+
+    Returns:
+      The second moments by layer, or None if the edit does not use them.
 
     Raises:
-      ValueError: second moments of another model or layer, or a damaged file.
-      OSError: nothing there, or a download that failed.
+      ValueError: If the second moments belong to another model or layer, or a file is damaged.
+      OSError: If a file does not exist or a download fails.
+
+    Example:
+      >>> sorted(read_second_moments(None, model, config))
+      [0]
     """
     if not config.needs_second_moments:
         return None
-    if source is None:
-        return moment_files.load_shipped(model.name)
-    return moment_files.read(source, config.layers, model)
+    return sources.read(source, config.layers, model)
 
 
 def read_hypernetwork(
     source: str | None, model: LanguageModel, algorithm: MethodName, config: Hyperparameters
 ) -> Hypernetwork | None:
-    """The network of --hypernetwork, or the one that comes with the model; None if the method has none.
+    """Reads the hypernetwork of a method.
 
     Args:
-      source: what eval.train_hypernetwork wrote, or a published .pt file.
-      model: that it must belong to.
-      algorithm, config: the method.
+      source: Value of the flag --hypernetwork: a file that eval.train_hypernetwork wrote, or a published .pt file. None
+        reads the one in the package.
+      model: Model that it must belong to.
+      algorithm: Name of the method.
+      config: Hyperparameters of the method.
+
+    Returns:
+      The hypernetwork, or None if the method does not use one.
 
     Raises:
-      ValueError: a network of another model or configuration, a damaged file, or none for this model.
-      OSError: nothing there.
+      ValueError: If the hypernetwork belongs to another model, method or configuration, the file is damaged, or the
+        package has none for this model.
+      OSError: If the file does not exist.
     """
     if algorithm not in CONFIG_TYPES:
         if source is not None:
             raise ValueError(
-                f"--hypernetwork={source} is for {', '.join(CONFIG_TYPES)}: leave it out."
+                f"--hypernetwork={source} is only for {', '.join(CONFIG_TYPES)}: leave it out."
             )
         return None
     if source is None:
         return hypernetworks.load_shipped(MethodName(algorithm), model)
     if source.endswith(".pt"):
+        assert isinstance(config, MENDConfig | KEConfig)  # the methods in CONFIG_TYPES
         return released_hypernetworks.read(source, model, config)
     return _load_network(source, algorithm).check(model)
 
 
 def _load_network(source: str, algorithm: MethodName) -> Hypernetwork:
+    """Loads a hypernetwork and checks that it was trained for the method."""
     network = hypernetworks.load(source)
     if network.kind != algorithm:
         raise ValueError(
-            f"--hypernetwork={source} is one of {network.kind}: give {algorithm} one that was trained for it."
+            f"--hypernetwork={source} was trained for {network.kind}: give one that was trained for {algorithm}."
         )
     return network
 
 
 @dataclasses.dataclass(frozen=True)
 class Editor:
-    """A method made ready for one model: all that its edits share is computed once.
+    """A method prepared for one model, with everything that its edits share.
 
     Attributes:
-      algorithm, model, config: which edits these are.
-      seed: of the context templates.
-      options: further arguments of `compute_deltas`: second moments, templates, a hypernetwork, chunk size.
+      algorithm: Name of the method.
+      model: Model to edit.
+      config: Hyperparameters.
+      seed: Seed of the context templates.
+      options: Further arguments of `compute_deltas`: second moments, templates, a hypernetwork, the chunk size.
+
+    Example:
+      >>> editor = Editor.prepare(MethodName.ROME, model, config)
+      >>> len(editor.options["templates"])
+      21
     """
 
     algorithm: MethodName
@@ -294,23 +341,24 @@ class Editor:
         seed: int = 0,
         chunk_size: int = 8,
     ) -> Editor:
-        """Reads second moments and hypernetworks and samples context templates, where the method uses them.
+        """Reads second moments and hypernetworks and samples context templates, as far as the method uses them.
 
         Args:
-          algorithm, model, config: which edits.
-          moments_source: as the flag --second_moments.
-          hypernetwork_source: as the flag --hypernetwork.
-          seed: of the context templates.
-          chunk_size: requests that are optimised at once; bounds the memory.
+          algorithm: Name of the method.
+          model: Model to edit.
+          config: Hyperparameters.
+          moments_source: Value of the flag --second_moments.
+          hypernetwork_source: Value of the flag --hypernetwork.
+          seed: Seed of the context templates.
+          chunk_size: Number of requests that are optimized at once; it bounds the memory.
 
         Raises:
-          ValueError, OSError: as `read_second_moments` and `read_hypernetwork`.
+          ValueError, OSError: As in `read_second_moments` and `read_hypernetwork`.
         """
         options: dict[str, Any] = {"chunk_size": chunk_size}
         options["second_moments"] = read_second_moments(moments_source, model, config)
         if config.template_lengths is not None:
-            key = jax.random.key(seed)
-            options["templates"] = sample_templates(model, key, config.template_lengths)
+            options["templates"] = templates_for(model, config, seed)
         network = read_hypernetwork(hypernetwork_source, model, algorithm, config)
         if network is not None:
             options["hypernetwork"] = network
@@ -318,18 +366,18 @@ class Editor:
 
     @property
     def factored(self) -> bool:
-        """Whether N of its deltas are scored in one batch."""
+        """Whether N of its deltas can be scored in one batch."""
         return METHODS[self.algorithm].factored
 
     def compute(self, requests: Sequence[EditRequest], progress: bool = False) -> Delta:
-        """N independent edits.
+        """Computes N independent edits.
 
         Args:
-          requests: the facts to write.
-          progress: show a progress bar.
+          requests: N facts to write.
+          progress: Whether to show a progress bar.
 
         Raises:
-          ValueError: a request or configuration that the method cannot work with.
+          ValueError: If the method cannot work with a request or the configuration.
         """
         method = METHODS[self.algorithm]
         return method.compute_deltas(

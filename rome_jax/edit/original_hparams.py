@@ -1,7 +1,7 @@
-"""Hyperparameter files of the original, hparams/<method>/<model>.json, read as configurations of ours.
+"""Reader of the published hyperparameter files, hparams/<method>/<model>.json.
 
-They name the weights by PyTorch module paths and repeat what the model knows of itself; such entries are checked, not
-taken. What changes a result and is not supported is an error.
+The files name weights by PyTorch module paths and repeat facts about the model. Such entries are checked but not used.
+An entry that would change a result and is not supported is an error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rome_jax.edit.baseline_config import (
 from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
 from rome_jax.models.interventions import Leaf
 
-# The weight that is edited, by its module path; "transformer.h.{}." goes before.
+# The edited weight by its module path after the prefix "transformer.h.{}.".
 _LEAVES = {
     "mlp.c_proj": Leaf.MLP_DOWN,  # GPT-2
     "mlp.fc_out": Leaf.MLP_DOWN,  # GPT-J
     "attn.c_attn": Leaf.ATTN_QKV,
 }
 _PREFIX = "transformer.h.{}."
-# Other modules' paths: they are where every GPT-2 or GPT-J has them.
+# Paths of other modules, which are the same in every GPT-2 or GPT-J.
 _MODULES = {
     "layer_module_tmp",
     "mlp_module_tmp",
@@ -36,32 +36,44 @@ _MODULES = {
     "lm_head_module",
     "model_name",
 }
-# Of statistics, which come with a file of their own; and the layer of the loss, which the original never reads.
+# Entries about second moments, which have files of their own, and the layer of the loss, which the published code never
+# reads.
 _STATISTICS = {"v_loss_layer", "mom2_dataset", "mom2_n_samples", "mom2_dtype"}
-_INERT = {
+_INERT: Mapping[type[Hyperparameters], set[str]] = {
     ROMEConfig: _STATISTICS,
     MEMITConfig: _STATISTICS,
     FTConfig: {"max_length", "wd_power_law"},
-    # What the original's KN and KE never read, how many steps run at once, and which published file is loaded.
+    # Entries that the published KN and KE never read, the number of steps that run at once, and the published file that
+    # is loaded.
     KNConfig: {"lr_scale", "n_toks", "batch_size"},
     MENDConfig: {"n_toks", "counterfact", "zsre", "mini"},
     KEConfig: {"lr_scale", "n_toks", "counterfact", "zsre", "mini"},
 }
-_MUST_BE = {FTConfig: {"kl_factor": 0}, MEMITConfig: {"layer_selection": "all"}}
+_MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
+    FTConfig: {"kl_factor": 0},
+    MEMITConfig: {"layer_selection": "all"},
+}
 
 
 def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameters:
-    """The configuration that a file of the original gives.
+    """Reads a published hyperparameter file.
 
     Args:
-      path: of the JSON file.
-      config_type: of the method that it is for.
+      path: Path of the JSON file.
+      config_type: Configuration class of the method that the file is for.
+
+    Returns:
+      The configuration.
 
     Raises:
-      ValueError: no such file, no JSON object, or an entry that is unknown, unsupported or out of range, named.
+      ValueError: If the file does not exist or is not a JSON object, or if an entry is unknown, unsupported or out of
+        range.
 
     Example:
-      >>> read("hparams/ROME/gpt2-xl.json", ROMEConfig).layers  # doctest: +SKIP
+      >>> import json, pathlib
+      >>> path = pathlib.Path("gpt2-xl.json")
+      >>> _ = path.write_text(json.dumps({"layers": [17], "fact_token": "subject_last", "v_loss_layer": 47}))
+      >>> read(path, ROMEConfig).layers
       (17,)
     """
     content, _ = read_json(Path(path))
@@ -76,12 +88,12 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
 
 
 def _ours(content: Mapping[str, Any], config_type: type[Hyperparameters]) -> dict[str, Any]:
-    """The original's entries under our names and with our values."""
+    """Translates the entries of a file to fields of a configuration."""
     dropped = _MODULES | _INERT[config_type] | {"rewrite_module_tmp"}
     values = {name: value for name, value in content.items() if name not in dropped}
-    for name, wanted in _MUST_BE.get(config_type, {}).items():
-        if (value := values.pop(name, wanted)) != wanted:
-            raise ValueError(f"{name}={value} is not supported: set it to {wanted}.")
+    for name, required in _MUST_BE.get(config_type, {}).items():
+        if (value := values.pop(name, required)) != required:
+            raise ValueError(f"{name}={value} is not supported: set it to {required}.")
     leaf = _leaf(content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj"))
     if config_type is FTConfig:
         values["leaves"] = (leaf.name,)
@@ -92,7 +104,7 @@ def _ours(content: Mapping[str, Any], config_type: type[Hyperparameters]) -> dic
         KNConfig,
         MENDConfig,
         KEConfig,
-    ):  # the layers of the model that the file names
+    ):  # these files name a model instead of layers
         values["layers"] = config_type.for_model(content.get("model_name", "")).layers
     elif leaf is not Leaf.MLP_DOWN:
         raise ValueError(
@@ -103,10 +115,9 @@ def _ours(content: Mapping[str, Any], config_type: type[Hyperparameters]) -> dic
 
 
 def _leaf(template: str) -> Leaf:
+    """Returns the weight of a module path."""
     name = template.removeprefix(_PREFIX)
     if name == template or name not in _LEAVES:
         known = ", ".join(_PREFIX + known for known in _LEAVES)
-        raise ValueError(
-            f"rewrite_module_tmp={template!r} is not supported: it may be one of {known}."
-        )
+        raise ValueError(f"rewrite_module_tmp={template!r} is not supported: use one of {known}.")
     return _LEAVES[name]

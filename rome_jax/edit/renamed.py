@@ -1,4 +1,4 @@
-"""Arguments that have a new name, under which the old one is accepted for one release."""
+"""Support for old names of arguments, which are accepted for one release."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ _Result = TypeVar("_Result")
 
 
 def accept_covariance(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A function with the argument `second_moments` that takes it as `covariance=` too, with a DeprecationWarning.
+    """Lets a function with the argument `second_moments` also accept it as `covariance=`, with a DeprecationWarning.
 
-    Raises:
-      TypeError: If both names are given.
+    Args:
+      function: Function with an argument `second_moments`.
+
+    Returns:
+      The function with both names. It raises a TypeError if both are given.
 
     Example:
-      >>> accept_covariance(lambda *, second_moments=None: second_moments)(covariance=1)  # doctest: +SKIP
+      >>> import warnings
+      >>> with warnings.catch_warnings(record=True):
+      ...     accept_covariance(lambda *, second_moments=None: second_moments)(covariance=1)
       1
     """
 
@@ -28,7 +33,7 @@ def accept_covariance(function: Callable[_Arguments, _Result]) -> Callable[_Argu
             if "second_moments" in named:
                 raise TypeError("covariance= is the old name of second_moments=: give one of them.")
             warnings.warn(
-                "covariance= is now second_moments=, and goes in the next release.",
+                "covariance= is now second_moments=, and will be removed in the next release.",
                 DeprecationWarning,
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""What every editing method gives back: N edits, and what is known of each."""
+"""The result that every editing method returns."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rome_jax.models.interventions import Delta, DenseUpdate
 
 @struct.dataclass
 class EditResult:
-    """N edits and how they came about. What a method does not have is None, or empty.
+    """N edits and their intermediate results. Fields that a method does not have are None or empty.
 
     Attributes:
-      deltas: the edits, with case axis N.
-      losses: float32 [N, S], the loss of each evaluation; NaN once a request is done.
-      steps: int32 [N], evaluations that each request took.
-      keys: float32 [N, F] for each edited layer, k*: the keys at which the edit writes.
-      neurons: bool [N, L, F], those whose rows are changed.
+      deltas: The edits, with case axis N.
+      losses: float32 [N, S] loss at each evaluation; NaN once a request is done.
+      steps: int32 [N] number of evaluations.
+      keys: float32 [N, F] k* for each edited layer: the keys that the edit changes the values of.
+      neurons: bool [N, L, F] neurons that are changed.
       was_answer: bool [N], whether the target was the model's answer before the edit.
       is_answer: bool [N], whether greedy decoding of the edited model gives the target.
-      layers: how the update of each layer came about, where the method says; see `methods.rome.LayerEdit`.
+      layers: Intermediate results for each layer, if the method has them; see `rome_jax.edit.methods.rome.LayerEdit`.
     """
 
     deltas: Delta
@@ -37,13 +37,13 @@ class EditResult:
 
     @property
     def norms(self) -> jax.Array:
-        """float32 [N], ‖ΔW‖ (Frobenius) of each edit over all weights that it changes."""
-        squares = 0.0
+        """float32 [N] ‖ΔW‖ (Frobenius) of each edit over all weights that it changes."""
+        squares = jnp.zeros(())
         for update in self.deltas.updates:
             if isinstance(update, DenseUpdate):
                 change = update.change.astype(jnp.float32)
                 squares += (change**2).sum(tuple(range(1, change.ndim)))
-            else:  # ‖L Rᵀ‖² = Σ (Lᵀ L) ∘ (Rᵀ R): no matrix of the weight's size
+            else:  # ‖L Rᵀ‖² = Σ (Lᵀ L) ∘ (Rᵀ R), which needs no matrix as large as the weight
                 left, right = (
                     jnp.einsum("nfr,nfs->nrs", x, x, precision="highest")
                     for x in (update.left, update.right)

@@ -1,4 +1,4 @@
-"""Edits that are kept: a delta with its provenance, applied to the model it was made for and taken out again.
+"""Saved edits: deltas with their provenance, which can be applied to the right model and reverted.
 
 `rome_jax.edit.edit_files` writes them to files and reads them.
 """
@@ -23,7 +23,7 @@ from rome_jax.version import __version__
 
 
 class WrongModelError(ValueError):
-    """An edit was made for another model."""
+    """The error for an edit that was made for another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class EditedModel:
     """The model that an edit was computed on.
 
     Attributes:
-      name, source: as `LanguageModel` has them.
-      fingerprint: of its weights before this edit.
-      dtype: of its weights.
-      precision: of its matrix products.
+      name, source: As in `LanguageModel`.
+      fingerprint: Fingerprint of its weights before the edit.
+      dtype: Data type of its weights.
+      precision: Precision of its matrix products.
     """
 
     name: str
@@ -45,7 +45,7 @@ class EditedModel:
 
     @classmethod
     def of(cls, model: LanguageModel) -> EditedModel:
-        """The record of a model; reads all of its weights."""
+        """Records a model. All of its weights are read for the fingerprint."""
         return cls(
             model.name,
             model.source,
@@ -55,41 +55,42 @@ class EditedModel:
         )
 
     def __str__(self) -> str:
+        """Describes the model in messages."""
         return f"{self.name} ({self.source}, {self.dtype}, fingerprint {self.fingerprint[:12]})"
 
 
 @dataclasses.dataclass(frozen=True)
 class EditedLayer:
-    """What an edit did to a weight of one layer.
+    """The change that an edit made to one weight.
 
     Attributes:
-      layer: its index.
+      layer: Index of the layer.
       norm_ratio: ‖ΔW‖ / ‖W‖.
-      division_factor: k · u, of ROME.
-      weight: its name, as in `WeightChange`.
+      division_factor: k · u of ROME, otherwise None.
+      weight: Name of the weight, as in `WeightChange`.
     """
 
     layer: int
     norm_ratio: float
     division_factor: float | None = None
-    weight: str = "mlp/down"  # the only one that early files know
+    weight: str = "mlp/down"  # early files only know this weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where an edit comes from.
+    """The origin of an edit.
 
     Attributes:
-      method: its name, such as "ROME".
-      requests: the facts that it writes.
-      config: hyperparameters as plain values; `from_dict` of the method's configuration reads them.
-      templates: context templates; none of methods without.
-      seed: they were sampled from; None if they were given.
-      model: what was edited.
-      layers: what it did to each weight.
-      versions: of the packages that computed it.
-      created: date and time, ISO 8601, in UTC.
-      hypernetwork: `Hypernetwork.digest` of the one that computed it, of MEND and KE.
+      method: Name of the method, such as "ROME".
+      requests: Facts that the edit writes.
+      config: Hyperparameters as plain values; `from_dict` of the method's configuration reads them.
+      templates: Context templates; empty for methods that do not use them.
+      seed: Seed that the templates were sampled with, or None if they were given.
+      model: Model that was edited.
+      layers: Change of each weight.
+      versions: Versions of the packages that computed the edit.
+      created: Date and time in UTC, in ISO 8601.
+      hypernetwork: `Hypernetwork.digest` of the hypernetwork that computed the edit, for MEND and KE.
     """
 
     method: str
@@ -105,10 +106,10 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
-        """What `dataclasses.asdict` and JSON made of one.
+        """Rebuilds a provenance that went through `dataclasses.asdict` and JSON.
 
         Raises:
-          TypeError, KeyError, ValueError: values of something else.
+          TypeError, KeyError, ValueError: If the values are not those of a provenance.
         """
         parts = {
             "requests": tuple(EditRequest(**request) for request in values["requests"]),
@@ -121,11 +122,11 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedEdit:
-    """One edit, and where it comes from.
+    """One edit with its provenance.
 
     Attributes:
-      delta: what it adds to the weights, without a case axis.
-      provenance: all that is known of it.
+      delta: The edit, without a case axis.
+      provenance: Origin of the edit.
     """
 
     delta: Delta
@@ -144,29 +145,37 @@ def record_edits(
     seed: int | None = None,
     hypernetwork: str | None = None,
 ) -> tuple[SavedEdit, ...]:
-    """The edits that a method's `compute_deltas` has found, with their provenance, ready for `save_edits`.
+    """Adds provenance to the edits that a method's `compute_deltas` returned, so that `save_edits` can write them.
 
     Args:
-      model, requests, config: what it was called with.
-      method: its name, such as "ROME".
-      deltas: what it returned, with case axis N.
-      layers: of a `ROMEResult`: how ROME's edits came about.
-      templates: the context templates, if the method uses them.
-      seed: that they were sampled from; None if they were given.
-      hypernetwork: digest of the one that computed them, if the method uses one.
+      model, requests, config: Arguments of `compute_deltas`.
+      method: Name of the method, such as "ROME".
+      deltas: Edits that it returned, with case axis N.
+      layers: `EditResult.layers` of ROME, which adds division factors.
+      templates: Context templates, if the method uses them.
+      seed: Seed that they were sampled with, or None if they were given.
+      hypernetwork: Digest of the hypernetwork that computed the edits, if the method uses one.
 
     Returns:
-      One `SavedEdit` a request.
+      One `SavedEdit` per request.
 
     Raises:
-      ValueError: not as many edits as requests, or edits of another model.
+      ValueError: If there are not as many edits as requests, or the edits belong to another model.
 
     Example:
-      >>> deltas = fine_tune.compute_deltas(model, [request], config)  # doctest: +SKIP
-      >>> (edit,) = record_edits(model, [request], "FT-L", config, deltas)  # doctest: +SKIP
+      >>> from rome_jax.edit import rome
+      >>> deltas = rome.compute_deltas(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> (edit,) = record_edits(model, [request], "ROME", config, deltas)
+      >>> edit.provenance.layers
+      (EditedLayer(layer=0, norm_ratio=..., division_factor=None, weight='mlp/down'),)
+      >>> edited = apply_edits(model, [edit])
+      >>> rome_jax.generate_text(edited, [request.text], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of tennis.']
     """
     if len(deltas) != len(requests):
-        raise ValueError(f"{len(deltas)} deltas for {len(requests)} requests: give one a request.")
+        raise ValueError(
+            f"deltas holds {len(deltas)} edits for {len(requests)} requests: give one per request."
+        )
     edited = EditedModel.of(model)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     edits = []
@@ -197,42 +206,44 @@ def record_edits(
 def apply_edits(
     model: LanguageModel, edits: Sequence[SavedEdit], *, force: bool = False
 ) -> LanguageModel:
-    """A model with edits merged into its weights, in their order.
+    """Merges edits into the weights of a model, in their order.
 
-    Each edit must have been made for `model`, or for `model` with the edits before it: independent edits of one model
-    and edits made one on top of the other both work. Fingerprints compare every bit of the weights: an edit made
-    on top of another on one kind of device may have to be forced on another kind, which rounds differently.
+    Each edit must have been made for `model`, or for `model` with the preceding edits. This covers both independent
+    edits of one model and edits made one on top of another. Fingerprints compare every bit of the weights. Devices of
+    different kinds round differently, so an edit made on top of another one on a GPU, for instance, may need `force` on
+    a CPU.
 
     Args:
-      model: not changed.
-      edits: such as `load_edits` returns.
-      force: compare nothing. Fingerprints read all weights.
+      model: Model to edit; it is not changed.
+      edits: Edits, such as `load_edits` returns.
+      force: Whether to skip the comparison of fingerprints, which reads all weights.
 
     Returns:
-      A new model that shares the weights that are not changed.
+      A new model that shares the unchanged weights.
 
     Raises:
-      WrongModelError: an edit that was made for another model.
-      ValueError: an edit that is there twice, or one of a weight, layer or shape that the model does not have.
+      WrongModelError: If an edit was made for another model.
+      ValueError: If an edit is given twice, or changes a weight, layer or shape that the model does not have.
 
-    Example:
-      >>> edited = apply_edits(model, load_edits("edits/sport.safetensors"))  # doctest: +SKIP
+    Example: See `record_edits`.
     """
     deltas = [edit.delta for edit in edits]
-    here = None if force else EditedModel.of(model)
-    for index, edit in enumerate(() if force else edits):
-        wanted = edit.provenance.model
+    if force:
+        return _changed(model, deltas, "+")
+    here = EditedModel.of(model)
+    for index, edit in enumerate(edits):
+        expected = edit.provenance.model
         if edit.provenance in [other.provenance for other in edits[:index]]:
             raise ValueError(
-                f"the edit of {subjects(edit)} is there twice: name it once, or give force=True (--force)."
+                f"the edit of {subjects(edit)} is given twice: give it once, or set force=True (--force)."
             )
-        if wanted.fingerprint == here.fingerprint:
+        if expected.fingerprint == here.fingerprint:
             continue
-        if index and wanted.fingerprint == _changed(model, deltas[:index], "+").fingerprint():
+        if index and expected.fingerprint == _changed(model, deltas[:index], "+").fingerprint():
             continue
         raise WrongModelError(
-            f"the edit of {subjects(edit)} was made for {wanted}, and this is {here}"
-            f"{f' with {index} of the edits' if index else ''}: load that model, or give force=True (--force)."
+            f"the edit of {subjects(edit)} was made for {expected}, and this is {here}"
+            f"{f' with {index} of the edits' if index else ''}: load that model, or set force=True (--force)."
         )
     return _changed(model, deltas, "+")
 
@@ -240,43 +251,49 @@ def apply_edits(
 def revert_edits(
     model: LanguageModel, edits: Sequence[SavedEdit], *, force: bool = False
 ) -> LanguageModel:
-    """A model with edits taken out of its weights by subtraction, the last first.
+    """Subtracts edits from the weights of a model, the last one first.
 
-    The weights are those from before the edits up to rounding; see `revert_delta`. To get back the very bits keep the
-    model that `apply_edits` was given. That a model holds an edit can be seen only in the trivial case.
+    The result equals the weights before the edits up to rounding; see `revert_delta`. For bit-identical weights keep
+    the model that was passed to `apply_edits`. Whether the model contains an edit cannot be checked, except for the
+    case that it is the very model the edit was made for.
 
     Args:
-      model: with the edits in it; not changed.
-      edits: such as `load_edits` returns.
-      force: compare nothing.
+      model: Model with the edits; it is not changed.
+      edits: Edits, such as `load_edits` returns.
+      force: Whether to skip the comparison of fingerprints.
 
     Returns:
-      A new model that shares the weights that are not changed.
+      A new model that shares the unchanged weights.
 
     Raises:
-      WrongModelError: the model is the one that an edit was made for, and so does not hold it.
-      ValueError: an edit of a weight, layer or shape that the model does not have.
+      WrongModelError: If an edit was made for `model`, which therefore does not contain it.
+      ValueError: If an edit changes a weight, layer or shape that the model does not have.
 
     Example:
-      >>> model = revert_edits(edited, load_edits("edits/sport.safetensors"))  # doctest: +SKIP
+      >>> from rome_jax.edit import rome
+      >>> deltas = rome.compute_deltas(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> edits = record_edits(model, [request], "ROME", config, deltas)
+      >>> reverted = revert_edits(apply_edits(model, edits), edits)
+      >>> rome_jax.generate_text(reverted, [request.text], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of rowing.']
     """
     here = None if force else model.fingerprint()
     for edit in edits:
         if edit.provenance.model.fingerprint == here:
             raise WrongModelError(
-                f"{edit.provenance.model} is the model that the edit of {subjects(edit)} was made for and does not "
-                "hold it: load the edited model, or give force=True (--force) to subtract it all the same."
+                f"{edit.provenance.model} is the model that the edit of {subjects(edit)} was made for, so it does not "
+                "contain the edit: load the edited model, or set force=True (--force) to subtract it anyway."
             )
     return _changed(model, [negate_delta(edit.delta) for edit in reversed(edits)], "-")
 
 
 def subjects(edit: SavedEdit) -> str:
-    """What an edit is about, for messages: the subjects of its requests."""
+    """Lists the subjects of an edit's requests for messages."""
     return ", ".join(repr(request.subject) for request in edit.provenance.requests)
 
 
 def _changed(model: LanguageModel, deltas: Sequence[Delta], sign: str) -> LanguageModel:
-    """The model with some deltas merged into its weights; its source says how many."""
+    """Merges deltas into the weights of a model and notes their number in its source."""
     if not deltas:
         return model
     source = f"{model.source} {sign} {len(deltas)} edit{'s' if len(deltas) > 1 else ''}"

@@ -5,7 +5,7 @@ import pytest
 
 from rome_jax.data.request import EditRequest
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 from tests.models.checkpoints import random_params, tiny_config
 
 
@@ -38,7 +38,7 @@ def requests():
 
 @pytest.fixture(scope="session")
 def moments(model):
-    """A positive definite second moment for each layer; no two alike."""
+    """A positive definite second moment for each layer; all are different."""
     generator = np.random.default_rng(5)
     width = model.config.mlp_width
     roots = generator.standard_normal((model.config.num_layers, width, width))

@@ -1,4 +1,4 @@
-"""Random hypernetworks and gradient factors for the tests of this folder."""
+"""Random hypernetworks and gradient factors for the tests of hypernetworks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
-from rome_jax.edit.hypernetworks.training import make_network
+from rome_jax.edit.hypernetworks.steps import make_network
 from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Leaf
 
-GRADIENT = 0.05  # about the size of δ in the tiny random models
+GRADIENT = 0.05  # the typical size of δ in the tiny random models
 MEND_CONFIG = MENDConfig((1, 2), rank=4)
 KE_CONFIG = KEConfig((1, 2), lstm_width=5, condition_width=6, hidden_width=7)
 
@@ -23,7 +23,7 @@ KE_CONFIG = KEConfig((1, 2), lstm_width=5, condition_width=6, hidden_width=7)
 def random_factors(
     sizes: dict[Leaf, tuple[int, int]], count: int, layers: int, tokens: int, seed: int = 0
 ) -> dict[str, GradientFactors]:
-    """Factors whose last token of the first request, like padding, has no gradient; sizes are inputs and outputs."""
+    """Draws factors; like padding, the last token of the first request has no gradient. Sizes are (inputs, outputs)."""
     generator = np.random.default_rng(seed)
     factors = {}
     for leaf, (inputs, outputs) in sizes.items():
@@ -35,7 +35,7 @@ def random_factors(
 
 
 def random_variables(network, factors, condition: TokenBatch | None = None, seed: int = 0):
-    """Variables of which no two are alike, and which change what goes through them by about its own size."""
+    """Draws distinct variables of a scale at which every part of a network changes its result noticeably."""
     shapes = jax.eval_shape(network.init, jax.random.key(0), factors, condition)
     generator = np.random.default_rng(seed)
 
@@ -52,7 +52,9 @@ def random_variables(network, factors, condition: TokenBatch | None = None, seed
                 value = 49 * unit**2 * generator.uniform(0.5, 2, leaf.shape)
             case "rates":
                 value = 0.1 * value
-            case "kernel" | "embedding":  # else an LSTM hardly feels the order of its tokens
+            case (
+                "kernel" | "embedding"
+            ):  # otherwise an LSTM hardly depends on the order of its tokens
                 value = value / 0.3
             case "scale":
                 value = 1 + value
@@ -64,7 +66,7 @@ def random_variables(network, factors, condition: TokenBatch | None = None, seed
 def random_hypernetwork(
     config: MENDConfig | KEConfig, model_config: ModelConfig, seed: int = 0
 ) -> Hypernetwork:
-    """One for a model, with nobody's fingerprint."""
+    """Draws a hypernetwork for a model, without a fingerprint."""
     width, mlp_width = model_config.width, model_config.mlp_width
     both = {Leaf.MLP_UP: (width, mlp_width), Leaf.MLP_DOWN: (mlp_width, width)}
     sizes = {leaf: both[leaf] for leaf in config.leaves}
@@ -76,5 +78,5 @@ def random_hypernetwork(
 
 
 def float64(tree):
-    """The same tree in NumPy's float64."""
+    """Converts a tree to NumPy arrays of float64."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)

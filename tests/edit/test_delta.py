@@ -1,4 +1,4 @@
-"""Edits as data: the rank-one update, merged and factored application, taking out again."""
+"""Edits as data: the rank-one update, merged and factored application, and reverting."""
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +15,17 @@ from rome_jax.edit.delta import (
     negate_delta,
     rank_one_update,
     revert_delta,
-    weight_changes,
 )
 from rome_jax.models import forward
-from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from tests.edit.deltas import LEAVES, as_dtype, assert_within_rounding, random_deltas
 from tests.models.checkpoints import FAMILIES, assert_same_params, random_params, tiny_config
-
-LEAVES = {
-    "gpt2": (Leaf.MLP_DOWN, Leaf.ATTN_QKV, Leaf.MLP_UP),
-    "gptj": (Leaf.MLP_DOWN, Leaf.ATTN_VALUE, Leaf.ATTN_OUT),
-}
-LAYERS = ((0, 2, 1), (1, 1, 1), (2, 0, 0))  # by leaf and case
 
 
 @pytest.fixture(scope="module")
 def gpt2():
     config = tiny_config("gpt2")
     return random_params(config), config
-
-
-def random_deltas(params, family, rank=2, seed=0):
-    """Three edits of three leaves, at layers that differ by case."""
-    generator = np.random.default_rng(seed)
-
-    def factor(size):
-        return jnp.asarray(0.2 * generator.standard_normal((3, size, rank)), jnp.float32)
-
-    updates = []
-    for leaf, layers in zip(LEAVES[family], LAYERS, strict=True):
-        module, name = leaf.value
-        _, inputs, outputs = params["blocks"][module][name]["kernel"].shape
-        updates.append(LowRankUpdate(leaf, jnp.array(layers), factor(inputs), factor(outputs)))
-    return Delta(tuple(updates))
 
 
 # The rank-one update
@@ -104,17 +83,17 @@ def test_apply_delta_returns_new_params_and_leaves_the_old(gpt2):
     edited = apply_delta(params, delta)
     assert_same_params(params, before)
 
-    wanted = jax.tree.map(np.array, before)
+    expected = jax.tree.map(np.array, before)
     for update in delta.updates:
         module, name = update.leaf.value
         change = np.asarray(update.left, np.float64) @ np.asarray(update.right, np.float64).T
-        kernel = wanted["blocks"][module][name]["kernel"]
+        kernel = expected["blocks"][module][name]["kernel"]
         kernel[int(update.layer)] = kernel[int(update.layer)] + change
     assert jax.tree.structure(edited) == jax.tree.structure(params)
     changed = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(edited):
         names = [key.key for key in path]
-        old, new = before, wanted
+        old, new = before, expected
         for name in names:
             old, new = old[name], new[name]
         np.testing.assert_allclose(leaf, new, rtol=1e-6, atol=1e-7, err_msg="/".join(names))
@@ -128,12 +107,8 @@ def test_apply_delta_returns_new_params_and_leaves_the_old(gpt2):
     ]
 
 
-def as_dtype(params, dtype):
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_merged_delta_gives_the_bits_of_its_parts_in_turn(gpt2, dtype):
+def test_a_merged_delta_gives_the_bits_of_its_parts_in_order(gpt2, dtype):
     params = as_dtype(gpt2[0], dtype)
     # Three edits of the same three leaves, two of them at the same layers.
     parts = [random_deltas(params, "gpt2", seed=seed)[case] for seed, case in enumerate((1, 1, 0))]
@@ -205,16 +180,7 @@ def test_a_refused_edit_donates_nothing(gpt2):
     assert_same_params(params, gpt2[0])
 
 
-# Taking out again
-
-
-def assert_within_rounding(got, want, *passed, dtype="float32", times=1):
-    """Off by at most `times` roundings at each of the params that were passed on the way."""
-    unit = float(jnp.finfo(dtype).eps)
-    for a, b, *others in zip(*map(jax.tree.leaves, (got, want, *passed)), strict=True):
-        a, b, *others = (np.asarray(leaf, np.float64) for leaf in (a, b, *others))
-        bound = times * unit * sum(map(np.abs, others))
-        assert (np.abs(a - b) - bound).max() <= 0
+# Reverting
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -226,7 +192,7 @@ def test_reverting_gives_the_weights_back_up_to_rounding(gpt2, dtype):
     assert_within_rounding(reverted, base, base, edited, dtype=dtype)
     kernel = edited["blocks"]["mlp"]["down"]["kernel"] - base["blocks"]["mlp"]["down"]["kernel"]
     assert jnp.abs(kernel).max() > 0.1, "the edit does something"
-    assert_same_params(base, as_dtype(gpt2[0], dtype))  # the very bits: the base is still there
+    assert_same_params(base, as_dtype(gpt2[0], dtype))  # the base is unchanged
 
 
 def test_several_edits_are_reverted_in_any_order(gpt2):
@@ -244,7 +210,7 @@ def test_several_edits_are_reverted_in_any_order(gpt2):
     assert_within_rounding(first_left, first, base, first, edited, times=3)
 
 
-def test_editing_and_reverting_again_and_again_does_not_drift(gpt2):
+def test_editing_and_reverting_repeatedly_does_not_drift(gpt2):
     base = gpt2[0]
     delta = random_deltas(base, "gpt2")[0]
     often = base
@@ -295,7 +261,7 @@ def test_factored_edits_in_one_batch_are_the_merged_models(family):
 def test_independent_edits_are_not_merged(gpt2):
     params, _ = gpt2
     deltas = random_deltas(params, "gpt2")
-    with pytest.raises(ValueError, match=r"3 independent edits: merge one, delta\[i\]"):
+    with pytest.raises(ValueError, match=r"3 independent edits: merge one of them, delta\[i\]"):
         apply_delta(params, deltas)
     with pytest.raises(ValueError, match="1 independent edits"):
         apply_delta(params, deltas[0:1])
@@ -315,10 +281,12 @@ def test_a_delta_of_another_model_is_an_error(gpt2):
         ones = (jnp.ones((rows, 1)), jnp.ones((width, 1)))
         return Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(layer), *ones),))
 
-    with pytest.raises(ValueError, match=f"layer {layers}; the model has layers 0 to {layers - 1}"):
+    with pytest.raises(
+        ValueError, match=f"layer {layers}, but the model has layers 0 to {layers - 1}"
+    ):
         apply_delta(params, delta(layers, inner))
     with pytest.raises(
-        ValueError, match=f"{inner + 1} × {width}; this model's is {inner} × {width}"
+        ValueError, match=f"{inner + 1} × {width}, but the model's is {inner} × {width}"
     ):
         apply_delta(params, delta(0, inner + 1))
 
@@ -334,10 +302,10 @@ def test_a_half_precision_weight_is_rounded_once(gpt2):
     )
     edited = apply_delta(params, Delta((update,)))["blocks"]["mlp"]["down"]["kernel"]
     assert edited.dtype == jnp.bfloat16
-    wanted = (old.astype(np.float32) + right[:, 0].astype(np.float32)).astype(old.dtype)
-    np.testing.assert_array_equal(edited[1], wanted)
+    expected = (old.astype(np.float32) + right[:, 0].astype(np.float32)).astype(old.dtype)
+    np.testing.assert_array_equal(edited[1], expected)
     twice = old + right[:, 0].astype(old.dtype)
-    assert (twice != wanted).any(), "rounding the update first would give something else"
+    assert (twice != expected).any(), "rounding the update first would give something else"
 
 
 def test_a_case_beyond_the_deltas_is_not_another_edit(gpt2):
@@ -355,142 +323,3 @@ def test_no_updates_change_nothing(gpt2):
     assert Delta(()).rows(None, 3) == Delta(())
     assert merge_deltas([]) == Delta(())
     assert_same_params(apply_delta(params, Delta(()), donate=True), params)
-
-
-# Dense updates
-
-
-def mixed_deltas(params, seed=0):
-    """Three edits: low-rank ones, and dense ones of a kernel (at a low-rank one's layer in case 0) and of a bias."""
-    generator = np.random.default_rng(seed)
-    blocks = params["blocks"]
-
-    def update(leaf, part, layers):
-        shape = blocks[leaf.value[0]][leaf.value[1]][part.value].shape[1:]
-        change = jnp.asarray(0.2 * generator.standard_normal((3, *shape)), jnp.float32)
-        return DenseUpdate(leaf, part, jnp.array(layers), change)
-
-    return Delta(
-        (
-            *random_deltas(params, "gpt2", seed=seed).updates,
-            update(Leaf.MLP_DOWN, Part.KERNEL, (0, 1, 2)),
-            update(Leaf.ATTN_QKV, Part.BIAS, (2, 0, 1)),
-        )
-    )
-
-
-def test_dense_updates_change_one_layer_of_a_kernel_or_bias(gpt2):
-    params, _ = gpt2
-    before = jax.tree.map(np.array, params)
-    *_, kernel, bias = mixed_deltas(params).updates
-    delta = Delta((kernel, bias))[1]
-    edited = apply_delta(params, delta)
-    assert_same_params(params, before)
-    wanted = jax.tree.map(np.array, before)
-    wanted["blocks"]["mlp"]["down"]["kernel"][1] += kernel.change[1]
-    wanted["blocks"]["attn"]["qkv"]["bias"][0] += bias.change[1]
-    assert_same_params(edited, wanted)
-    assert np.abs(bias.change[1]).max() > 0.1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_mixed_deltas_merge_revert_and_donate_like_others(gpt2, dtype):
-    base = as_dtype(gpt2[0], dtype)
-    parts = [mixed_deltas(base, seed)[0] for seed in (1, 2)]
-    merged = merge_deltas(parts)
-    edited = apply_delta(base, merged)
-    assert_same_params(edited, apply_delta(apply_delta(base, parts[0]), parts[1]))
-    halfway = apply_delta(base, parts[0])
-    passed = (base, halfway, edited)
-    assert_within_rounding(revert_delta(edited, merged), base, *passed, dtype=dtype, times=3)
-    again = negate_delta(negate_delta(merged))
-    jax.tree.map(np.testing.assert_array_equal, again, merged)
-    copy = jax.tree.map(jnp.copy, base)
-    assert_same_params(apply_delta(copy, merged, donate=True), edited)
-    assert copy["blocks"]["attn"]["qkv"]["bias"].is_deleted()
-    assert not copy["blocks"]["mlp"]["down"]["bias"].is_deleted()
-
-
-def test_only_low_rank_deltas_are_factored_and_enter_a_forward_pass(gpt2):
-    params, config = gpt2
-    deltas = mixed_deltas(params)
-    assert random_deltas(params, "gpt2").factored and Delta(()).factored and not deltas.factored
-    batch = TokenBatch(np.ones((3, 4), np.int32), np.ones((3, 4), bool))
-    for delta in (deltas, deltas[0]):
-        with pytest.raises(ValueError, match=r"dense delta .*: merge it with apply_delta"):
-            forward.logits(params, config, batch, deltas=delta)
-
-
-def test_a_dense_update_of_another_model_is_an_error(gpt2):
-    params = gpt2[0]
-
-    def delta(leaf, part, layer, *shape):
-        return Delta((DenseUpdate(leaf, part, jnp.int32(layer), jnp.ones(shape)),))
-
-    with pytest.raises(ValueError, match="a mlp/down bias of 19; this model's is 18"):
-        apply_delta(params, delta(Leaf.MLP_DOWN, Part.BIAS, 0, 19))
-    with pytest.raises(ValueError, match="a mlp/down of 18 × 40; this model's is 40 × 18"):
-        apply_delta(params, delta(Leaf.MLP_DOWN, Part.KERNEL, 0, 18, 40))
-    with pytest.raises(ValueError, match="layer 3; the model has layers 0 to 2"):
-        apply_delta(params, delta(Leaf.MLP_DOWN, Part.KERNEL, 3, 40, 18))
-    gptj = random_params(tiny_config("gptj"))
-    with pytest.raises(ValueError, match="attn/query bias, which this model does not have"):
-        apply_delta(gptj, delta(Leaf.ATTN_QUERY, Part.BIAS, 0, 18))
-
-
-# What an edit does to each weight
-
-
-def test_weight_changes_by_hand(gpt2):
-    """Two updates of one kernel count as one change; a bias is a weight of its own."""
-    params = gpt2[0]
-    down = params["blocks"]["mlp"]["down"]
-    factors = jnp.zeros((40, 1)).at[3].set(3.0), jnp.zeros((18, 2)).at[5, 0].set(4.0)
-
-    def low_rank(left, right):
-        return LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(1), left, right)
-
-    # ΔW has 3 · 4 at [3, 5] and, from the second update, 5 at [0, 0]: a norm of 13.
-    first = low_rank(jnp.tile(factors[0], 2), factors[1])
-    second = low_rank(jnp.zeros((40, 1)).at[0].set(5.0), jnp.zeros((18, 1)).at[0].set(1.0))
-    bias = DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(2), -2 * down["bias"][2])
-    kernel = DenseUpdate(Leaf.MLP_DOWN, Part.KERNEL, jnp.int32(1), jnp.zeros((40, 18)))
-    changes = weight_changes(params, Delta((first, bias, second)))
-    assert [(c.layer, c.weight, c.rank) for c in changes] == [
-        (1, "mlp/down", 3),
-        (2, "mlp/down bias", None),
-    ]
-    assert changes[0].norm_ratio == pytest.approx(13 / np.linalg.norm(down["kernel"][1]), rel=1e-6)
-    assert changes[1].norm_ratio == pytest.approx(2, rel=1e-6)
-    (mixed,) = weight_changes(params, Delta((first, kernel)))
-    assert mixed.rank is None
-    assert weight_changes(params, Delta(())) == ()
-
-
-def test_a_change_of_nothing_has_no_norm_even_where_the_weight_has_none(gpt2):
-    params = jax.tree.map(jnp.zeros_like, gpt2[0])
-    nothing = DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(0), jnp.zeros(18))
-    assert weight_changes(params, Delta((nothing,)))[0].norm_ratio == 0
-
-
-def test_weight_changes_are_of_one_edit_of_this_model(gpt2):
-    params, _ = gpt2
-    deltas = random_deltas(params, "gpt2")
-    with pytest.raises(ValueError, match="independent edits: merge one"):
-        weight_changes(params, deltas)
-    short = Delta((DenseUpdate(Leaf.MLP_DOWN, Part.BIAS, jnp.int32(0), jnp.ones(17)),))
-    with pytest.raises(ValueError, match="it was made for another model"):
-        weight_changes(params, short)
-
-
-def test_a_delta_prints_as_one_line():
-    factors = jnp.zeros((2, 40, 1)), jnp.zeros((2, 18, 1))
-    update = LowRankUpdate(Leaf.MLP_DOWN, jnp.array([1, 3], jnp.int32), *factors)
-    delta = Delta((update, update))
-    line = "MLP_DOWN [40, 18] rank 1"
-    assert repr(delta) == f"Delta(2 edits: {line} at layers 1, 3, {line} at layers 1, 3)"
-    assert repr(delta[1]) == f"Delta(one edit: {line} at layer 3, {line} at layer 3)"
-    dense = DenseUpdate(Leaf.MLP_UP, Part.BIAS, jnp.int32(2), jnp.zeros(40))
-    assert repr(Delta((dense,))) == "Delta(one edit: MLP_UP bias [40] at layer 2)"
-    shapes = jax.eval_shape(lambda: delta[0])
-    assert repr(shapes) == f"Delta(one edit: {line}, {line})"

@@ -1,4 +1,4 @@
-"""The records of the methods, and the one result that all of them give."""
+"""The registry of the methods, and the result that all of them return."""
 
 import dataclasses
 
@@ -14,15 +14,14 @@ from rome_jax.edit.method import METHODS, Method, Resource
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.answers import target_is_answer
 from rome_jax.models.generate import generate_text
-from rome_jax.models.registry import load_model
-from rome_jax.moments.files import load_shipped
+from rome_jax.moments.shipped import load_shipped
 
 REQUEST = EditRequest("{} plays the sport of", "Grestulf Gunmark", "fencing")
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return load_model("factworld-gpt2")
+def shipped(shipped_model):
+    return shipped_model("factworld-gpt2")
 
 
 def norm(delta, case):
@@ -42,7 +41,7 @@ def test_every_method_has_one_record():
 
 
 @pytest.mark.parametrize("name", [MethodName.ROME, MethodName.FT, MethodName.KN, MethodName.MEMIT])
-def test_every_result_says_the_same_things(shipped, name):
+def test_every_result_has_the_same_fields(shipped, name):
     method = METHODS[name]
     config = method.for_model(shipped.name)
     if isinstance(config, KNConfig):
@@ -52,7 +51,7 @@ def test_every_result_says_the_same_things(shipped, name):
         [REQUEST],
         config,
         second_moments=load_shipped(shipped.name),
-        templates=["{}", "It is known. {}"],
+        templates=["{}"],
     )
     assert isinstance(result, EditResult)
     assert np.asarray(result.is_answer).shape == (1,)
@@ -78,7 +77,7 @@ def test_an_argument_that_no_method_has_is_an_error(shipped):
 
 def test_covariance_is_the_old_name_of_second_moments(shipped):
     method = METHODS[MethodName.ROME]
-    config = ROMEConfig((0,), v_num_grad_steps=1)
+    config = method.for_model(shipped.name)  # the programs of the tests above
     moments = load_shipped(shipped.name)
     with pytest.warns(DeprecationWarning, match="covariance= is now second_moments="):
         old = method.module.compute_deltas(

@@ -32,11 +32,11 @@ def test_transformers_computes_the_edited_model(golden_model, family, tmp_path):
     assert not any(report.values()), report
     ids = AutoTokenizer.from_pretrained(tmp_path / "edited")(TEXT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        wanted = theirs(ids).logits[0].numpy()
+        expected = theirs(ids).logits[0].numpy()
     batch = encode(edited.tokenizer, [TEXT])
     got, before = (
-        np.asarray(forward.logits(one.params, one.config, batch))[0, : len(wanted)]
+        np.asarray(forward.logits(one.params, one.config, batch))[0, : len(expected)]
         for one in (edited, model)
     )
-    assert np.abs(got - wanted).max() <= 1e-4 * wanted.std()
-    assert np.abs(got - before).max() > 0.1 * wanted.std(), "the edit does something"
+    assert np.abs(got - expected).max() <= 1e-4 * expected.std()
+    assert np.abs(got - before).max() > 0.1 * expected.std(), "the edit does something"

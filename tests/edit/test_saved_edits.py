@@ -92,9 +92,9 @@ def test_record_edits_of_a_method_without_templates(model):
     jax.tree.map(np.testing.assert_array_equal, edit.delta, delta)
 
 
-def test_record_edits_wants_an_edit_for_each_request(model):
+def test_record_edits_needs_an_edit_for_each_request(model):
     deltas = jax.tree.map(lambda leaf: leaf[None], random_delta(model))
-    with pytest.raises(ValueError, match="1 deltas for 2 requests") as error:
+    with pytest.raises(ValueError, match="deltas holds 1 edits for 2 requests") as error:
         record_edits(model, REQUESTS, "ROME", ROMEConfig(layers=(1,)), deltas)
     one_sentence(error)
 
@@ -130,7 +130,7 @@ def test_another_fingerprint_is_refused_unless_forced(model):
     message = one_sentence(error)
     for one in (model, other):
         assert f"{one.name} (" in message and one.fingerprint()[:12] in message
-    assert "load that model, or give force=True (--force)" in message
+    assert "load that model, or set force=True (--force)" in message
     forced = apply_edits(other, [edit], force=True)
     assert_same_params(forced.params, apply_delta(params, edit.delta))
 
@@ -144,7 +144,7 @@ def test_the_same_weights_in_another_dtype_are_another_model(model):
 def test_force_does_not_help_where_the_weights_do_not_fit(model):
     edit = random_edit(model)
     short = jax.tree.map(lambda leaf: leaf[:-1] if leaf.ndim == 2 else leaf, edit.delta)
-    with pytest.raises(ValueError, match="it was made for another model"):
+    with pytest.raises(ValueError, match="was made for another model"):
         apply_edits(model, [dataclasses.replace(edit, delta=short)], force=True)
 
 
@@ -178,7 +178,7 @@ def test_a_chain_of_edits_is_applied_in_its_order_only(model):
 
 def test_the_same_edit_twice_is_refused_unless_forced(model):
     edit = random_edit(model)
-    with pytest.raises(ValueError, match="'Žižek 0' is there twice") as error:
+    with pytest.raises(ValueError, match="'Žižek 0' is given twice") as error:
         apply_edits(model, [edit, random_edit(model, 1), edit])
     one_sentence(error)
     twice = apply_edits(model, [edit, edit], force=True)
@@ -195,7 +195,7 @@ def test_edits_with_a_case_axis_are_refused(model):
         apply_edits(model, [batched])
 
 
-# Taking out
+# Reverting
 
 
 def largest_difference(one, other):
@@ -217,7 +217,7 @@ def test_reverting_goes_back_up_to_rounding_and_the_base_is_still_there(model):
     assert_same_params(apply_edits(model, edits).params, edited.params)
 
 
-def test_a_dense_edit_is_applied_beside_others_and_taken_out(model):
+def test_a_dense_edit_is_applied_with_others_and_reverted(model):
     dense, other = dense_edit(model), random_edit(model)
     edited = apply_edits(model, [dense, other])
     for update in dense.delta.updates:
@@ -230,7 +230,7 @@ def test_a_dense_edit_is_applied_beside_others_and_taken_out(model):
         revert_edits(model, [dense])
 
 
-def test_one_of_several_edits_can_be_taken_out(model):
+def test_one_of_several_edits_can_be_reverted(model):
     first, second = random_edit(model, 1), random_edit(model, 2)
     left = revert_edits(apply_edits(model, [first, second]), [first])
     assert largest_difference(left, apply_edits(model, [second])) < 1e-6
@@ -242,7 +242,9 @@ def test_a_model_that_does_not_hold_the_edit_is_refused_unless_forced(model):
     edited = apply_edits(model, [first])
     second = random_edit(edited, 2)
     for holder, edits in ((model, [first]), (edited, [second]), (edited, [first, second])):
-        with pytest.raises(WrongModelError, match="does not hold it: load the edited") as error:
+        with pytest.raises(
+            WrongModelError, match="does not contain the edit: load the edited"
+        ) as error:
             revert_edits(holder, edits)
         one_sentence(error)
     forced = revert_edits(model, [first], force=True)

@@ -1,1 +1,1 @@
-"""Networks that turn gradients into edits (MEND, KE): their files, losses and training."""
+"""The networks of MEND and KE, which turn gradients into edits: their files, edits, losses and training."""

@@ -1,7 +1,7 @@
-"""The hypernetworks that were published as PyTorch checkpoints, as ours.
+"""Conversion of the published PyTorch checkpoints of MEND and KE.
 
-`mend-10tok-gpt2-xl.pt` and its like come from the training code of MEND (Mitchell et al., 2022), which also trained KE,
-there called EFK. A checkpoint knows no fingerprint; that it fits the model is checked by its shapes.
+`mend-10tok-gpt2-xl.pt` and similar files come from the training code of MEND (Mitchell et al., 2022), which also
+trained KE under the name EFK. A checkpoint has no fingerprint, so only its shapes show whether it fits a model.
 """
 
 from __future__ import annotations
@@ -25,23 +25,28 @@ from rome_jax.models.registry import LanguageModel
 
 Tensors = Mapping[str, np.ndarray]
 
-# The order of each layer's weights in the configuration of the published training.
+# The order of each layer's projections in the configuration of the published training.
 RATE_LEAVES = (Leaf.MLP_DOWN, Leaf.MLP_UP)
-_NAMES = {Leaf.MLP_UP: "mlp_c_fc", Leaf.MLP_DOWN: "mlp_c_proj"}  # as PyTorch's GPT-2 names them
+_NAMES = {Leaf.MLP_UP: "mlp_c_fc", Leaf.MLP_DOWN: "mlp_c_proj"}  # the names in PyTorch's GPT-2
 
 
 def read(path: str | Path, model: LanguageModel, config: MENDConfig | KEConfig) -> Hypernetwork:
-    """Reads a published checkpoint; needs torch, from the extra `convert`.
+    """Reads a published checkpoint; this needs torch, from the extra `convert`.
 
     Args:
-      path: of the .pt file.
-      model: that it was trained for.
-      config: of its method; `MENDConfig.for_model("gpt2-xl")` is what was published.
+      path: The .pt file.
+      model: The model that the network was trained for.
+      config: The hyperparameters of the method. Those of the published files are `MENDConfig.for_model("gpt2-xl")` and
+        `KEConfig.for_model("gpt2-xl")`.
+
+    Returns:
+      The hypernetwork, without a fingerprint.
 
     Raises:
-      CheckpointError: torch is not installed, no such file, or a damaged one.
-      ValueError: a checkpoint of another method, configuration or model: which tensor is absent or of another shape; or
-        KE and a model of GPT-J's family.
+      CheckpointError: If the file is absent or damaged.
+      MissingPackageError: If torch is not installed.
+      ValueError: If the checkpoint is of another method, configuration or model, with the tensor that is absent or has
+        another shape; or if the method is KE and the model is of the GPT-J family.
 
     Example:
       >>> config = MENDConfig.for_model("gpt2-xl")  # doctest: +SKIP
@@ -53,51 +58,56 @@ def read(path: str | Path, model: LanguageModel, config: MENDConfig | KEConfig) 
         for name, tensor in read_tensors(path).items()
         if name.startswith("model/")
     }
-    kind = MethodName.MEND if isinstance(config, MENDConfig) else MethodName.KE
     find = _Finder(path, tensors)
-    variables = (_mend if kind is MethodName.MEND else _ke)(find, model, config)
+    if isinstance(config, MENDConfig):
+        kind, variables = MethodName.MEND, _mend(find, model, config)
+    else:
+        kind, variables = MethodName.KE, _ke(find, model, config)
     return Hypernetwork(kind, config, variables, model.name, None, {"file": Path(path).name})
 
 
 class _Finder:
-    """Tensors by name, checked."""
+    """The tensors of a checkpoint by name, with a check of their shapes."""
 
-    def __init__(self, path: str | Path, tensors: Tensors):
+    def __init__(self, path: str | Path, tensors: Tensors) -> None:
         self.path, self.tensors = path, tensors
 
     def __call__(self, name: str, *shape: int | None) -> jnp.ndarray:
-        """The tensor, whose shape must be this; None allows any size."""
+        """Returns a tensor, which must have this shape; None allows any size."""
         found = self.tensors.get(name)
-        fits = found is not None and len(found.shape) == len(shape)
-        if not fits or any(w not in (None, s) for w, s in zip(shape, found.shape, strict=True)):
-            wanted = " × ".join("any" if size is None else str(size) for size in shape)
-            there = "is not there" if found is None else f"is {' × '.join(map(str, found.shape))}"
+        if found is None or not _fits(found.shape, shape):
+            expected = " × ".join("any" if size is None else str(size) for size in shape)
+            actual = "absent" if found is None else " × ".join(map(str, found.shape))
             raise ValueError(
-                f"{self.path} is no checkpoint of this method, model and configuration: {name} {there}, not {wanted}."
+                f"{self.path} is not a checkpoint of this method, model and configuration: {name} is {actual}, not "
+                f"{expected}."
             )
         return jnp.asarray(found, jnp.float32)
 
 
+def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """Returns whether a shape is the expected one, in which None allows any size."""
+    sizes_fit = (want in (None, size) for want, size in zip(expected, actual, strict=False))
+    return len(actual) == len(expected) and all(sizes_fit)
+
+
 def _mend(find: _Finder, model: LanguageModel, config: MENDConfig) -> dict[str, Any]:
+    """Converts the variables of MEND."""
     modes = len(config.layers)
     rates = find("edit_lrs", modes * len(config.leaves)).reshape(modes, -1)
     order = [leaf for leaf in RATE_LEAVES if leaf in config.leaves]
     rates = rates[:, jnp.array([order.index(leaf) for leaf in config.leaves])]
-    params, statistics = {"rates": rates}, {}
+    params: dict[str, Any] = {"rates": rates}
+    statistics = {}
     for leaf in config.leaves:
         size_x, size_y = projection_sizes(model.config, leaf)
-        prefix, size = f"({size_x}, {size_y})", size_x + size_y
-        rank = min(config.rank, size)
-        params[leaf.name] = {}
-        for index in range(config.num_hidden + 1):
-            layer = f"{prefix}.mlp.layers.{index}"
-            params[leaf.name][f"layer_{index}"] = {
-                "u": find(f"{layer}.u", size, rank).T,
-                "v": find(f"{layer}.v", rank, size).T,
-                "bias": find(f"{layer}.bias", size),
-                "scale": find(f"{layer}.mode_scale.weight", modes, size),
-                "shift": find(f"{layer}.mode_shift.weight", modes, size),
-            }
+        prefix = f"({size_x}, {size_y})"
+        params[leaf.name] = {
+            f"layer_{index}": _low_rank_layer(
+                find, f"{prefix}.mlp.layers.{index}", size_x + size_y, config
+            )
+            for index in range(config.num_hidden + 1)
+        }
         count = find(f"{prefix}.k", 1)[0]
         statistics[leaf.name] = {
             name: {
@@ -110,34 +120,26 @@ def _mend(find: _Finder, model: LanguageModel, config: MENDConfig) -> dict[str, 
     return {"params": params, "statistics": statistics}
 
 
+def _low_rank_layer(find: _Finder, prefix: str, size: int, config: MENDConfig) -> dict[str, Any]:
+    """Converts the parameters of one of MEND's low-rank layers."""
+    rank, modes = min(config.rank, size), len(config.layers)
+    return {
+        "u": find(f"{prefix}.u", size, rank).T,
+        "v": find(f"{prefix}.v", rank, size).T,
+        "bias": find(f"{prefix}.bias", size),
+        "scale": find(f"{prefix}.mode_scale.weight", modes, size),
+        "shift": find(f"{prefix}.mode_shift.weight", modes, size),
+    }
+
+
 def _ke(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]:
+    """Converts the variables of KE."""
     if model.config.family is Family.GPTJ:
         raise ValueError(
             f"no KE checkpoint was published for the family of {model.name!r}, whose weights PyTorch keeps transposed: "
-            "use one of GPT-2."
+            "use a model of the GPT-2 family."
         )
-    width, hidden = model.config.width, config.lstm_width
-    prefix = "editor.condition"
-    condition = {
-        # The published code adds a padding token.
-        "embedding": {"embedding": find(f"{prefix}.embedding.weight", None, width)},
-        "linear": {
-            "kernel": find(
-                f"{prefix}.linear._linear_layers.0.weight", config.condition_width, 2 * hidden
-            ).T,
-            "bias": find(f"{prefix}.linear._linear_layers.0.bias", config.condition_width),
-        },
-    }
-    for name, suffix in (("forward", ""), ("backward", "_reverse")):
-        lstm = f"{prefix}.lstm._module"
-        inputs = find(f"{lstm}.weight_ih_l0{suffix}", 4 * hidden, width)
-        states = find(f"{lstm}.weight_hh_l0{suffix}", 4 * hidden, hidden)
-        bias = sum(find(f"{lstm}.bias_{part}_l0{suffix}", 4 * hidden) for part in ("ih", "hh"))
-        condition[name] = {}
-        for gate, own in zip("ifgo", jnp.split(jnp.arange(4 * hidden), 4), strict=True):
-            condition[name][f"i{gate}"] = {"kernel": inputs[own].T}
-            condition[name][f"h{gate}"] = {"kernel": states[own].T, "bias": bias[own]}
-    params = {"condition": condition}
+    params = {"condition": _condition(find, model, config)}
     for leaf in config.leaves:
         for layer in config.layers:
             weight = f"transformer_h_{layer}_{_NAMES[leaf]}_weight"
@@ -145,9 +147,44 @@ def _ke(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]
     return {"params": params}
 
 
+def _condition(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]:
+    """Converts the parameters of KE's recurrent network."""
+    prefix, linear = "editor.condition", "editor.condition.linear._linear_layers.0"
+    # The published code adds a padding token to the vocabulary.
+    embedding = find(f"{prefix}.embedding.weight", None, model.config.width)
+    return {
+        "embedding": {"embedding": embedding},
+        "linear": {
+            "kernel": find(f"{linear}.weight", config.condition_width, 2 * config.lstm_width).T,
+            "bias": find(f"{linear}.bias", config.condition_width),
+        },
+        "forward": _lstm(find, model, config, suffix=""),
+        "backward": _lstm(find, model, config, suffix="_reverse"),
+    }
+
+
+def _lstm(
+    find: _Finder, model: LanguageModel, config: KEConfig, suffix: str
+) -> dict[str, dict[str, jnp.ndarray]]:
+    """Converts the parameters of one direction of the LSTM."""
+    hidden, prefix = config.lstm_width, "editor.condition.lstm._module"
+    inputs = find(f"{prefix}.weight_ih_l0{suffix}", 4 * hidden, model.config.width)
+    states = find(f"{prefix}.weight_hh_l0{suffix}", 4 * hidden, hidden)
+    input_bias, state_bias = (
+        find(f"{prefix}.bias_{part}_l0{suffix}", 4 * hidden) for part in ("ih", "hh")
+    )
+    bias = input_bias + state_bias
+    gates = {}
+    for gate, rows in zip("ifgo", jnp.split(jnp.arange(4 * hidden), 4), strict=True):
+        gates[f"i{gate}"] = {"kernel": inputs[rows].T}
+        gates[f"h{gate}"] = {"kernel": states[rows].T, "bias": bias[rows]}
+    return gates
+
+
 def _conditioner(
     find: _Finder, model: LanguageModel, config: KEConfig, leaf: Leaf, weight: str
 ) -> dict[str, Any]:
+    """Converts the parameters of the conditioner of one weight."""
     sizes = (
         config.condition_width,
         config.hidden_width,

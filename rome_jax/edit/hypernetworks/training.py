@@ -1,206 +1,41 @@
 """Training of MEND and KE on a frozen model (Mitchell et al., 2022, section 3.2; De Cao et al., 2021, section 4.1).
 
-    examples ─► losses of a batch ─► Adam ─► validation ─► checkpoint ─► the network that validated best
+    `_run_steps` ─► `_validate` ─► `_record`: best network, margin ─► checkpoint ─► ... until `_is_over`
 
-MEND minimises edit_weight · edit + locality_weight · KL. KE minimises the edit loss under the constraint KL ≤ margin,
-with a Lagrange multiplier that goes up while the constraint is broken; the margin shrinks while validation succeeds.
+MEND minimizes edit_weight · edit + locality_weight · KL. KE minimizes the edit loss under the constraint KL ≤ margin.
+Its Lagrange multiplier rises while the constraint is violated, and the margin shrinks while validations succeed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as checkpoint
-from flax import linen as nn
-from flax import struct
 
 from rome_jax.data.tokens import round_up
-from rome_jax.edit.baseline_config import MENDConfig
 from rome_jax.edit.config import MethodName
+from rome_jax.edit.hypernetworks import checkpoints
 from rome_jax.edit.hypernetworks import networks as hypernetworks
-from rome_jax.edit.hypernetworks.losses import (
-    ExampleBatch,
-    Examples,
-    Losses,
-    losses,
-    tokenize_examples,
-)
+from rome_jax.edit.hypernetworks.checkpoints import Progress
+from rome_jax.edit.hypernetworks.losses import ExampleBatch, Examples, Losses, tokenize_examples
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
+from rome_jax.edit.hypernetworks.steps import evaluate, initial_state, make_network, train_step
+from rome_jax.edit.hypernetworks.training_config import TrainingConfig
 from rome_jax.edit.methods.ke import KE
 from rome_jax.edit.methods.mend import MEND
-from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.files.artifacts import write_whole
 from rome_jax.files.progress import tqdm
-from rome_jax.models import forward
-from rome_jax.models.config import ModelConfig
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
 FILE, REPORT, _CHECKPOINTS = "hypernetwork.safetensors", "training.json", "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """How a hypernetwork is trained.
-
-    Attributes:
-      learning_rate: of Adam.
-      rate_learning_rate: of Adam for MEND's rates.
-      batch_size: edits in a step.
-      edit_weight, locality_weight: of the two losses in training and validation; KE's training learns the second.
-      margin: of KE's constraint, in nats; None for MEND.
-      margin_min, margin_decay: where the margin ends, and its factor after each validation that succeeds.
-      margin_success: share of validation edits that must succeed for that.
-      multiplier_rate: step of the Lagrange multiplier's ascent.
-      clip: largest norm of a gradient.
-      max_steps: of Adam.
-      validate_every: steps; then a checkpoint is written, too.
-      patience: validations without a better loss before training ends.
-      num_validation: edits in a validation, the same each time.
-      seed: of initialisation and examples.
-
-    Raises:
-      ValueError: a value out of range, named.
-    """
-
-    learning_rate: float
-    rate_learning_rate: float = 1e-4
-    batch_size: int = 32
-    edit_weight: float = 0.1
-    locality_weight: float = 1.0
-    margin: float | None = None
-    margin_min: float = 1e-5
-    margin_decay: float = 0.8
-    margin_success: float = 0.9
-    multiplier_rate: float = 0.1
-    clip: float = 100.0
-    max_steps: int = 4000
-    validate_every: int = 200
-    patience: int = 5
-    num_validation: int = 128
-    seed: int = 0
-
-    def __post_init__(self):
-        positive = "learning_rate rate_learning_rate batch_size clip max_steps validate_every"
-        for field in (*positive.split(), "patience", "num_validation"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive.")
-        for field in ("edit_weight", "locality_weight", "margin_min", "multiplier_rate"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
-        if self.margin is not None and self.margin <= 0:
-            raise ValueError(f"margin={self.margin} must be positive, or None for no constraint.")
-        if not 0 < self.margin_decay <= 1:
-            raise ValueError(f"margin_decay={self.margin_decay} must lie above 0, up to 1.")
-
-    @classmethod
-    def for_kind(cls, kind: MethodName, **changes) -> TrainingConfig:
-        """What the embedded models' networks were trained with.
-
-        Example:
-          >>> TrainingConfig.for_kind(Kind.MEND).edit_weight
-          0.1
-        """
-        return cls(**(_TRAINING[kind] | changes))
-
-
-_TRAINING: Mapping[MethodName, dict[str, Any]] = {
-    MethodName.MEND: {"learning_rate": 3e-4, "rate_learning_rate": 1e-3, "max_steps": 1000},
-    MethodName.KE: {
-        "learning_rate": 1e-3,
-        "edit_weight": 1.0,
-        "margin": 1e-2,
-        "max_steps": 3000,
-    },
-}
-
-
-@struct.dataclass
-class TrainState:
-    """All that a step changes; `multiplier` is the weight of the KL."""
-
-    variables: Mapping[str, Any]
-    optimizer: optax.OptState
-    multiplier: jax.Array
-    margin: jax.Array
-
-
-def make_network(config: hypernetworks.Config, model_config: ModelConfig) -> MEND | KE:
-    """The linen module of a configuration."""
-    if isinstance(config, MENDConfig):
-        return MEND(config)
-    return KE(config, model_config.vocab_size, model_config.width)
-
-
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam with clipped gradients; MEND's rates have a learning rate of their own."""
-    parts = {
-        "rates": optax.adam(config.rate_learning_rate),
-        "network": optax.adam(config.learning_rate),
-    }
-
-    def labels(params):
-        return {name: "rates" if name == "rates" else "network" for name in params}
-
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(parts, labels))
-
-
-@functools.partial(jax.jit, static_argnames=("network", "model_config", "config"))
-def train_step(
-    state: TrainState,
-    network: nn.Module,
-    params: forward.Params,
-    model_config: ModelConfig,
-    config: TrainingConfig,
-    batch: ExampleBatch,
-) -> tuple[TrainState, Losses]:
-    """One step of Adam on the network and, for KE, one of ascent on the multiplier."""
-
-    def objective(weights):
-        variables = {**state.variables, "params": weights}
-        found, variables = losses(network, variables, params, model_config, batch, True)
-        return config.edit_weight * found.edit + state.multiplier * found.kl, (found, variables)
-
-    gradient, (found, variables) = jax.grad(objective, has_aux=True)(state.variables["params"])
-    optimizer = make_optimizer(config)
-    updates, moved = optimizer.update(gradient, state.optimizer, state.variables["params"])
-    weights = optax.apply_updates(state.variables["params"], updates)
-    multiplier = state.multiplier
-    if config.margin is not None:
-        multiplier += config.multiplier_rate * (found.kl - state.margin)
-        multiplier = jnp.maximum(multiplier, 0.0)
-    variables = {**variables, "params": weights}
-    return TrainState(variables, moved, multiplier, state.margin), found
-
-
-_evaluate = jax.jit(losses, static_argnames=("network", "model_config", "training"))
-
-
-def initial_state(
-    network: nn.Module, model: LanguageModel, batch: ExampleBatch, config: TrainingConfig
-) -> TrainState:
-    """The state before the first step; KE's embedding begins as the model's."""
-    edits = jax.tree.map(lambda leaf: leaf[: len(batch.condition.ids)], batch.rows)
-    shape = (network.config.layers, network.config.leaves)
-    factors = gradient_factors(model.params, model.config, edits, *shape)
-    key = jax.random.key(config.seed)
-    variables = jax.jit(network.init)(key, factors, batch.condition)
-    if isinstance(network, KE):
-        table = model.params["wte"]["embedding"].astype(jnp.float32)
-        variables["params"]["condition"]["embedding"]["embedding"] = table
-    optimizer = make_optimizer(config).init(variables["params"])
-    margin = jnp.float32(config.margin or 0.0)
-    return TrainState(variables, optimizer, jnp.float32(config.locality_weight), margin)
 
 
 def train(
@@ -215,29 +50,73 @@ def train(
     data: Mapping[str, Any],
     dtype: np.typing.DTypeLike = np.float32,
 ) -> Hypernetwork:
-    """Trains a hypernetwork, or resumes a killed run, and keeps the one that validates best.
+    """Trains a hypernetwork, or resumes a killed run, and keeps the network that validates best.
 
     Args:
-      kind: which method.
-      model: the one to edit; frozen.
-      config: of the network.
-      examples: to learn from.
-      validation: of other facts.
-      settings: of the training.
-      directory: of hypernetwork.safetensors, training.json and, until the end, the checkpoints.
-      data: says where the examples come from; a run of other data is not continued.
-      dtype: of the parameters in the file; see `hypernetworks.save`.
+      kind: The method, MEND or KE.
+      model: The model to edit, which stays frozen.
+      config: The hyperparameters of the network.
+      examples: The examples to learn from.
+      validation: The examples of the validation, about other facts.
+      settings: The settings of the training.
+      directory: Where hypernetwork.safetensors, training.json and, until the end, the checkpoints are written.
+      data: A description of the examples, as plain values. A run with other data is not resumed.
+      dtype: The type of the parameters in the file; see `networks.save`.
 
     Returns:
-      What hypernetwork.safetensors holds.
+      The hypernetwork, as hypernetwork.safetensors holds it.
 
     Raises:
-      ValueError: a layer that the model does not have, a directory with a run of other settings, or a training that
+      ValueError: If the model does not have a layer, the directory holds a run with other settings, or the training
         diverges.
     """
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
     directory = Path(directory).absolute()
+    about = _describe(kind, model, config, settings, data, dtype)
+    if (directory / REPORT).exists():
+        known = json.loads((directory / REPORT).read_text())
+        checkpoints.check_settings(directory, known["about"], about)
+        return hypernetworks.load(directory / FILE)
+    network = make_network(config, model.config)
+    checks = _validation_batches(model, validation, settings)
+    run = _Run(network, model, examples, checks, settings, directory, about)
+    _write(run, kind, _optimize(run), dtype)
+    return hypernetworks.load(directory / FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same throughout a training run.
+
+    Attributes:
+      network: The linen module.
+      model: The model to edit.
+      examples: The examples to learn from.
+      checks: The batches of a validation.
+      settings: The settings of the training.
+      directory: Where the run is written.
+      about: The settings and the origin of everything, as plain values.
+    """
+
+    network: MEND | KE
+    model: LanguageModel
+    examples: Examples
+    checks: Sequence[ExampleBatch]
+    settings: TrainingConfig
+    directory: Path
+    about: Mapping[str, Any]
+
+
+def _describe(
+    kind: MethodName,
+    model: LanguageModel,
+    config: hypernetworks.Config,
+    settings: TrainingConfig,
+    data: Mapping[str, Any],
+    dtype: np.typing.DTypeLike,
+) -> dict[str, Any]:
+    """Returns the settings of a run as plain values, which a resumed run must share."""
     about = {
         "kind": kind.value,
         "config": config.to_dict(),
@@ -247,125 +126,117 @@ def train(
         "fingerprint": model.fingerprint(),
         "file_dtype": np.dtype(dtype).name,
     }
-    about = json.loads(json.dumps(about))  # as files give it back
-    if (directory / REPORT).exists():
-        known = json.loads((directory / REPORT).read_text())
-        _check_settings(directory, known["about"], about)
-        return hypernetworks.load(directory / FILE)
-    variables, history = _optimize(
-        make_network(config, model.config), model, examples, validation, settings, directory, about
-    )
-    versions = {"rome_jax": __version__, "jax": jax.__version__}
-    best = min(history, key=lambda row: row["loss"])
-    kept = {
-        "training": about["training"],
-        "data": about["data"],
-        "best": best,
-        "versions": versions,
-    }
-    found = Hypernetwork(kind, config, variables, model.name, about["fingerprint"], kept)
-    hypernetworks.save(directory / FILE, found, dtype)
-    # Last: it says that all of the rest is there.
-    report = {"about": about, "versions": versions, "best": best, "history": history}
-    write_whole(directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())
-    shutil.rmtree(directory / _CHECKPOINTS, ignore_errors=True)
-    return hypernetworks.load(directory / FILE)
-
-
-def _optimize(
-    network: nn.Module,
-    model: LanguageModel,
-    examples: Examples,
-    validation: Examples,
-    settings: TrainingConfig,
-    directory: Path,
-    about: Mapping[str, Any],
-) -> tuple[Mapping[str, Any], list[dict[str, float]]]:
-    """All steps, from the last checkpoint on if there is one: the best variables and every validation."""
-    fixed = (network, model.params, model.config)
-    checks = _validation_batches(model, validation, settings)
-    state = initial_state(network, model, checks[0], settings)
-    best, history = state.variables, []
-    options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    with checkpoint.CheckpointManager(directory / _CHECKPOINTS, options=options) as manager:
-        done = manager.latest_step() or 0
-        if done:
-            # First what it is: the arrays of another network would not fit.
-            item = checkpoint.args.Composite(history=checkpoint.args.JsonRestore())
-            known = manager.restore(done, args=item)["history"]
-            _check_settings(directory, known["about"], about)
-            item = checkpoint.args.StandardRestore((state, best))
-            restored = manager.restore(done, args=checkpoint.args.Composite(state=item))
-            # As arrays of no fixed device, like new ones: the same programs serve them.
-            state, best = jax.tree.map(jnp.asarray, jax.device_get(restored["state"]))
-            history = known["rows"]
-        bar = tqdm(total=settings.max_steps, initial=done, unit="step", desc=about["kind"])
-        while done < settings.max_steps and not _is_over(history, settings.patience):
-            seen = []
-            for _ in range(min(settings.validate_every, settings.max_steps - done)):
-                rng = np.random.default_rng([settings.seed, done])
-                batch = tokenize_examples(model, examples.draw(rng, settings.batch_size))
-                state, found = train_step(state, *fixed, settings, batch)
-                seen.append(found)
-                done += 1
-                bar.update()
-            row = {"step": done, **_means(seen, "train_")}
-            row |= _means(
-                [_evaluate(network, state.variables, *fixed[1:], b, False)[0] for b in checks]
-            )
-            row["loss"] = settings.edit_weight * row["edit"] + settings.locality_weight * row["kl"]
-            if not np.isfinite(row["loss"]):
-                raise ValueError(
-                    f"learning_rate={settings.learning_rate} is too high: the validation loss is {row['loss']} after "
-                    f"{done} steps; give a lower one and another output_dir."
-                )
-            row |= {"multiplier": float(state.multiplier), "margin": float(state.margin)}
-            if row["loss"] < min((r["loss"] for r in history), default=np.inf):
-                best = state.variables
-            history.append(row)
-            if settings.margin is not None and row["success"] > settings.margin_success:
-                margin = max(settings.margin_min, row["margin"] * settings.margin_decay)
-                state = state.replace(margin=jnp.float32(margin))
-            names = ("edit", "kl", "success", "kept")
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in names}, refresh=False)
-            manager.save(
-                done,
-                args=checkpoint.args.Composite(
-                    state=checkpoint.args.StandardSave((state, best)),
-                    history=checkpoint.args.JsonSave({"rows": history, "about": about}),
-                ),
-            )
-    return best, history
+    return json.loads(json.dumps(about))  # with lists for tuples, as a file returns it
 
 
 def _validation_batches(
     model: LanguageModel, validation: Examples, settings: TrainingConfig
 ) -> list[ExampleBatch]:
-    """The same edits in each validation, in batches like those of training."""
+    """Draws the edits of all validations, in batches of the training's size."""
     rng = np.random.default_rng([settings.seed])
-    drawn = validation.draw(rng, round_up(settings.num_validation, settings.batch_size))
     size = settings.batch_size
+    drawn = validation.draw(rng, round_up(settings.num_validation, size))
     parts = (drawn[begin : begin + size] for begin in range(0, len(drawn), size))
     return [tokenize_examples(model, part) for part in parts]
 
 
+def _optimize(run: _Run) -> Progress:
+    """Takes all steps, from the last checkpoint if there is one, with a validation after every few of them."""
+    settings = run.settings
+    with checkpoints.open_manager(run.directory / _CHECKPOINTS) as manager:
+        checkpoints.check(manager, run.about, run.directory)
+        state = initial_state(run.network, run.model, run.checks[0], settings)
+        progress = checkpoints.restore(manager, Progress(0, state, state.variables))
+        with tqdm(
+            total=settings.max_steps, initial=progress.step, unit="step", desc=run.about["kind"]
+        ) as bar:
+            while not _is_over(progress, settings):
+                progress, train_losses = _run_steps(run, progress, bar.update)
+                row = _validate(run, progress, train_losses)
+                progress = _record(settings, progress, row)
+                names = ("edit", "kl", "success", "kept")
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in names}, refresh=False)
+                checkpoints.save(manager, progress, run.about)
+    return progress
+
+
+def _is_over(progress: Progress, settings: TrainingConfig) -> bool:
+    """Returns whether all steps are taken, or the last `patience` validations brought no better loss."""
+    found, patience = [row["loss"] for row in progress.history], settings.patience
+    exhausted = len(found) > patience and min(found[-patience:]) >= min(found[:-patience])
+    return progress.step >= settings.max_steps or exhausted
+
+
+def _run_steps(
+    run: _Run, progress: Progress, on_step: Callable[[], Any]
+) -> tuple[Progress, list[Losses]]:
+    """Takes the steps until the next validation, and returns the losses before each of them."""
+    settings, state, train_losses = run.settings, progress.state, []
+    stop = min(progress.step + settings.validate_every, settings.max_steps)
+    for step in range(progress.step, stop):
+        # A generator per step, so that a resumed run draws the same examples.
+        rng = np.random.default_rng([settings.seed, step])
+        batch = tokenize_examples(run.model, run.examples.draw(rng, settings.batch_size))
+        state, found = train_step(
+            state, run.network, run.model.params, run.model.config, settings, batch
+        )
+        train_losses.append(found)
+        on_step()
+    return dataclasses.replace(progress, step=stop, state=state), train_losses
+
+
+def _validate(run: _Run, progress: Progress, train_losses: Sequence[Losses]) -> dict[str, float]:
+    """Computes the numbers of a validation: the row of the history.
+
+    Raises:
+      ValueError: If the validation loss is not finite.
+    """
+    settings, state, model = run.settings, progress.state, run.model
+    found = [
+        evaluate(run.network, state.variables, model.params, model.config, batch, False)[0]
+        for batch in run.checks
+    ]
+    row = {"step": progress.step, **_means(train_losses, "train_"), **_means(found)}
+    row["loss"] = settings.edit_weight * row["edit"] + settings.locality_weight * row["kl"]
+    if not np.isfinite(row["loss"]):
+        raise ValueError(
+            f"learning_rate={settings.learning_rate} is too high: the validation loss is {row['loss']} after "
+            f"{progress.step} steps; give a lower one and another output_dir."
+        )
+    return row | {"multiplier": float(state.multiplier), "margin": float(state.margin)}
+
+
 def _means(found: Sequence[Losses], prefix: str = "") -> dict[str, float]:
-    values = {
-        field.name: [getattr(one, field.name) for one in found]
+    """Averages losses by name."""
+    return {
+        prefix + field.name: float(np.mean([getattr(one, field.name) for one in found]))
         for field in dataclasses.fields(Losses)
     }
-    return {prefix + name: float(np.mean(value)) for name, value in values.items()}
 
 
-def _is_over(history: Sequence[Mapping[str, float]], patience: int) -> bool:
-    """Whether the last `patience` validations were no better than one before them."""
-    rows = [row["loss"] for row in history]
-    return len(rows) > patience and min(rows[-patience:]) >= min(rows[:-patience])
+def _record(settings: TrainingConfig, progress: Progress, row: dict[str, float]) -> Progress:
+    """Adds a validation to the history, keeps the network if it is the best, and shrinks the margin if it succeeded."""
+    state, best = progress.state, progress.best
+    if row["loss"] < min((old["loss"] for old in progress.history), default=np.inf):
+        best = state.variables
+    if settings.margin is not None and row["success"] > settings.margin_success:
+        margin = max(settings.margin_min, row["margin"] * settings.margin_decay)
+        state = dataclasses.replace(state, margin=jnp.float32(margin))
+    return Progress(progress.step, state, best, (*progress.history, row))
 
 
-def _check_settings(directory: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    differing = [name for name in about if known.get(name) != about[name]]
-    if differing:
-        raise ValueError(
-            f"{directory} holds a training with another {', '.join(differing)}: remove it, or give another output_dir."
-        )
+def _write(run: _Run, kind: MethodName, progress: Progress, dtype: np.typing.DTypeLike) -> None:
+    """Writes the network and the report of a finished run, and removes its checkpoints."""
+    versions = {"rome_jax": __version__, "jax": jax.__version__}
+    best = min(progress.history, key=lambda row: row["loss"])
+    about = run.about
+    origin = {name: about[name] for name in ("training", "data")}
+    origin |= {"best": best, "versions": versions}
+    found = Hypernetwork(
+        kind, run.network.config, progress.best, run.model.name, about["fingerprint"], origin
+    )
+    hypernetworks.save(run.directory / FILE, found, dtype)
+    # The report comes last: its existence says that the run is complete.
+    report = {"about": about, "versions": versions, "best": best, "history": progress.history}
+    write_whole(run.directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    shutil.rmtree(run.directory / _CHECKPOINTS, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""The methods of editing, a module each."""
+"""The editing methods, one module each."""

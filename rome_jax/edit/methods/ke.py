@@ -1,12 +1,15 @@
-"""KnowledgeEditor (KE), a baseline of the paper: a recurrent network reads the edit and masks and shifts the gradient
-(De Cao et al., 2021, "Editing Factual Knowledge in Language Models", section 4.2).
+"""KnowledgeEditor (KE), a baseline of the ROME paper: a recurrent network reads the edit, and masks and shifts the
+gradient.
+
+The method is from De Cao et al., 2021, "Editing Factual Knowledge in Language Models", section 4.2.
 
     requests ─► gradient ∇ = Σ_t x_t ⊗ δ_t
-             └► tokens ─► bidirectional LSTM ─► condition ─► rows α, β; columns γ, ζ; scale η of each weight
+             └► tokens ─► `Condition`: bidirectional LSTM ─► `Conditioner` of each weight ─► α, β, γ, ζ, η
 
     ΔW = max_scale · σ(η) · (∇ ⊙ (softmax(α) ⊗ γ) + softmax(β) ⊗ ζ)
 
-Mask and shift are of rank one, and so the update is of rank T + 1: the tokens' factors, masked, and the shift.
+The mask softmax(α) ⊗ γ and the shift softmax(β) ⊗ ζ have rank one. The update therefore has rank T + 1: the masked
+factors of the T tokens, and the shift.
 
 Axes: N requests, M layers, T tokens, X inputs and Y outputs of a projection, C condition width.
 """
@@ -24,18 +27,24 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import KEConfig
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.hypernetworks import networks as hypernetworks
+from rome_jax.edit.hypernetworks import edits
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.gradients import GradientFactors
-from rome_jax.models.interventions import Delta, LowRankUpdate
+from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Condition(nn.Module):
-    """Tokens of an edit -> what the conditioners see of it: the last states of an LSTM in both directions."""
+    """The encoder of an edit's tokens: the last states of an LSTM in both directions.
+
+    Attributes:
+      config: Hyperparameters.
+      vocab_size: The number of rows of the token embedding.
+      width: The width of the token embedding.
+    """
 
     config: KEConfig
     vocab_size: int
@@ -43,14 +52,15 @@ class Condition(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: TokenBatch) -> jax.Array:
-        """ids and mask [N, T], padded on the right -> [N, C]."""
+        """Encodes tokens [N, T], padded on the right, as the condition [N, C]."""
         embedded = nn.Embed(self.vocab_size, self.width, name="embedding")(tokens.ids)
         lengths = jnp.asarray(tokens.mask).sum(-1)
         states = []
         for name, reverse in (("forward", False), ("backward", True)):
             cell = nn.OptimizedLSTMCell(self.config.lstm_width, name=name)
             runner = nn.RNN(cell, return_carry=True, reverse=reverse)
-            with jax.default_matmul_precision("highest"):  # the cell has no argument for it
+            # The cell itself has no argument for the precision of its products.
+            with jax.default_matmul_precision("highest"):
                 (_, state), _ = runner(embedded, seq_lengths=lengths)
             states.append(state)
         dense = nn.Dense(self.config.condition_width, precision=_PRECISION, name="linear")
@@ -58,7 +68,13 @@ class Condition(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """What the update of one weight is made of."""
+    """The network that predicts the mask, shift and scale of one weight's update.
+
+    Attributes:
+      hidden_width: The width of the hidden layer.
+      inputs: The number of inputs X of the weight.
+      outputs: The number of outputs Y of the weight.
+    """
 
     hidden_width: int
     inputs: int
@@ -66,22 +82,23 @@ class Conditioner(nn.Module):
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
-        """[N, C] -> γ [N, Y], α [N, X], ζ [N, Y], β [N, X], η [N, 1]."""
-        inner = nn.Dense(self.hidden_width, precision=_PRECISION, name="hidden")
-        inner = jnp.tanh(nn.WeightNorm(inner, name="hidden_norm")(condition))
+        """Maps the condition [N, C] to γ [N, Y], α [N, X], ζ [N, Y], β [N, X] and η [N, 1]."""
+        hidden_layer = nn.Dense(self.hidden_width, precision=_PRECISION, name="hidden")
+        hidden = jnp.tanh(nn.WeightNorm(hidden_layer, name="hidden_norm")(condition))
         sizes = [self.outputs, self.inputs, self.outputs, self.inputs, 1]
-        outer = nn.Dense(sum(sizes), precision=_PRECISION, name="out")
-        found = nn.WeightNorm(outer, name="out_norm")(inner)
+        output_layer = nn.Dense(sum(sizes), precision=_PRECISION, name="out")
+        found = nn.WeightNorm(output_layer, name="out_norm")(hidden)
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes) - 1)]
         return jnp.split(found, ends, axis=-1)
 
 
 class KE(nn.Module):
-    """The whole hypernetwork: from gradients and tokens to edits.
+    """The whole hypernetwork, from gradients and tokens to edits.
 
     Attributes:
-      config: hyperparameters.
-      vocab_size, width: of the embedding of tokens; those of the model.
+      config: Hyperparameters.
+      vocab_size: The number of rows of the token embedding, as in the model.
+      width: The width of the token embedding, as in the model.
     """
 
     config: KEConfig
@@ -95,35 +112,44 @@ class KE(nn.Module):
         condition: TokenBatch,
         training: bool = False,
     ) -> Delta:
-        """Independent edits of N requests.
+        """Computes independent edits of N requests.
 
         Args:
-          factors: of each projection, by the name of its leaf.
-          condition: ids and mask [N, T] of prompts and new targets.
-          training: for other hypernetworks.
+          factors: The gradient factors of each projection, by the name of its leaf.
+          condition: The tokens [N, T] of the prompts with their new targets.
+          training: Not used; MEND reads it.
 
         Returns:
-          One update a weight with case axis N, of rank T + 1.
+          One update of rank T + 1 per weight, with case axis N.
         """
         del training
         config = self.config
-        seen = Condition(config, self.vocab_size, self.width, name="condition")(condition)
+        encoded = Condition(config, self.vocab_size, self.width, name="condition")(condition)
         updates = []
         for leaf in config.leaves:
             x, delta = factors[leaf.name].x, factors[leaf.name].delta
             for index, layer in enumerate(config.layers):
-                name = f"{leaf.name}_{layer}"
                 sizes = (config.hidden_width, x.shape[-1], delta.shape[-1])
-                column_a, row_a, column_b, row_b, norm = Conditioner(*sizes, name=name)(seen)
-                masked = x[:, index] * jax.nn.softmax(row_a)[:, None]
-                left = jnp.concatenate([masked, jax.nn.softmax(row_b)[:, None]], axis=1)
-                right = jnp.concatenate([delta[:, index] * column_a[:, None], column_b[:, None]], 1)
-                right = config.max_scale * jax.nn.sigmoid(norm)[..., None] * right
-                layers = jnp.full(len(left), layer, jnp.int32)
-                updates.append(
-                    LowRankUpdate(leaf, layers, left.swapaxes(1, 2), right.swapaxes(1, 2))
+                predicted = Conditioner(*sizes, name=f"{leaf.name}_{layer}")(encoded)
+                left, right = _update_factors(
+                    x[:, index], delta[:, index], predicted, config.max_scale
                 )
+                updates.append(edits.token_update(leaf, layer, left, right))
         return Delta(tuple(updates))
+
+
+def _update_factors(
+    x: jax.Array, delta: jax.Array, predicted: list[jax.Array], max_scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """Builds the T + 1 factors of one weight's update, [N, T + 1, X] and [N, T + 1, Y].
+
+    Row t masks the gradient factors of token t, and the last row is the shift.
+    """
+    gamma, alpha, zeta, beta, eta = predicted
+    masked = x * jax.nn.softmax(alpha)[:, None]
+    left = jnp.concatenate([masked, jax.nn.softmax(beta)[:, None]], axis=1)
+    right = jnp.concatenate([delta * gamma[:, None], zeta[:, None]], axis=1)
+    return left, max_scale * jax.nn.sigmoid(eta)[..., None] * right
 
 
 def compute(
@@ -135,45 +161,43 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> EditResult:
-    """N independent edits, each of a single pass through the network.
+    """Computes N independent edits, each by a single pass through the network.
 
     Args:
-      model: what to edit; not changed.
-      requests: the facts to write.
-      config: hyperparameters; those of the network's shape must be its own.
-      hypernetwork: trained for this model; None takes the one that comes with it.
-      chunk_size: requests that run side by side; bounds the memory.
-      progress: show a progress bar.
+      model: The model to edit; it is not changed.
+      requests: The facts to write.
+      config: Hyperparameters. Those that determine the network's shape must be the network's own.
+      hypernetwork: A network trained for this model; None takes the network that comes with the model.
+      chunk_size: Requests that run side by side, which bounds the memory.
+      progress: Whether to show a progress bar.
 
     Returns:
-      `EditResult` with deltas of low rank: one update a weight, its rank the number of tokens and one.
+      An `EditResult` with low-rank deltas: one update per weight, whose rank is the number of tokens plus one.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer, no hypernetwork, or one of another method, shape or
-        model.
-      SequenceTooLongError: a request that does not fit the context.
+      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or there is no
+        hypernetwork of this method, shape and model.
+      SequenceTooLongError: If a request does not fit into the context.
 
     Example:
-      >>> result = compute(model, requests, KEConfig.for_model(model.name))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
+      >>> from rome_jax import KEConfig
+      >>> compute(model, [request], KEConfig.for_model(model.name)).deltas
+      Delta(1 edits: MLP_UP [128, 512] rank 13 at layer 3, ...)
     """
-    hypernetwork = hypernetwork or hypernetworks.load_shipped(MethodName.KE, model)
-    hypernetworks.check_shape(config, hypernetwork)
-    # A published one knows more tokens than the model.
+    hypernetwork = edits.choose(MethodName.KE, model, config, hypernetwork)
+    # A published network knows more tokens than the model.
     size = hypernetwork.variables["params"]["condition"]["embedding"]["embedding"].shape
-    deltas = hypernetworks.compute_deltas(
-        KE(config, *size), model, requests, hypernetwork, chunk_size, progress
-    )
-    return EditResult(deltas)
+    return edits.compute(KE(config, *size), model, requests, hypernetwork, chunk_size, progress)
 
 
 def compute_deltas(
     model: LanguageModel, requests: Sequence[EditRequest], config: KEConfig, **options: Any
 ) -> Delta:
-    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+    """Returns the deltas of `compute`, N independent edits with case axis N. Takes and raises the same.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, KEConfig.for_model(model.name))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> from rome_jax import KEConfig, apply_delta
+      >>> deltas = compute_deltas(model, [request], KEConfig.for_model(model.name))
+      >>> edited = apply_delta(model.params, deltas[0])
     """
     return compute(model, requests, config, **options).deltas

@@ -1,24 +1,18 @@
-"""Knowledge neurons, a baseline of the paper: find the MLP neurons that make the model say its present answer, and
-write another answer into their rows of the down-projection (Dai et al., 2022, "Knowledge Neurons in Pretrained
-Transformers", sections 3 and 5.1).
+"""Knowledge neurons (KN), a baseline of the ROME paper: find the MLP neurons that express the model's present answer
+and write another answer into their rows of the down-projection.
 
-    requests ─► token arrays ─► one run of the prompts ─► attribution of every neuron ─► those kept ─► rank-one deltas
+The method is from Dai et al., 2022, "Knowledge Neurons in Pretrained Transformers", sections 3 (finding the neurons)
+and 5.1 (updating a fact). Meng et al., 2022, compare ROME with it.
 
-A neuron's score is its integrated gradient (Sundararajan et al., 2017): with a its input to the activation function at
-the prompt's last token,
+    requests ─► token arrays ─► `attribute` ─► `select` ─► `refine` ─► rank-one deltas
+                                scores of      coarse      neurons that
+                                all neurons    threshold   prompts share
 
-    score = a · mean over s in linspace(0, 1, steps) of ∂P(answer | layer's inputs scaled by s) / ∂a.
-
-Only the last token is scaled, and nothing after it is read: by the causal mask each scaled run is that of one token
-over the keys and values of the prompt, from the scaled layer on.
-
-Axes: N requests, P prompts of each, R = N·P rows, T tokens, K and M target tokens, L layers asked, F MLP width,
-D width.
+Axes: N requests, P prompts per request, R = N·P rows, L scored layers, F MLP width, D width.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,209 +21,41 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rome_jax.data.request import SLOT, EditRequest, target_text
-from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
-from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
+from rome_jax.data.request import SLOT, EditRequest
+from rome_jax.edit.baseline_config import KNConfig
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.stages.attribution import Attribution, KNInputs, attribute, tokenize_prompts
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.inputs import prefix_of
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Patch, PatchMode, Site
-from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
 
 
-@struct.dataclass
-class KNInputs:
-    """Arrays of N requests.
-
-    Attributes:
-      batch: [R, T], P prompts a request, the bare one first; padded on the right.
-      last: int32 [R], the column of each prompt's last token.
-      true_ids, true_mask: [N, K], tokens of the present answer; none where a request does not name it.
-      new_ids, new_mask: [N, M], tokens of the new one.
-    """
-
-    batch: TokenBatch
-    last: jax.Array
-    true_ids: jax.Array
-    true_mask: jax.Array
-    new_ids: jax.Array
-    new_mask: jax.Array
-
-    def take(self, requests: np.ndarray) -> KNInputs:
-        """Those of some of the requests, int [n]."""
-
-        def chosen(leaf):
-            return leaf.reshape(len(self.new_ids), -1, *leaf.shape[1:])[requests].reshape(
-                -1, *leaf.shape[1:]
-            )
-
-        return jax.tree.map(chosen, self)
-
-
-@struct.dataclass
-class Attribution:
-    """What the neurons do for the present answers.
-
-    Attributes:
-      scores: float32 [R, L, F].
-      likeliest: int32 [R], the model's most likely token after each prompt.
-    """
-
-    scores: jax.Array
-    likeliest: jax.Array
-
-
-@struct.dataclass
-class KNResult:
-    """N edits and how they came about.
-
-    Attributes:
-      deltas: one rank-one update for each of L layers, with case axis N.
-      neurons: bool [N, L, F], those whose rows are changed.
-      attribution: of all R prompts.
-    """
-
-    deltas: Delta
-    neurons: jax.Array
-    attribution: Attribution
-
-
-def tokenize_prompts(
-    tokenizer,
-    requests: Sequence[EditRequest],
-    prefixes: Sequence[str],
-    encoding: TargetEncoding,
-    context_length: int,
-) -> KNInputs:
-    """Builds the arrays of N requests, whose prompt is asked behind each prefix.
-
-    Raises:
-      SequenceTooLongError: a prompt that does not fit the context.
-    """
-    texts = [prefix + request.text for request in requests for prefix in prefixes]
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > context_length:
-            raise SequenceTooLongError(
-                f"the prompt {text!r} takes {len(row)} tokens, more than the model's context of {context_length}: "
-                "shorten it."
-            )
-    batch = pad(rows, context_length=context_length, multiple=bucket(max(map(len, rows)), 2))
-
-    def ids_of(targets):
-        if encoding is TargetEncoding.LEADING_SPACE:
-            targets = map(target_text, targets)
-        ids = tokenizer(list(targets), add_special_tokens=False)["input_ids"]
-        return pad(ids, multiple=bucket(max(map(len, ids)), 2))
-
-    # What fills the place of an answer that is not named does not count.
-    named = np.array([request.target_true is not None for request in requests])
-    true = ids_of([r.target_new if r.target_true is None else r.target_true for r in requests])
-    new = ids_of([request.target_new for request in requests])
-    last = np.array([len(row) - 1 for row in rows], np.int32)
-    return KNInputs(batch, last, true.ids, true.mask & named[:, None], new.ids, new.mask)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "layers", "steps"))
-def attribute(
-    params: forward.Params,
-    config: ModelConfig,
-    inputs: KNInputs,
-    layers: tuple[int, ...],
-    steps: int,
-) -> Attribution:
-    """Integrated gradients of the present answer's probability (Dai et al., equations 2 and 3).
-
-    The tokens of an answer are all scored at the prompt's last position, and their mean is taken; where a request
-    names no answer, the model's own next token is it.
+def select(scores: jax.Array, adaptive_threshold: float) -> jax.Array:
+    """Selects the neurons whose score exceeds a share of the highest score (Dai et al., section 3.2: coarse set).
 
     Args:
-      params, config: the model.
-      inputs: of N requests.
-      layers: whose neurons are scored, one layer after the other.
-      steps: of the integral, its two ends among them; they run side by side.
+      scores: float [..., L, F] the attribution scores of one prompt. The highest is taken over all layers.
+      adaptive_threshold: The share of the highest score.
+
+    Returns:
+      bool [..., L, F].
+
+    Example:
+      >>> select(jnp.array([[0.5, 4.0], [2.0, 2.1]]), 0.5).tolist()
+      [[False, True], [False, True]]
     """
-    rows, last = jnp.arange(len(inputs.last)), inputs.last
-    whole = forward.plain_attention(inputs.batch)
-    hidden = forward.embed(params, config, jnp.asarray(inputs.batch.ids), whole.positions)
-    clean = forward.run_layers(
-        params, config, hidden, whole, capture=(Site.RESIDUAL,), keep_cache=True
-    )
-    stream = jnp.concatenate([hidden[None], clean.captures[Site.RESIDUAL]])
-    stream = stream[:, rows, last]  # [layers + 1, R, D]
-    likeliest = forward.unembed(params, config, stream[-1]).argmax(-1)
-
-    repeats = len(last) // len(inputs.true_ids)
-    named = inputs.true_mask.any(-1, keepdims=True)
-    ids = jnp.where(named, inputs.true_ids, likeliest[::repeats, None])
-    weights = jnp.where(named, inputs.true_mask, jnp.arange(ids.shape[1]) == 0)
-    weights = weights / weights.sum(-1, keepdims=True)
-    ids, weights = (jnp.repeat(leaf, repeats, axis=0) for leaf in (ids, weights))  # [R, K]
-
-    # The last tokens by themselves, over the keys and values of those before them.
-    before = jnp.arange(whole.mask.shape[-1]) < last[:, None]
-    attention = Attention(
-        whole.positions[rows, last][:, None],
-        jnp.pad(before, ((0, 0), (0, 1)), constant_values=True)[:, None],
-    )
-
-    def run_layer(hidden, layer, cache, patches=()):
-        return forward.run_layer(
-            params,
-            config,
-            hidden,
-            attention,
-            layer,
-            interventions=Interventions(patches),
-            cache=cache,
-        )
-
-    def score(layer):
-        start = stream[layer][:, None]  # [R, 1, D]
-        cache = jax.tree.map(lambda leaf: leaf[layer], clean.cache)
-        value = run_layer(start, layer, cache).sites[Site.MLP_PRE]  # [R, 1, F]
-
-        def probability(scaled):
-            everywhere = jnp.ones(scaled.shape[:2], bool)
-            patch = Patch(Site.MLP_PRE, PatchMode.REPLACE, layer, everywhere, scaled)
-
-            @jax.checkpoint  # keeps no layer's copy of its weights
-            def run(hidden, at):
-                index, cache = at
-                return jax.lax.cond(
-                    index >= layer,
-                    lambda hidden: run_layer(hidden, index, cache, (patch,)).hidden,
-                    lambda hidden: hidden,
-                    hidden,
-                ), None
-
-            hidden, _ = jax.lax.scan(run, start, (jnp.arange(config.num_layers), clean.cache))
-            probabilities = jax.nn.softmax(forward.unembed(params, config, hidden[:, 0]))
-            # Rows do not see each other: the gradient of their sum is that of each.
-            return (jnp.take_along_axis(probabilities, ids, axis=-1) * weights).sum()
-
-        scales = jnp.linspace(0.0, 1.0, steps).astype(value.dtype)
-        gradients = jax.vmap(lambda scale: jax.grad(probability)(scale * value))(scales)
-        return (gradients.astype(jnp.float32).mean(0) * value)[:, 0]  # [R, F]
-
-    scores = jax.lax.map(score, jnp.array(layers))
-    return Attribution(scores.swapaxes(0, 1), likeliest)
-
-
-def select(scores: jax.Array, adaptive_threshold: float) -> jax.Array:
-    """bool [..., L, F]: the neurons whose score is above a share of the highest of all layers' (Dai et al., 3.2)."""
     return scores > adaptive_threshold * scores.max(axis=(-2, -1), keepdims=True)
 
 
 def refine(neurons_by_prompt: jax.Array, p: float) -> jax.Array:
-    """The neurons that more than a share `p` of the prompts have in common (Dai et al., 3.2).
+    """Keeps the neurons that more than a share `p` of the prompts have in common (Dai et al., section 3.2).
 
     Args:
-      neurons_by_prompt: bool [..., P, L, F], those of each prompt.
-      p: the share.
+      neurons_by_prompt: bool [..., P, L, F] the coarse set of each prompt.
+      p: The share of the prompts.
 
     Returns:
       bool [..., L, F].
@@ -241,29 +67,44 @@ def refine(neurons_by_prompt: jax.Array, p: float) -> jax.Array:
     return neurons_by_prompt.sum(-3) > p * neurons_by_prompt.shape[-3]
 
 
+@struct.dataclass
+class KNResult:
+    """N edits and how they were found.
+
+    Attributes:
+      deltas: One rank-one update per scored layer, with case axis N.
+      neurons: bool [N, L, F] the neurons whose rows are changed.
+      attribution: The scores and next tokens of all R prompts.
+    """
+
+    deltas: Delta
+    neurons: jax.Array
+    attribution: Attribution
+
+
 def compute_from_inputs(
     params: forward.Params, model_config: ModelConfig, inputs: KNInputs, config: KNConfig
 ) -> KNResult:
-    """The algorithm: N independent edits from token arrays.
+    """Computes N independent edits from token arrays (Dai et al., section 5.1).
 
-    The rows of all kept neurons gain one and the same vector, Σ E[new target's tokens] − 2 · E[likeliest token]: at
-    each layer the change is of rank one, with the kept neurons' indicator as its left factor. E is the unembedding,
-    which reads what the rows write; GPT-2 has it tied to the embedding that the original takes.
+    The rows of all kept neurons gain the same vector, so the change at each layer has rank one. Its left factor is
+    the indicator of the kept neurons.
 
     Args:
-      params, model_config: the model.
-      inputs: of N requests.
-      config: hyperparameters.
+      params: The model's parameters.
+      model_config: The model's configuration.
+      inputs: The token arrays of N requests.
+      config: Hyperparameters.
+
+    Returns:
+      The edits with their neurons and scores.
     """
     attribution = attribute(params, model_config, inputs, config.layers, config.steps)
     num_requests = len(inputs.new_ids)
     scores = attribution.scores.reshape(num_requests, -1, *attribution.scores.shape[1:])
-    neurons = select(scores, config.adaptive_threshold)  # [N, P, L, F]
-    neurons = refine(neurons, config.p) if config.refine else neurons[:, 0]
-
-    old = attribution.likeliest.reshape(num_requests, -1)[:, 0]  # after the bare prompt
-    new = _unembedding(params, model_config, inputs.new_ids) * inputs.new_mask[..., None]
-    change = new.sum(1) - 2 * _unembedding(params, model_config, old)  # [N, D]
+    by_prompt = select(scores, config.adaptive_threshold)  # [N, P, L, F]
+    neurons = refine(by_prompt, config.p) if config.refine else by_prompt[:, 0]
+    change = _row_change(params, model_config, inputs, attribution.most_likely)
     updates = tuple(
         LowRankUpdate(
             Leaf.MLP_DOWN,
@@ -276,8 +117,22 @@ def compute_from_inputs(
     return KNResult(Delta(updates), neurons, attribution)
 
 
-def _unembedding(params: forward.Params, config: ModelConfig, ids: jax.Array) -> jax.Array:
-    """float32 [..., D], what the logits of the tokens `ids` [...] are read with."""
+def _row_change(
+    params: forward.Params, config: ModelConfig, inputs: KNInputs, most_likely: jax.Array
+) -> jax.Array:
+    """Returns what each kept row gains, [N, D]: Σ E[tokens of the new answer] − 2 · E[most likely token].
+
+    E is the unembedding, which reads what the rows write. The published code takes the embedding; GPT-2 ties the two.
+    """
+    after_bare_prompt = most_likely.reshape(len(inputs.new_ids), -1)[:, 0]
+    new = _unembedding(params, config, inputs.new_ids) * inputs.new_mask[..., None]
+    return new.sum(1) - 2 * _unembedding(params, config, after_bare_prompt)
+
+
+def _unembedding(
+    params: forward.Params, config: ModelConfig, ids: jax.Array | np.ndarray
+) -> jax.Array:
+    """Returns the unembedding vectors of the tokens `ids` [...], float32 [..., D]."""
     if config.tie_embeddings:
         vectors = params["wte"]["embedding"][ids]
     else:
@@ -294,32 +149,38 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> EditResult:
-    """N independent edits, with their neurons.
+    """Computes N independent edits and the neurons that they change.
 
-    They are factored, of rank one at each layer of `config.layers` whatever the number of neurons: an edit takes
-    L · (F + D) numbers (GPT-2 XL: 1.5 MB).
+    The deltas are factored, with rank one at each layer of `config.layers` whatever the number of neurons: one edit
+    takes L · (F + D) numbers (1.5 MB for GPT-2 XL).
 
     Args:
-      model: what to edit; not changed.
-      requests: the facts to write. Attributed is `target_true`, or the model's own next token where it is None.
-      config: hyperparameters.
-      templates: with `config.refine`, the paraphrases: the prompt behind each of these; they end in "{}".
-      chunk_size: prompts that run side by side, though no request is split; bounds the memory.
-      progress: show a progress bar.
+      model: The model to edit; it is not changed.
+      requests: The facts to write. The answer whose neurons are sought is `target_true`, or the model's own next
+        token if `target_true` is None.
+      config: Hyperparameters.
+      templates: With `config.refine`, context templates that end in "{}". Each is filled with the prompt to give a
+        paraphrase.
+      chunk_size: Prompts that run side by side, which bounds the memory. A request is never split.
+      progress: Whether to show a progress bar.
 
     Returns:
-      `EditResult` with low-rank deltas. A request whose attribution is nowhere positive changes nothing.
+      An `EditResult` with low-rank deltas. A request without any positive score changes nothing.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer, refinement without templates.
-      SequenceTooLongError: a prompt that does not fit the context.
+      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or `config.refine` is set
+        without templates.
+      SequenceTooLongError: If a prompt does not fit into the context.
 
     Example:
-      >>> result = compute(model, requests, KNConfig.for_model(model.name))  # doctest: +SKIP
-      >>> neurons = np.argwhere(result.neurons[0])  # (layer index, neuron)  # doctest: +SKIP
+      >>> from rome_jax import KNConfig
+      >>> result = compute(model, [request], KNConfig.for_model(model.name, steps=3))
+      >>> result.neurons.shape, result.deltas
+      ((1, 6, 512), Delta(1 edits: MLP_DOWN [512, 128] rank 1 at layer 0, ...))
     """
-    prefixes = _check(model, requests, config, templates, chunk_size)
-    # Of one width, so one program: only the one run of the prompts is longer for it.
+    check_requests(model, requests, config, chunk_size)
+    prefixes = _prefixes(config, templates)
+    # One width for all chunks makes one program; only the single run of the prompts is longer because of it.
     inputs = tokenize_prompts(
         model.tokenizer, requests, prefixes, config.encoding, model.config.context_length
     )
@@ -337,30 +198,25 @@ def compute(
 def compute_deltas(
     model: LanguageModel, requests: Sequence[EditRequest], config: KNConfig, **options: Any
 ) -> Delta:
-    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+    """Returns the deltas of `compute`, N independent edits with case axis N. Takes and raises the same.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, KNConfig.for_model(model.name))  # doctest: +SKIP
-      >>> logits = forward.logits(model.params, model.config, batch, deltas=deltas)  # doctest: +SKIP
+      >>> from rome_jax import KNConfig
+      >>> deltas = compute_deltas(model, [request], KNConfig.for_model(model.name, steps=3))
+      >>> len(deltas), deltas.factored
+      (1, True)
     """
     return compute(model, requests, config, **options).deltas
 
 
-def _check(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    config: KNConfig,
-    templates: Sequence[str] | None,
-    chunk_size: int,
-) -> tuple[str, ...]:
-    """What stands before the prompts that are asked: nothing, and with refinement what the templates begin with."""
-    check_requests(model, requests, config, chunk_size)
+def _prefixes(config: KNConfig, templates: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the texts before the prompts: none, and with refinement also those of the templates."""
     if not config.refine:
         return ("",)
     prefixes = tuple(dict.fromkeys(map(prefix_of, (SLOT, *(templates or ())))))
     if len(prefixes) == 1:
         raise ValueError(
-            f"templates={templates!r} gives no paraphrase, which refine=True compares: give templates besides '{{}}' "
-            "(in a configuration: context_template_length_params)."
+            f"templates={templates!r} gives no paraphrase, which refine=True compares: give templates in addition to "
+            "'{}' (in a configuration: context_template_length_params)."
         )
     return prefixes

@@ -1,13 +1,17 @@
 """MEMIT: many facts written at once, over a range of layers (Meng et al., 2023, "Mass-Editing Memory in a Transformer",
 arXiv 2210.07229, section 4 and algorithm 1).
 
-    requests, templates ─► token arrays ─► state h at the last layer ─► z = h + δ, which makes the model say the target
-    then for each layer ─► keys K, present h ─► ΔW = (λ C + K Kᵀ)⁻¹ K · (z − h) / layers left ─► the next layer
+    1. For each request alone: z = h + δ, the state after the last edited layer with which the model produces the
+       target (equation 16). It is found in the same way as v* of ROME.
+    2. For each edited layer, from the lowest: the keys K and the present states h of all requests;
+       R = (z − h) / (layers left), the share of this layer (equation 20);
+       ΔW = (λ C + K Kᵀ)⁻¹ K Rᵀ, merged before the next layer is read (equation 14).
 
-z is found as v* of ROME is, for each request alone; the closed form serves all requests at once. λ C stands for what a
-layer holds already: the larger λ, the less an edit does, to its own facts and to others.
+λ C stands for what a layer already stores. The larger λ, the less an edit changes, both the new facts and others.
 
-Axes: N requests, M templates, T tokens, F MLP width, D width; K is [F, N].
+Kernels are stored [in, out], so ΔW here is the transpose of the paper's Δ.
+
+Axes: N requests, M context templates, R = (M + 1)·N rows, T tokens, F MLP width, D width; K is [F, N].
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ from rome_jax.edit.renamed import accept_covariance
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import (
     RequestChunks,
-    behind_subject,
     check_moments,
     check_requests,
+    length_from_subject,
     map_chunks,
+    moment_of,
 )
 from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
@@ -43,31 +48,33 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
 
 def optimize_states(
     params: forward.Params, model_config: ModelConfig, inputs: EditInputs, config: MEMITConfig
 ) -> tuple[jax.Array, ValueResult]:
-    """z of N requests (section 4.3): the residual stream after the last edited layer, at the fact token, with which the
-    model says the target.
+    """Finds z of N requests (section 4.3).
+
+    z is the residual stream after the last edited layer, at the fact token, with which the model produces the target.
 
     Args:
-      params, model_config: the model.
-      inputs: token arrays of the requests.
-      config: hyperparameters; the norm of the present state bounds how far z moves from it.
+      params: Weights of the model.
+      model_config: Configuration of the model.
+      inputs: Token arrays of the requests.
+      config: Hyperparameters. The norm of the present state bounds the distance of z from it.
 
     Returns:
       z, float32 [N, D], and how its δ was found.
     """
     last = config.layers[-1]
     hidden = layer_states(
-        params, model_config, inputs.batch, inputs.lookup.reshape(-1), last, None, inputs.contexts
+        params, model_config, inputs.batch, inputs.fact, last, None, inputs.shared
     ).hidden
-    start = _at_fact_token(_bare(hidden, inputs), inputs)
-    # In both families a vector added to the MLP's output moves the state behind the layer by that vector.
-    found = optimize_value(params, model_config, config, inputs, hidden, start, last)
-    return start + found.delta, found
+    h = _at_fact_token(hidden, inputs)
+    # A vector added to the MLP's output moves the state after the layer by that vector.
+    found = optimize_value(params, model_config, config, inputs, hidden, h, last, inputs.shared)
+    return h + found.delta, found
 
 
 def read_states(
@@ -78,47 +85,40 @@ def read_states(
     last: int,
     deltas: Delta | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the closed form of one layer reads from a model that holds the edits of the layers below.
+    """Reads the keys of one layer and the states after the last edited layer.
 
     Args:
-      params, model_config: the model; `layer` and those above are not edited yet.
-      inputs: token arrays of N requests.
-      layer: whose keys are wanted.
-      last: the layer whose state is wanted, `layer` or above.
-      deltas: edits in force with case axis N, if they are not in `params`.
+      params: Weights of the model. `layer` and the layers above are not edited yet.
+      model_config: Configuration of the model.
+      inputs: Token arrays of N requests.
+      layer: Layer of the keys.
+      last: Layer of the states; `layer` or above.
+      deltas: Edits in force that are not in `params`, with case axis N.
 
     Returns:
       The mean key over the templates, float32 [N, F], and the state after `last` at the fact token of the bare
       prompt, float32 [N, D].
     """
-    contexts = inputs.contexts if deltas is None else None  # the edits make them differ
-    states = layer_states(
-        params, model_config, inputs.batch, inputs.lookup.reshape(-1), layer, deltas, contexts
-    )
-    keys = states.key.reshape(*inputs.lookup.shape, -1)[:, :-1]  # [N, M, F]
-    keys = _mean_key(keys)
-    batch = TokenBatch(_bare(inputs.batch.ids, inputs), _bare(inputs.batch.mask, inputs))
-    hidden = _bare(states.hidden, inputs)
-    hidden = _run_on(params, model_config, batch, hidden, layer + 1, last + 1)
-    return keys, _at_fact_token(hidden, inputs)
+    # Edits of one request each make the states of shared contexts differ.
+    shared = inputs.shared if deltas is None else None
+    states = layer_states(params, model_config, inputs.batch, inputs.fact, layer, deltas, shared)
+    bare = slice(inputs.num_requests)  # the rows of the bare prompts
+    batch = TokenBatch(inputs.batch.ids[bare], inputs.batch.mask[bare])
+    hidden = _run_on(params, model_config, batch, states.hidden[bare], layer + 1, last + 1)
+    return _mean_key(inputs.by_context(states.key)), _at_fact_token(hidden, inputs)
 
 
 def _mean_key(keys: jax.Array) -> jax.Array:
-    """[N, M, F] -> [N, F]: half of it the bare prompt's, half the mean of the prefixed ones', as the published code."""
-    if keys.shape[1] == 1:
-        return keys[:, 0]
-    return (keys[:, 0] + keys[:, 1:].mean(axis=1)) / 2
-
-
-def _bare(rows: jax.Array, inputs: EditInputs) -> jax.Array:
-    """The rows of the first template, the bare prompts: [N·(M + 1), ...] -> [N, ...]."""
-    return rows[:: inputs.lookup.shape[1]]
+    """Averages keys [K, N, F] to [N, F]. As in the published code, the bare prompt's key has half of the weight."""
+    if len(keys) == 1:
+        return keys[0]
+    return (keys[0] + keys[1:].mean(axis=0)) / 2
 
 
 def _at_fact_token(hidden: jax.Array, inputs: EditInputs) -> jax.Array:
-    """[N, T, D] of the bare prompts -> float32 [N, D]."""
-    lookup = jnp.asarray(inputs.lookup)[:, 0]
-    return hidden[jnp.arange(len(lookup)), lookup].astype(jnp.float32)
+    """Reads the states of the bare prompts at their fact tokens: [at least N, T, D] to float32 [N, D]."""
+    requests = jnp.arange(inputs.num_requests)
+    return hidden[requests, jnp.asarray(inputs.targets.fact)[0]].astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -130,20 +130,20 @@ def _run_on(
     start: jax.Array,
     stop: jax.Array,
 ) -> jax.Array:
-    """[B, T, D] before layer `start` -> before layer `stop`; the bounds are traced: one program for all layers."""
+    """Runs the layers start to stop − 1. The bounds are traced, so that one program serves all layers."""
     attention = forward.plain_attention(batch)
     return forward.run_layers(params, config, hidden, attention, start=start, stop=stop).hidden
 
 
 def associate(keys: np.ndarray, moment: SecondMoment | None, weight: float) -> np.ndarray:
-    """Kᵀ (λ C + K Kᵀ)⁻¹ (section 4.2), by which the values of new facts are multiplied to give ΔW.
+    """Computes Kᵀ (λ C + K Kᵀ)⁻¹ (equation 14). The transpose of this, times the residuals, is ΔW.
 
-    With N keys it is (I + Kᵀ X)⁻¹ Xᵀ for X = (λ C)⁻¹ K: a system of N equations besides the solve with C, whose factor
-    is kept from call to call. Its matrix is no worse conditioned than 1 + tr(Kᵀ X).
+    By the matrix inversion lemma it equals (I + Kᵀ X)⁻¹ Xᵀ with X = (λ C)⁻¹ K. This takes a solve with C, with its
+    cached factor, and one system of N equations with a condition number of at most 1 + tr(Kᵀ X).
 
     Args:
-      keys: [..., N, F]; sets of N keys, each for itself.
-      moment: C; None takes the identity.
+      keys: [..., N, F] independent sets of N keys.
+      moment: C. None uses the identity.
       weight: λ.
 
     Returns:
@@ -171,36 +171,41 @@ def compute_joint_delta(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> Delta:
-    """One edit that holds all requests.
+    """Computes one edit that writes all requests.
 
-    Besides the model it takes the memory of one more stack of down-projections, into which the lower layers' updates
-    are merged while the higher ones are computed (GPT-2 XL in float32: 2 GB).
+    Besides the model, this takes the memory of a second stack of down-projections, into which the updates of lower
+    layers are merged before higher layers are read (2 GB for GPT-2 XL in float32).
 
     Args:
-      model: what to edit; not changed.
-      requests: the facts to write; of two that contradict each other, the model learns something in between.
-      config: hyperparameters.
-      second_moments: second moments by layer; needed if `config.mom2_adjustment`.
-      templates: context templates that end in "{}", the first of them "{}"; sampled from the model if None.
+      model: Model to edit; it is not changed.
+      requests: N facts to write. If two of them contradict each other, the model learns a compromise.
+      config: Hyperparameters.
+      second_moments: Second moment C of each edited layer. Required if `config.mom2_adjustment` is set.
+      templates: Context templates. Each ends in "{}", and the first is "{}". None samples them from the model.
       key: PRNG key of that sampling.
-      chunk_size: requests that run side by side; bounds the memory. 8 is fastest on CPUs; GPUs take more.
-      progress: show progress bars.
+      chunk_size: Number of requests that run at once; it bounds the memory. 8 is fastest on CPUs, and GPUs can take
+        more.
+      progress: Whether to show progress bars.
 
     Returns:
-      A Delta without a case axis, one update a layer: of rank N, or dense where that takes less memory.
+      A `Delta` without a case axis, with one update per layer. An update has rank N, or is dense if that takes less
+      memory.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer, a missing second moment, neither templates nor key,
-        templates that do not start with "{}".
-      SequenceTooLongError: a request that does not fit the context.
+      ValueError: If there are no requests, `chunk_size` is below 1, the model does not have a layer, a second moment is
+        missing, `templates` and `key` are both None, or the first template is not "{}".
+      SequenceTooLongError: If a request does not fit the context.
 
     Example:
-      >>> delta = compute_joint_delta(model, requests, MEMITConfig.for_model(model.name),
-      ...                             second_moments=moments, key=jax.random.key(0))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, delta)  # doctest: +SKIP
+      >>> from rome_jax.edit import MEMITConfig, apply_delta, memit
+      >>> config = MEMITConfig.for_model(model.name)
+      >>> delta = memit.compute_joint_delta(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> edited = model.replace(params=apply_delta(model.params, delta))
+      >>> rome_jax.generate_text(edited, [request.text], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of tennis.']
     """
     templates = _check(model, requests, config, second_moments, templates, key, chunk_size)
-    chunks = RequestChunks.of(list(map(behind_subject, requests)), chunk_size)
+    chunks = RequestChunks.of(list(map(length_from_subject, requests)), chunk_size)
     inputs = [_tokenize(model, chunk, config, templates) for chunk in chunks.split(requests)]
 
     def find(chunk: EditInputs) -> np.ndarray:
@@ -210,16 +215,15 @@ def compute_joint_delta(
         found = read_states(params, model.config, chunk, layer, config.layers[-1])
         return tuple(map(np.asarray, found))
 
-    targets = chunks.map(find, inputs, "MEMIT", progress)
+    z = chunks.map(find, inputs, "MEMIT", progress)  # [N, D]
     params, updates = model.params, []
     layers = tqdm(config.layers, unit="layer", desc="MEMIT", disable=not progress)
     for index, layer in enumerate(layers):
-        keys, states = chunks.map(
-            functools.partial(read, params=params, layer=layer), inputs, "MEMIT"
-        )
-        left = associate(keys, _moment(second_moments, config, layer), config.mom2_update_weight)
-        left_over = (targets - states) / (len(config.layers) - index)
-        updates.append(_joint_update(layer, left, left_over))
+        read_layer = functools.partial(read, params=params, layer=layer)
+        keys, h = chunks.map(read_layer, inputs, "MEMIT")  # [N, F] and [N, D]
+        left = associate(keys, moment_of(config, second_moments, layer), config.mom2_update_weight)
+        residual = (z - h) / (len(config.layers) - index)
+        updates.append(_joint_update(layer, left, residual))
         if index + 1 < len(config.layers):
             params = apply_delta(params, Delta((updates[-1],)), donate=index > 0)
     return Delta(tuple(updates))
@@ -237,14 +241,17 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> EditResult:
-    """N independent edits, each of one request; arguments and errors are those of `compute_joint_delta`.
+    """Computes N independent edits, each of one request. Arguments and errors are as in `compute_joint_delta`.
 
     Returns:
-      `EditResult` whose deltas have one update of rank one per layer; losses and steps are those of z.
+      The edits with case axis N and one update of rank one per layer. Losses and steps are those of z.
 
     Example:
-      >>> result = compute(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
+      >>> from rome_jax.edit import MEMITConfig, memit
+      >>> config = MEMITConfig.for_model(model.name)
+      >>> result = memit.compute(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> [update.left.shape for update in result.deltas.updates]
+      [(1, 512, 1), (1, 512, 1), (1, 512, 1)]
     """
     templates = _check(model, requests, config, second_moments, templates, key, chunk_size)
 
@@ -253,7 +260,12 @@ def compute(
         return _independent(model, inputs, config, second_moments)
 
     return map_chunks(
-        compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "MEMIT", progress
+        compute_chunk,
+        requests,
+        list(map(length_from_subject, requests)),
+        chunk_size,
+        "MEMIT",
+        progress,
     )
 
 
@@ -261,12 +273,7 @@ def compute(
 def compute_deltas(
     model: LanguageModel, requests: Sequence[EditRequest], config: MEMITConfig, **options: Any
 ) -> Delta:
-    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
-
-    Example:
-      >>> deltas = compute_deltas(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
-    """
+    """Computes N independent edits as one `Delta` with case axis N. Arguments and errors are as in `compute`."""
     return compute(model, requests, config, **options).deltas
 
 
@@ -276,26 +283,26 @@ def _independent(
     config: MEMITConfig,
     second_moments: Mapping[int, SecondMoment] | None,
 ) -> EditResult:
-    """The edits of a chunk's requests, each on the model that holds its own updates of the lower layers."""
-    targets, found = optimize_states(model.params, model.config, inputs, config)
-    deltas, all_keys = None, []
+    """Computes the edits of a chunk. Each request sees only its own updates of the lower layers."""
+    z, found = optimize_states(model.params, model.config, inputs, config)
+    updates: list[LowRankUpdate] = []
+    all_keys = []
     for index, layer in enumerate(config.layers):
-        keys, states = read_states(
-            model.params, model.config, inputs, layer, config.layers[-1], deltas
+        deltas = Delta(tuple(updates)) if updates else None
+        keys, h = read_states(model.params, model.config, inputs, layer, config.layers[-1], deltas)
+        moment = moment_of(config, second_moments, layer)
+        left = associate(np.asarray(keys)[:, None], moment, config.mom2_update_weight)  # [N, 1, F]
+        residual = (z - h) / (len(config.layers) - index)
+        update = LowRankUpdate(
+            Leaf.MLP_DOWN,
+            jnp.full(len(keys), layer, jnp.int32),
+            jnp.asarray(left[:, 0, :, None], jnp.float32),
+            residual[..., None],
         )
-        left = associate(
-            np.asarray(keys)[:, None],
-            _moment(second_moments, config, layer),
-            config.mom2_update_weight,
-        )
-        right = (targets - states) / (len(config.layers) - index)
-        layers = jnp.full(len(keys), layer, jnp.int32)
-        left = jnp.asarray(left[:, 0, :, None], jnp.float32)
-        update = LowRankUpdate(Leaf.MLP_DOWN, layers, left, right[..., None])
-        deltas = Delta((*(deltas.updates if deltas else ()), update))
+        updates.append(update)
         all_keys.append(keys)
     return EditResult(
-        deltas,
+        Delta(tuple(updates)),
         losses=found.loss,
         steps=found.steps,
         keys=tuple(all_keys),
@@ -304,7 +311,7 @@ def _independent(
 
 
 def _joint_update(layer: int, left: np.ndarray, right: np.ndarray) -> Update:
-    """ΔW = leftᵀ right for left [N, F] and right [N, D], as factors or as a whole, whichever is smaller."""
+    """Builds ΔW = leftᵀ right from [N, F] and [N, D], as factors or dense, whichever takes less memory."""
     (rank, rows), columns = left.shape, right.shape[1]
     if rank * (rows + columns) > rows * columns:
         change = jnp.asarray(left.T @ right, jnp.float32)
@@ -313,18 +320,13 @@ def _joint_update(layer: int, left: np.ndarray, right: np.ndarray) -> Update:
     return LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(layer), *factors)
 
 
-def _moment(
-    second_moments: Mapping[int, SecondMoment] | None, config: MEMITConfig, layer: int
-) -> SecondMoment | None:
-    return second_moments[layer] if config.mom2_adjustment else None
-
-
 def _tokenize(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     config: MEMITConfig,
     templates: Sequence[str],
 ) -> EditInputs:
+    """Builds the token arrays of a chunk."""
     context_length = model.config.context_length
     return tokenize_requests(
         model.tokenizer, requests, templates, config.fact_token, context_length
@@ -340,9 +342,8 @@ def _check(
     key: jax.Array | None,
     chunk_size: int,
 ) -> Sequence[str]:
-    """The context templates, after a look at everything else."""
+    """Checks all arguments and returns the context templates."""
     check_requests(model, requests, config, chunk_size)
-    if config.mom2_adjustment:
-        check_moments(config.layers, second_moments)
+    check_moments(config, second_moments)
     lengths = config.context_template_length_params
     return given_or_sampled(model, templates, key, lengths)

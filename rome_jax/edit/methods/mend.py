@@ -1,9 +1,11 @@
-"""MEND, a baseline of the paper: a network that turns the gradient of an edit's loss into a better one (Mitchell et
-al., 2022, "Fast Model Editing at Scale", section 3).
+"""MEND, a baseline of the ROME paper: a network turns the gradient of an edit's loss into a better update.
 
-    requests ─► gradient factors x, δ ─► normalised ─► network ─► x̃, δ̃ ─► ΔW = rate · Σ_t x̃_t ⊗ δ̃_t
+The method is from Mitchell et al., 2022, "Fast Model Editing at Scale", section 3.
 
-One network serves all layers of a projection; each layer has its own scale and shift in it, and its own rate.
+    requests ─► gradient factors x, δ ─► `RunningNormalizer` ─► `LowRankLayer`s ─► x̃, δ̃
+             ─► ΔW = rate · Σ_t x̃_t ⊗ δ̃_t
+
+One network serves all layers of a projection. Each layer has its own scale and shift in the network, and its own rate.
 
 Axes: N requests, M layers, T tokens, X inputs and Y outputs of a projection, Z = X + Y.
 """
@@ -21,30 +23,42 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.baseline_config import MENDConfig, RateOrder
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.hypernetworks import networks as hypernetworks
+from rome_jax.edit.hypernetworks import edits
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.gradients import GradientFactors
-from rome_jax.models.interventions import Delta, LowRankUpdate
+from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
-# The rates are learned and added to the weights, and δ points uphill.
+# The rate before training. It is negative because the update is added to the weights while δ points uphill.
 INITIAL_RATE = -1e-4
-_EPSILON = 1e-7  # of the standard deviation
+_EPSILON = 1e-7  # added to the standard deviation
 
 
 class RunningNormalizer(nn.Module):
-    """(values − mean) / standard deviation, both over all tokens that training has seen (section 3.2)."""
+    """Normalization by the statistics of all tokens seen in training (section 3.2).
+
+    The output is (values − mean) / standard deviation.
+    """
 
     @nn.compact
     def __call__(self, values: jax.Array, mask: jax.Array, training: bool) -> jax.Array:
-        """values [..., X], mask bool [...] of those that count -> [..., X]; in training they are counted first."""
+        """Normalizes values.
+
+        Args:
+          values: [..., X].
+          mask: bool [...] the tokens that count.
+          training: Whether to add these tokens to the statistics first.
+
+        Returns:
+          [..., X].
+        """
         size = values.shape[-1]
         count = self.variable("statistics", "count", jnp.zeros, ())
         mean = self.variable("statistics", "mean", jnp.zeros, size)
         squares = self.variable("statistics", "squares", jnp.zeros, size)  # Σ (value − mean)²
         if training and not self.is_initializing():
-            # Two sets' moments as one (Chan et al., 1979): the same sums as token by token.
+            # Merging the moments of two sets (Chan et al., 1979) gives the same sums as going token by token.
             weight = mask.astype(values.dtype)[..., None]
             axes = tuple(range(values.ndim - 1))
             new = weight.sum()
@@ -60,20 +74,24 @@ class RunningNormalizer(nn.Module):
 
 
 class LowRankLayer(nn.Module):
-    """z + relu((U V z + b) · scale + shift), with scale and shift of each of M layers of the edited model.
+    """A residual low-rank layer, z + relu((U V z + b) · scale + shift) (appendix C).
 
-    U and b begin at 0: the network begins as the identity (appendix C).
+    Each of the M layers of the edited model has its own scale and shift. U and b start at 0, so the network starts as
+    the identity.
+
+    Attributes:
+      rank: The rank of U V, at most Z.
     """
 
     rank: int
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """[N, M, T, Z] -> the same."""
+        """Maps z [N, M, T, Z] to the same shape."""
         modes, size = z.shape[1], z.shape[-1]
         rank = min(self.rank, size)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        # The published code draws V of variance 1 and takes a tiny learning rate.
+        # The published code draws V with variance 1 and uses a tiny learning rate instead.
         v = self.param("v", nn.initializers.lecun_normal(), (size, rank))
         u = self.param("u", zeros, (rank, size))
         bias = self.param("bias", zeros, (size,))
@@ -82,31 +100,40 @@ class LowRankLayer(nn.Module):
         product = jax.lax.Precision.HIGHEST
         inner = jnp.matmul(jnp.matmul(z, v, precision=product), u, precision=product) + bias
         inner = inner * scale[:, None] + shift[:, None]
-        # At 0, where it begins, relu's gradient must be 1, or nothing is ever learned.
+        # All inputs of relu start at 0. Its gradient there must be 1, or the network would never learn.
         return z + jnp.where(inner >= 0, inner, 0.0)
 
 
 class GradientTransform(nn.Module):
-    """x, δ -> x̃, δ̃ of one projection."""
+    """The network of one projection, which maps the factors x, δ to x̃, δ̃.
+
+    Attributes:
+      config: Hyperparameters.
+    """
 
     config: MENDConfig
 
     @nn.compact
     def __call__(self, factors: GradientFactors, training: bool = False) -> GradientFactors:
+        """Maps the factors of N requests in M layers to factors of the same shapes."""
         mask = factors.mask
-        normalised = [
+        normalized = [
             RunningNormalizer(name=name)(value, mask, training)
             for name, value in (("x", factors.x), ("delta", factors.delta))
         ]
-        z = jnp.concatenate(normalised, axis=-1)
+        z = jnp.concatenate(normalized, axis=-1)
         for index in range(self.config.num_hidden + 1):
             z = LowRankLayer(self.config.rank, name=f"layer_{index}")(z)
-        z = z * mask[..., None]  # a token without a gradient adds nothing
+        z = z * mask[..., None]  # a token without a gradient contributes nothing
         return GradientFactors(*jnp.split(z, [factors.x.shape[-1]], axis=-1))
 
 
 class MEND(nn.Module):
-    """The whole hypernetwork: from gradients to edits."""
+    """The whole hypernetwork, from gradients to edits.
+
+    Attributes:
+      config: Hyperparameters.
+    """
 
     config: MENDConfig
 
@@ -117,15 +144,15 @@ class MEND(nn.Module):
         condition: TokenBatch | None = None,
         training: bool = False,
     ) -> Delta:
-        """Independent edits of N requests.
+        """Computes independent edits of N requests.
 
         Args:
-          factors: of each projection, by the name of its leaf.
-          condition: for other hypernetworks.
-          training: whether running statistics count these gradients.
+          factors: The gradient factors of each projection, by the name of its leaf.
+          condition: Not used; KE reads it.
+          training: Whether to add these gradients to the running statistics.
 
         Returns:
-          One update a weight with case axis N, of rank T.
+          One update of rank T per weight, with case axis N.
         """
         del condition
         config = self.config
@@ -138,10 +165,8 @@ class MEND(nn.Module):
         for column, leaf in enumerate(config.leaves):
             found = GradientTransform(config, name=leaf.name)(factors[leaf.name], training)
             for index, layer in enumerate(config.layers):
-                left = found.x[:, index].swapaxes(1, 2)  # [N, X, T]
-                right = rates[index, column] * found.delta[:, index].swapaxes(1, 2)
-                layers = jnp.full(len(left), layer, jnp.int32)
-                updates.append(LowRankUpdate(leaf, layers, left, right))
+                right = rates[index, column] * found.delta[:, index]
+                updates.append(edits.token_update(leaf, layer, found.x[:, index], right))
         return Delta(tuple(updates))
 
 
@@ -154,43 +179,41 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> EditResult:
-    """N independent edits, each of a single pass through the network.
+    """Computes N independent edits, each by a single pass through the network.
 
     Args:
-      model: what to edit; not changed.
-      requests: the facts to write.
-      config: hyperparameters; those of the network's shape must be its own.
-      hypernetwork: trained for this model; None takes the one that comes with it.
-      chunk_size: requests that run side by side; bounds the memory.
-      progress: show a progress bar.
+      model: The model to edit; it is not changed.
+      requests: The facts to write.
+      config: Hyperparameters. Those that determine the network's shape must be the network's own.
+      hypernetwork: A network trained for this model; None takes the network that comes with the model.
+      chunk_size: Requests that run side by side, which bounds the memory.
+      progress: Whether to show a progress bar.
 
     Returns:
-      `EditResult` with deltas of low rank: one update a weight, its rank the number of tokens.
+      An `EditResult` with low-rank deltas: one update per weight, whose rank is the number of tokens.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer, no hypernetwork, or one of another method, shape or
-        model.
-      SequenceTooLongError: a request that does not fit the context.
+      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or there is no
+        hypernetwork of this method, shape and model.
+      SequenceTooLongError: If a request does not fit into the context.
 
     Example:
-      >>> result = compute(model, requests, MENDConfig.for_model(model.name))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, result.deltas[0])  # doctest: +SKIP
+      >>> from rome_jax import MENDConfig
+      >>> compute(model, [request], MENDConfig.for_model(model.name)).deltas
+      Delta(1 edits: MLP_UP [128, 512] rank 12 at layer 3, ...)
     """
-    hypernetwork = hypernetwork or hypernetworks.load_shipped(MethodName.MEND, model)
-    hypernetworks.check_shape(config, hypernetwork)
-    deltas = hypernetworks.compute_deltas(
-        MEND(config), model, requests, hypernetwork, chunk_size, progress
-    )
-    return EditResult(deltas)
+    hypernetwork = edits.choose(MethodName.MEND, model, config, hypernetwork)
+    return edits.compute(MEND(config), model, requests, hypernetwork, chunk_size, progress)
 
 
 def compute_deltas(
     model: LanguageModel, requests: Sequence[EditRequest], config: MENDConfig, **options: Any
 ) -> Delta:
-    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+    """Returns the deltas of `compute`, N independent edits with case axis N. Takes and raises the same.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, MENDConfig.for_model(model.name))  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> from rome_jax import MENDConfig, apply_delta
+      >>> deltas = compute_deltas(model, [request], MENDConfig.for_model(model.name))
+      >>> edited = apply_delta(model.params, deltas[0])
     """
     return compute(model, requests, config, **options).deltas

@@ -1,8 +1,18 @@
 """ROME: Rank-One Model Editing (Meng et al., 2022, "Locating and Editing Factual Associations in GPT", section 3).
 
-    requests, templates ─► token arrays ─► states at layer l ─► k*, u = C⁻¹ k* ─► v* ─► ΔW = u ⊗ (v* − W k) / (k · u)
+ROME reads the down-projection W of an MLP as a linear associative memory, which maps keys to values. It inserts the
+pair (k*, v*), where k* stands for the subject and v* makes the model produce the target:
 
-Every stage is a pure function of arrays and works on N independent requests at once; this module calls them in order.
+    minimize ‖Ŵ K − V‖ subject to Ŵ k* = v*, solved by Ŵ = W + Λ (C⁻¹ k*)ᵀ        (equation 2)
+
+C is the second moment of the keys. The steps are those of section 3.1:
+
+    requests, templates -> token arrays -> states at layer l -> 1. k* and u = C⁻¹ k* / ‖C⁻¹ k*‖
+                                                             -> 2. v*
+                                                             -> 3. ΔW = u Λᵀ with Λ = (v* − W k) / (k · u)
+
+Kernels are stored [in, out], so ΔW here is the transpose of the paper's. Every step is a pure function of arrays and
+works on N independent requests at once. `compute_from_inputs` calls them in order.
 """
 
 from __future__ import annotations
@@ -20,35 +30,41 @@ from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, rank_one_update
 from rome_jax.edit.renamed import accept_covariance
 from rome_jax.edit.result import EditResult
-from rome_jax.edit.stages.chunks import behind_subject, check_moments, check_requests, map_chunks
+from rome_jax.edit.stages.chunks import (
+    check_moments,
+    check_requests,
+    length_from_subject,
+    map_chunks,
+    moment_of,
+)
 from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states, whitened_direction
 from rome_jax.edit.stages.value import ValueResult, optimize_value
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta
+from rome_jax.models.interventions import Delta, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
-# ‖ΔW‖ / ‖W‖ beyond this is no edit of one fact: disabling edits (arXiv 2403.07175) are far above, sound ones of the
-# shipped models about 0.2 to 3.
+# Sound edits of the shipped models have ‖ΔW‖ / ‖W‖ of 0.2 to 3. Edits that disable a model (arXiv 2403.07175) are far
+# above this ratio.
 EXPLOSION_RATIO = 10.0
 
 
 @struct.dataclass
 class LayerEdit:
-    """How the update of one layer came about, for N requests.
+    """The update of one layer and its intermediate results, for N requests.
 
     Attributes:
-      layer: its index (static).
-      key: [N, F], k*, the mean over the contexts.
-      u: [N, F], the whitened direction.
-      value: [N, D], v*.
-      optimization: losses and δ of the value.
-      division_factor: [N], k · u.
-      norm: [N], ‖ΔW‖ (Frobenius).
-      norm_ratio: [N], ‖ΔW‖ / ‖W‖.
+      layer: Index of the layer (static).
+      key: float32 [N, F] k*, the mean key over the contexts.
+      u: float32 [N, F] whitened direction, with norm 1.
+      value: float32 [N, D] v*.
+      optimization: Losses and δ of the optimization of v*.
+      division_factor: float32 [N] k · u.
+      norm: float32 [N] ‖ΔW‖ (Frobenius).
+      norm_ratio: float32 [N] ‖ΔW‖ / ‖W‖.
     """
 
     layer: int = struct.field(pytree_node=False)
@@ -69,59 +85,65 @@ def compute_from_inputs(
     config: ROMEConfig,
     second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
 ) -> EditResult:
-    """The algorithm: N independent edits from token arrays. Pure; its stages are compiled one by one.
+    """Computes N independent edits from token arrays. This is the algorithm; its steps are compiled one by one.
 
-    With the factors of the second moments it can be traced as a whole: jit it with everything but `params`, `inputs`
-    and the factors closed over.
+    If `second_moments` holds factors, the function can also be traced as a whole: `jax.jit` it with `params`, `inputs`
+    and the factors as arguments and everything else closed over.
 
     Args:
-      params, model_config: the model.
-      inputs: token arrays of N requests; see `rome_jax.edit.stages.inputs.tokenize_requests`.
-      config: hyperparameters.
-      second_moments: second moments by layer, or inside a `jit` their factors (`SecondMoment.factor`, float32
-        [F, F]); needed if `config.mom2_adjustment`.
+      params: Weights of the model; they are not changed.
+      model_config: Configuration of the model.
+      inputs: Token arrays of N requests, as built by `tokenize_requests`.
+      config: Hyperparameters.
+      second_moments: Second moment C of each edited layer, or inside a `jit` its factor (`SecondMoment.factor`,
+        float32 [F, F]). Required if `config.mom2_adjustment` is set.
+
+    Returns:
+      The edits with case axis N, and a `LayerEdit` for each edited layer.
+
+    Example:
+      >>> from rome_jax.edit import rome, tokenize_requests
+      >>> inputs = tokenize_requests(model.tokenizer, [request], ["{}"], config.fact_token, 256)
+      >>> result = rome.compute_from_inputs(model.params, model.config, inputs, config, moments)
+      >>> result.layers[0].value.shape
+      (1, 128)
     """
-    num_requests, num_rows = inputs.lookup.shape
-    deltas, edits = None, []
+    updates: list[LowRankUpdate] = []
+    edits: list[LayerEdit] = []
     for layer in config.layers:
+        # The requests share the states of their contexts until edits of lower layers make them differ.
+        deltas, shared = (Delta(tuple(updates)), None) if updates else (None, inputs.shared)
         states = layer_states(
-            params,
-            model_config,
-            inputs.batch,
-            inputs.lookup.reshape(-1),
-            layer,
-            deltas,
-            inputs.contexts,
+            params, model_config, inputs.batch, inputs.fact, layer, deltas, shared
         )
-        keys, values = (
-            x.reshape(num_requests, num_rows, -1)[:, :-1] for x in (states.key, states.value)
-        )  # [N, K, F] and [N, K, D], without the essence row
-        mean_key = keys.mean(axis=1)
-        u = whitened_direction(mean_key, second_moments[layer] if config.mom2_adjustment else None)
+        keys, values = inputs.by_context(states.key), inputs.by_context(states.value)  # [K, N, ...]
 
-        start = values[:, 0]  # v₀, of the unprefixed prompt
-        optimized = optimize_value(
-            params, model_config, config, inputs, states.hidden, start, layer
+        # Step 1: k*, the mean key over the contexts (equation 3), and u = C⁻¹ k* / ‖C⁻¹ k*‖.
+        mean_key = keys.mean(axis=0)
+        u = whitened_direction(mean_key, moment_of(config, second_moments, layer))
+
+        # Step 2: v* = v₀ + δ (equation 4), where v₀ is the present value of the bare prompt.
+        v0 = values[0]
+        optimization = optimize_value(
+            params, model_config, config, inputs, states.hidden, v0, layer, shared
         )
-        target = start + optimized.delta
+        v_star = v0 + optimization.delta
 
+        # Step 3: ΔW = u Λᵀ with Λ = (v* − W k) / (k · u) (equation 2).
         if config.key_mode is KeyMode.REFERENCE:
-            key, value = keys[:, 0], start
-        else:  # W k + b is affine: the mean value is that of the mean key
-            key, value = mean_key, values.mean(axis=1)
-        update, factor = rank_one_update(layer, u, key, value, target)
-        deltas = Delta((*(deltas.updates if deltas else ()), update))
-        inputs = inputs.replace(contexts=None)  # the edits make them differ
+            k, wk = keys[0], v0
+        else:  # W k + b is affine, so the mean value is the value of the mean key
+            k, wk = mean_key, values.mean(axis=0)
+        update, factor = rank_one_update(layer, u, k, wk, v_star)
+        updates.append(update)
+
+        norm = jnp.linalg.norm(update.right[..., 0], axis=-1)  # ‖ΔW‖ = ‖u‖ ‖Λ‖, and ‖u‖ = 1
         weight = params["blocks"]["mlp"]["down"]["kernel"][layer].astype(jnp.float32)
-        norm = jnp.linalg.norm(update.right[..., 0], axis=-1)  # ‖u‖ = 1
-        edits.append(
-            LayerEdit(
-                layer, mean_key, u, target, optimized, factor, norm, norm / jnp.linalg.norm(weight)
-            )
-        )
+        ratio = norm / jnp.linalg.norm(weight)
+        edits.append(LayerEdit(layer, mean_key, u, v_star, optimization, factor, norm, ratio))
     first = edits[0].optimization
     return EditResult(
-        deltas,
+        Delta(tuple(updates)),
         losses=first.loss,
         steps=first.steps,
         keys=tuple(edit.key for edit in edits),
@@ -138,28 +160,31 @@ def edit(
     config: ROMEConfig,
     second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
 ) -> forward.Params:
-    """From params to params: one edit computed and merged, for a jit of your own. It has no host callback.
+    """Computes one edit and merges it into the weights: from params to params, without a host callback.
 
     Args:
-      params, model_config, config, second_moments: as for `compute_from_inputs`.
-      inputs: token arrays of one request.
+      params, model_config, config, second_moments: As in `compute_from_inputs`.
+      inputs: Token arrays of one request.
 
     Returns:
       New params; the old ones stay valid.
 
     Raises:
-      ValueError: several requests.
+      ValueError: If `inputs` holds more than one request.
 
     Example:
-      >>> inputs = tokenize_requests(tokenizer, [request], templates, config.fact_token, 1024)  # doctest: +SKIP
-      >>> factors = {layer: moments[layer].factor for layer in config.layers}  # doctest: +SKIP
-      >>> step = jax.jit(lambda params, factors: rome.edit(params, model_config, inputs, config, factors))
-      >>> edited = step(params, factors)  # doctest: +SKIP
+      >>> from rome_jax.edit import rome, tokenize_requests
+      >>> inputs = tokenize_requests(model.tokenizer, [request], ["{}"], config.fact_token, 256)
+      >>> factors = {layer: moments[layer].factor for layer in config.layers}
+      >>> step = jax.jit(lambda params, factors: rome.edit(params, model.config, inputs, config, factors))
+      >>> edited = model.replace(params=step(model.params, factors))
+      >>> rome_jax.generate_text(edited, [request.text], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of tennis.']
     """
-    if len(inputs.lookup) != 1:
+    if inputs.num_requests != 1:
         raise ValueError(
-            f"inputs hold {len(inputs.lookup)} requests: edit one after another, or score them side by side with "
-            "compute_deltas."
+            f"inputs hold {inputs.num_requests} requests: edit them one after another, or use compute_deltas to "
+            "compute independent edits."
         )
     result = compute_from_inputs(params, model_config, inputs, config, second_moments)
     return apply_delta(params, result.deltas[0])
@@ -177,33 +202,35 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> EditResult:
-    """N independent edits, with everything that is known of them.
+    """Computes N independent edits, with all intermediate results.
 
     Args:
-      model: what to edit; not changed.
-      requests: the facts to write.
-      config: hyperparameters.
-      second_moments: second moments by layer; needed if `config.mom2_adjustment`.
-      templates: context templates that end in "{}", the first of them "{}"; sampled from the model if None.
+      model: Model to edit; it is not changed.
+      requests: N facts to write.
+      config: Hyperparameters.
+      second_moments: Second moment C of each edited layer. Required if `config.mom2_adjustment` is set.
+      templates: Context templates. Each ends in "{}", and the first is "{}". None samples them from the model.
       key: PRNG key of that sampling.
-      chunk_size: requests that are optimised at once; bounds the memory. 8 is fastest on CPUs; GPUs take more.
-      progress: show a progress bar.
+      chunk_size: Number of requests that are optimized at once; it bounds the memory. 8 is fastest on CPUs, and GPUs
+        can take more.
+      progress: Whether to show a progress bar.
 
     Returns:
-      `EditResult` with a leading case axis N.
+      The edits with case axis N, and a `LayerEdit` for each edited layer.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, no such layer, a missing second moment, neither templates nor key,
-        templates that do not start with "{}".
-      SequenceTooLongError: a request that does not fit the context.
+      ValueError: If there are no requests, `chunk_size` is below 1, the model does not have a layer, a second moment is
+        missing, `templates` and `key` are both None, or the first template is not "{}".
+      SequenceTooLongError: If a request does not fit the context.
 
     Example:
-      >>> result = compute(model, [request], ROMEConfig.for_model(model.name),
-      ...                  second_moments=moments, key=jax.random.key(0))  # doctest: +SKIP
+      >>> from rome_jax.edit import rome
+      >>> result = rome.compute(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> result.deltas.updates[0].left.shape, bool(result.layers[0].norm_ratio[0] < 3)
+      ((1, 512, 1), True)
     """
     check_requests(model, requests, config, chunk_size)
-    if config.mom2_adjustment:
-        check_moments(config.layers, second_moments)
+    check_moments(config, second_moments)
     lengths = config.context_template_length_params
     templates = given_or_sampled(model, templates, key, lengths)
 
@@ -215,7 +242,12 @@ def compute(
         return compute_from_inputs(model.params, model.config, inputs, config, second_moments)
 
     result = map_chunks(
-        compute_chunk, requests, list(map(behind_subject, requests)), chunk_size, "ROME", progress
+        compute_chunk,
+        requests,
+        list(map(length_from_subject, requests)),
+        chunk_size,
+        "ROME",
+        progress,
     )
     for message in _warnings(result, requests):
         warnings.warn(message, EditWarning, stacklevel=3)  # past the decorator
@@ -234,11 +266,14 @@ def compute_deltas(
     chunk_size: int = 8,
     progress: bool = False,
 ) -> Delta:
-    """N independent edits as one Delta with case axis N; arguments and errors are those of `compute`.
+    """Computes N independent edits as one `Delta` with case axis N. Arguments and errors are as in `compute`.
 
     Example:
-      >>> deltas = compute_deltas(model, requests, config, second_moments=moments, key=key)  # doctest: +SKIP
-      >>> edited = apply_delta(model.params, deltas[0])  # doctest: +SKIP
+      >>> from rome_jax.edit import apply_delta, rome
+      >>> deltas = rome.compute_deltas(model, [request], config, second_moments=moments, templates=["{}"])
+      >>> edited = model.replace(params=apply_delta(model.params, deltas[0]))
+      >>> rome_jax.generate_text(edited, [request.text], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of tennis.']
     """
     return compute(
         model,
@@ -262,23 +297,28 @@ def compute_sequence(
     templates: Sequence[str] | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[tuple[LanguageModel, EditResult]]:
-    """Edits one after another, each computed on the model that holds all earlier ones.
+    """Yields edits made one after another, each computed on the model that holds all earlier ones.
 
     Args:
-      model: what to edit first; it stays valid.
-      requests, config, second_moments, templates, key: as for `compute`. Templates and second moments are those of the
-        unedited model throughout.
+      model: Model to start from; it stays valid.
+      requests, config, second_moments, templates, key: As in `compute`. Templates are sampled once, from the unedited
+        model, and the second moments are also those of the unedited model throughout.
 
     Yields:
-      After each edit, the model so far and the edit with its case axis of 1. A model's changed weights are written
-      over when the next one is asked for: read what you need of it before, or copy it.
+      After each edit, the model so far and the result of the edit, with a case axis of 1. The changed weights of a
+      yielded model are overwritten when the next one is requested: read or copy what you need of it before that.
 
     Raises:
-      ValueError: as `compute`.
+      ValueError: As in `compute`.
+      SequenceTooLongError: As in `compute`.
 
     Example:
-      >>> for edited, result in compute_sequence(model, requests, config, second_moments=moments, key=key):
-      ...     print(result.layers[0].norm_ratio)  # doctest: +SKIP
+      >>> from rome_jax.edit import rome
+      >>> for edited, result in rome.compute_sequence(
+      ...     model, [request], config, second_moments=moments, templates=["{}"]
+      ... ):
+      ...     print(result.steps.tolist())
+      [4]
     """
     lengths = config.context_template_length_params
     templates = given_or_sampled(model, templates, key, lengths)
@@ -292,15 +332,16 @@ def compute_sequence(
 
 
 def _warnings(result: EditResult, requests: Sequence[EditRequest]) -> Iterator[str]:
-    """Names the edits that write what the model says anyway, and those that will harm it."""
-    for index in np.flatnonzero(result.was_answer):
+    """Yields a message for each edit that is unnecessary or will harm the model."""
+    was_answer = np.zeros(0) if result.was_answer is None else result.was_answer
+    for index in np.flatnonzero(was_answer).tolist():
         yield (
-            f"target_new={requests[index].target_new!r} is the model's present answer to "
+            f"target_new={requests[index].target_new!r} is already the model's answer to "
             f"{requests[index].text!r}: the edit changes little."
         )
     for edit in result.layers:
-        # NaN counts too.
-        for index in np.flatnonzero(~(np.asarray(edit.norm_ratio) < EXPLOSION_RATIO)):
+        explodes = ~(np.asarray(edit.norm_ratio) < EXPLOSION_RATIO)  # also True for NaN
+        for index in np.flatnonzero(explodes).tolist():
             yield (
                 f"the edit of {requests[index].subject!r} changes layer {edit.layer} by "
                 f"{float(edit.norm_ratio[index]):.2g} times the norm of its weights (division factor "

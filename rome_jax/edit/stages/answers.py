@@ -1,7 +1,8 @@
-"""Whether edits do what they were asked for: is the target now the model's answer?"""
+"""Whether an edited model gives the target as its answer."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -23,36 +24,37 @@ def target_is_answer(
     deltas: Delta | None = None,
     chunk_size: int = 32,
 ) -> np.ndarray:
-    """Whether greedy decoding of each request's prompt gives its new target.
+    """Checks whether greedy decoding of each request's prompt gives its new target.
 
     Args:
-      model: the unedited model.
-      requests: N of them.
-      deltas: N edits, one per request; None asks the model as it is.
-      chunk_size: requests that run side by side; bounds the memory.
+      model: Unedited model.
+      requests: N requests.
+      deltas: N edits, one per request. None checks the unedited model.
+      chunk_size: Number of requests that run at once; it bounds the memory.
 
     Returns:
       bool [N].
 
     Raises:
-      SequenceTooLongError: If a prompt does not fit the context with its target.
+      SequenceTooLongError: If a prompt with its target does not fit the context.
 
     Example:
-      >>> target_is_answer(model, requests, deltas).mean()  # doctest: +SKIP
-      1.0
+      >>> target_is_answer(model, [request]).tolist()
+      [False]
     """
     inputs = tokenize_request_targets(model.tokenizer, requests, model.config.context_length)
     dense = deltas is not None and any(isinstance(u, DenseUpdate) for u in deltas.updates)
-    size = 1 if dense else chunk_size  # dense edits are merged, one at a time
+    size = 1 if dense else chunk_size  # dense edits are merged into the weights one at a time
 
     def ask(rows: Sequence[int]) -> np.ndarray:
         chosen: TargetInputs = jax.tree.map(lambda leaf: leaf[np.array(rows)], inputs)
         params, own = model.params, None
-        if dense:
+        if deltas is not None and dense:
             params = apply_delta(params, deltas[rows[0]])
         elif deltas is not None:
             own = jax.tree.map(lambda leaf: leaf[np.array(rows)], deltas)
-        batch = chosen.batch.replace(case=np.arange(len(rows), dtype=np.int32))
+        case = np.arange(len(rows), dtype=np.int32)
+        batch = dataclasses.replace(chosen.batch, case=case)
         logits = forward.logits(params, model.config, batch, positions=chosen.read, deltas=own)
         right = jnp.argmax(logits, -1) == chosen.target_ids
         return np.asarray((right | ~chosen.target_mask).all(-1))

@@ -1,7 +1,8 @@
-"""Requests in chunks of one size, so that one compiled program serves any number of them, and what the methods check
-before they begin.
+"""Chunks of requests, and the checks that all methods share.
 
-    lengths ─► order, size ─► parts ─► function of each ─► one pytree, in the order of the requests
+Every chunk has the same size, so that one compiled program serves any number of requests:
+
+    lengths -> order and size -> chunks -> function of each chunk -> one pytree, in the order of the requests
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
+Moment = TypeVar("Moment")
 
 
 @dataclasses.dataclass(frozen=True)
 class RequestChunks:
-    """A split of N items.
+    """A split of N items into chunks of equal size.
 
     Attributes:
-      order: int [N], the items' indices, those of like length together.
-      size: of every chunk.
+      order: int [N] indices of the items, sorted by length.
+      size: Number of items in every chunk.
     """
 
     order: np.ndarray
@@ -38,15 +39,20 @@ class RequestChunks:
 
     @classmethod
     def of(cls, lengths: Sequence[int], chunk_size: int) -> RequestChunks:
-        """The split of items that have these lengths; equal lengths keep their order."""
+        """Splits items by length. Items of equal length keep their order.
+
+        Args:
+          lengths: Length of each item.
+          chunk_size: Largest size of a chunk.
+        """
         order = np.argsort(lengths, kind="stable")
         return cls(order, min(chunk_size, len(order)))
 
     def split(self, items: Sequence[Item]) -> list[list[Item]]:
-        """The items of each chunk. A short last chunk repeats its own: one shape, one program.
+        """Returns the items of each chunk. A short last chunk repeats its items, so that all shapes are the same.
 
         Example:
-          >>> Chunks.of([5, 1, 3], 2).split("abc")
+          >>> RequestChunks.of([5, 1, 3], 2).split("abc")
           [['b', 'c'], ['a', 'a']]
         """
         return [
@@ -60,24 +66,24 @@ class RequestChunks:
         label: str,
         progress: bool = False,
     ) -> Any:
-        """A function of every chunk, as one pytree of all items.
+        """Calls a function for every chunk and joins the results.
 
         Args:
-          function: of one chunk; its result is a pytree whose leaves have the chunk's items as their leading axis.
-          parts: what it is called with: one a chunk, such as `split` gives.
-          label: of the progress bar.
-          progress: show one.
+          function: Function of one part. It returns a pytree with the items of the chunk as leading axis.
+          parts: Argument of the function for each chunk, such as the lists that `split` returns.
+          label: Label of the progress bar.
+          progress: Whether to show a progress bar.
 
         Returns:
-          The results joined, in the order of the items; without those that only filled the last chunk. What the
-          function gives as numpy arrays stays on the host.
+          One pytree with all items as leading axis, in their original order. The items that filled up the last chunk
+          are dropped. Leaves that the function returns as numpy arrays stay on the host.
         """
         results = []
         with tqdm(
             total=len(self.order),
             unit="edit",
             desc=label,
-            leave=None,  # inside another bar it vanishes when it is done
+            leave=None,  # a bar inside another one disappears when it is done
             disable=not progress,
         ) as bar:
             for chunk, part in zip(self._indices(), parts, strict=True):
@@ -88,12 +94,14 @@ class RequestChunks:
         return jax.tree.map(lambda *leaves: _concatenate(leaves)[back], *results)
 
     def _indices(self) -> list[np.ndarray]:
+        """Returns the indices of the items of each chunk; the last chunk may be short."""
         return [
             self.order[begin : begin + self.size] for begin in range(0, len(self.order), self.size)
         ]
 
 
 def _concatenate(leaves: Sequence[np.ndarray | jax.Array]) -> np.ndarray | jax.Array:
+    """Joins arrays where they are: numpy arrays on the host, and jax arrays on the device."""
     return leaves[0].__array_namespace__().concat(leaves)
 
 
@@ -105,18 +113,19 @@ def map_chunks(
     label: str,
     progress: bool = False,
 ) -> Any:
-    """A function of `chunk_size` items, or all if they are fewer, for any number of them.
+    """Calls a function for chunks of items and joins the results.
 
     Args:
-      function: of a list of items, always of the same length; gives a pytree whose leaves have them as leading axis.
-      items: such as requests.
-      lengths: by which they are sorted: those of like length share a chunk, and so have little padding.
-      chunk_size: at least 1.
-      label: of the progress bar.
-      progress: show one.
+      function: Function of a list of `chunk_size` items, or of all items if there are fewer. It returns a pytree
+        with the items as leading axis.
+      items: Items, such as requests.
+      lengths: Length of each item. Items of similar length share a chunk, which keeps the padding short.
+      chunk_size: Number of items per chunk, at least 1.
+      label: Label of the progress bar.
+      progress: Whether to show a progress bar.
 
     Returns:
-      The pytree of all items, in their order.
+      One pytree with all items as leading axis, in their original order.
 
     Example:
       >>> map_chunks(lambda items: np.array(items) ** 2, [3, 1, 2], [3, 1, 2], 2, "squares").tolist()
@@ -126,8 +135,15 @@ def map_chunks(
     return chunks.map(function, chunks.split(items), label, progress)
 
 
-def behind_subject(request: EditRequest) -> int:
-    """Characters of prompt and target from the subject's end on: what a step of an optimisation at the subject runs."""
+def length_from_subject(request: EditRequest) -> int:
+    """Counts the characters from the subject's slot to the end of the target.
+
+    A step of an optimization at the subject runs about this much of the text, so chunks are formed by this length.
+
+    Example:
+      >>> length_from_subject(request)  # "{} plays the sport of" and "tennis"
+      27
+    """
     return len(request.prompt) - request.prompt.index(SLOT) + len(request.target_new)
 
 
@@ -137,10 +153,10 @@ def check_requests(
     config: Hyperparameters,
     chunk_size: int = 1,
 ) -> None:
-    """What every method asks of its arguments.
+    """Checks the arguments that all methods share.
 
     Raises:
-      ValueError: no requests, a chunk_size below 1, or a layer that the model does not have.
+      ValueError: If there are no requests, `chunk_size` is below 1, or the model does not have a layer.
     """
     if not requests:
         raise ValueError("requests is empty: give at least one EditRequest.")
@@ -150,15 +166,33 @@ def check_requests(
         model.config.check_layer(layer, "layers")
 
 
-def check_moments(layers: Sequence[int], second_moments: Mapping[int, SecondMoment] | None) -> None:
-    """What a method asks that weighs keys by their second moment.
+def check_moments(config: Hyperparameters, second_moments: Mapping[int, Any] | None) -> None:
+    """Checks that every edited layer has a second moment, if the configuration uses them.
 
     Raises:
-      ValueError: a layer without one.
+      ValueError: If a layer has none.
     """
-    for layer in layers:
-        if layer not in (second_moments or {}):
-            raise ValueError(
-                f"second_moments has no second moment of layer {layer}: collect it (python -m eval.layer_stats) "
-                "or set mom2_adjustment=False."
-            )
+    for layer in config.layers:
+        moment_of(config, second_moments, layer)
+
+
+def moment_of(
+    config: Hyperparameters, second_moments: Mapping[int, Moment] | None, layer: int
+) -> Moment | None:
+    """Returns the second moment of a layer, or None if the configuration does not use second moments.
+
+    Raises:
+      ValueError: If the layer has none.
+
+    Example:
+      >>> moment_of(config, {0: "C of layer 0"}, 0)
+      'C of layer 0'
+    """
+    if not config.needs_second_moments:
+        return None
+    if second_moments is None or layer not in second_moments:
+        raise ValueError(
+            f"second_moments has no second moment of layer {layer}: collect it (python -m eval.layer_stats) "
+            "or set mom2_adjustment=False."
+        )
+    return second_moments[layer]

@@ -1,7 +1,8 @@
-"""Context templates: beginnings of texts that the model writes itself, behind which the edit is to hold too.
+"""Context templates: prefixes under which an edit must also hold.
 
-A context template ends in "{}", the place of the whole prompt; the first is always "{}" itself. The others give the
-key and the value some generality: the subject does not always open the text (paper, section 3.1).
+A context template ends in "{}", which stands for the whole prompt. The first template is always "{}", the bare prompt.
+The others put a short text that the model wrote itself in front of the prompt, so that k* and v* do not depend on the
+subject being the first word of the text (Meng et al., 2022, section 3.1).
 """
 
 from __future__ import annotations
@@ -11,27 +12,35 @@ from collections.abc import Sequence
 import jax
 
 from rome_jax.data.request import SLOT
+from rome_jax.edit.config import Hyperparameters
 from rome_jax.models.generate import Sampling, clean_text, generate_text
+from rome_jax.models.registry import LanguageModel
 
 _SAMPLING = Sampling(top_k=5)
 
 
 def sample_templates(
-    model, key: jax.Array, lengths: Sequence[tuple[int, int]] = ((5, 10), (10, 10))
+    model: LanguageModel,
+    key: jax.Array,
+    lengths: Sequence[tuple[int, int]] = ((5, 10), (10, 10)),
 ) -> tuple[str, ...]:
-    """Templates with prefixes that the model writes itself, after its begin-of-text token.
+    """Samples templates with prefixes that the model writes after its begin-of-text token.
 
     Args:
-      model: `LanguageModel`.
-      key: PRNG key; the same key gives the same templates.
-      lengths: (tokens, count) pairs; the tokens include the begin-of-text token, as in the original.
+      model: Model to sample from.
+      key: PRNG key. The same key gives the same templates.
+      lengths: (tokens, count) pairs. `tokens` includes the begin-of-text token, as in the published code.
 
     Returns:
-      "{}" and one template for each prefix: 21 with the published lengths.
+      "{}" followed by one template per prefix. The default `lengths` are the published ones and give 21 templates.
+
+    Raises:
+      ValueError: If the tokenizer has neither a begin-of-text nor an end-of-text token.
 
     Example:
-      >>> sample_templates(model, jax.random.key(0))[1]  # doctest: +SKIP
-      'The first thing. {}'
+      >>> templates = sample_templates(model, key)
+      >>> len(templates), templates[0], templates[1].endswith(". {}")
+      (21, '{}', True)
     """
     start = model.tokenizer.bos_token or model.tokenizer.eos_token
     if start is None:
@@ -51,21 +60,42 @@ def sample_templates(
     return tuple(templates)
 
 
+def templates_for(model: LanguageModel, config: Hyperparameters, seed: int = 0) -> tuple[str, ...]:
+    """Samples the templates that a method's configuration asks for.
+
+    Args:
+      model: Model to sample from.
+      config: Hyperparameters of the method. `config.template_lengths` gives the prefix lengths and counts.
+      seed: Seed of the PRNG key.
+
+    Returns:
+      The templates, as in `sample_templates`. Empty if the method does not use templates.
+
+    Example:
+      >>> len(templates_for(model, config))
+      21
+    """
+    if config.template_lengths is None:
+        return ()
+    return sample_templates(model, jax.random.key(seed), config.template_lengths)
+
+
 def given_or_sampled(
-    model,
+    model: LanguageModel,
     templates: Sequence[str] | None,
     key: jax.Array | None,
     lengths: Sequence[tuple[int, int]],
 ) -> Sequence[str]:
-    """The templates that are given, or else those that a key samples.
+    """Returns the given templates, or samples them if there are none.
 
     Args:
-      model: `LanguageModel`.
-      templates: end in "{}", the first of them "{}"; None to sample them.
-      key, lengths: as for `sample_templates`.
+      model: Model to sample from.
+      templates: Context templates. Each ends in "{}", and the first is "{}". None samples them.
+      key: PRNG key of the sampling. Only used if `templates` is None.
+      lengths: As in `sample_templates`.
 
     Raises:
-      ValueError: neither templates nor key, or templates that do not start with "{}".
+      ValueError: If templates and key are both None, or the first template is not "{}".
     """
     if templates is None:
         if key is None:

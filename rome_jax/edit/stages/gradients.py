@@ -1,10 +1,10 @@
-"""Gradients of an edit's loss at the MLP weights, as the factors that they consist of.
+"""Gradients of an edit's loss with respect to the MLP weights, as the factors that they consist of.
 
-For a projection y = x W + b the gradient is a sum over tokens (Mitchell et al., 2022, section 3),
+For a projection y = x W + b, the gradient is a sum over tokens (Mitchell et al., 2022, section 3):
 
-    ∂L/∂W = Σ_t x_t ⊗ δ_t    with δ_t = ∂L/∂y_t,
+    ∂L/∂W = Σ_t x_t ⊗ δ_t    with δ_t = ∂L/∂y_t
 
-so N requests have N such sums, and not N gradients as large as the weights. MEND and KE start from x and δ.
+Storing x and δ for each of N requests avoids N gradients as large as the weights. MEND and KE start from x and δ.
 
 Axes: N requests, M layers, T tokens, X inputs and Y outputs of the projection.
 """
@@ -23,7 +23,7 @@ from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
 from rome_jax.models.layers import Interventions
 
-# Where a projection's inputs and outputs can be seen.
+# The sites of a projection's inputs and outputs.
 _SITES = {
     Leaf.MLP_UP: (Site.MLP_IN, Site.MLP_PRE),
     Leaf.MLP_DOWN: (Site.MLP_KEY, Site.MLP_OUT),
@@ -35,8 +35,8 @@ class GradientFactors:
     """The gradients of N requests at one projection in M layers.
 
     Attributes:
-      x: float32 [N, M, T, X], inputs of the projection.
-      delta: float32 [N, M, T, Y], gradients of its outputs; 0 in the padding.
+      x: float32 [N, M, T, X] inputs of the projection.
+      delta: float32 [N, M, T, Y] gradients of the loss with respect to its outputs; 0 in the padding.
     """
 
     x: jax.Array
@@ -44,7 +44,7 @@ class GradientFactors:
 
     @property
     def mask(self) -> jax.Array:
-        """bool [N, M, T], tokens on which the loss depends."""
+        """bool [N, M, T] tokens that the loss depends on."""
         return jnp.any(self.x != 0, axis=-1) & jnp.any(self.delta != 0, axis=-1)
 
 
@@ -56,16 +56,24 @@ def gradient_factors(
     layers: tuple[int, ...],
     leaves: tuple[Leaf, ...],
 ) -> dict[str, GradientFactors]:
-    """The gradients of each request's loss, the mean negative log-likelihood of its target.
+    """Computes the gradients of each request's loss, the mean negative log-likelihood of its target.
 
     Args:
-      params, model_config: the model.
+      params: Weights of the model.
+      model_config: Configuration of the model (static).
       inputs: N prompts with the new targets.
-      layers: ascending; those below the first of them run without a gradient.
-      leaves: which projections of the MLP.
+      layers: Layers in ascending order (static). Layers below the first one run without a gradient.
+      leaves: Projections of the MLP (static).
 
     Returns:
-      Factors by the name of the leaf.
+      The factors by the name of the leaf.
+
+    Example:
+      >>> from rome_jax.edit.stages.targets import tokenize_request_targets
+      >>> inputs = tokenize_request_targets(model.tokenizer, [request], 256)
+      >>> gradients = gradient_factors(model.params, model.config, inputs, (4, 5), (Leaf.MLP_UP,))
+      >>> gradients["MLP_UP"].x.shape, gradients["MLP_UP"].delta.shape
+      ((1, 2, 8, 128), (1, 2, 8, 512))
     """
     first = layers[0]
     batch = inputs.batch
@@ -90,7 +98,8 @@ def gradient_factors(
         )
         read = jnp.take_along_axis(out.hidden, inputs.read[..., None], axis=1)
         nll = target_nll(forward.unembed(params, model_config, read), inputs)
-        return nll.sum(), out.captures  # a request's gradient is that of its own loss
+        # Requests do not interact, so the gradient of the sum holds the gradient of each.
+        return nll.sum(), out.captures
 
     probes = {
         leaf.name: jnp.zeros(
@@ -110,6 +119,11 @@ def gradient_factors(
 
 
 def projection_sizes(model_config: ModelConfig, leaf: Leaf) -> tuple[int, int]:
-    """Inputs and outputs of a projection of the MLP."""
+    """Returns the numbers of inputs and outputs of a projection of the MLP.
+
+    Example:
+      >>> projection_sizes(model.config, Leaf.MLP_UP)
+      (128, 512)
+    """
     sizes = (model_config.width, model_config.mlp_width)
     return sizes if leaf is Leaf.MLP_UP else sizes[::-1]

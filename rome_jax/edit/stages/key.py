@@ -1,7 +1,9 @@
-"""k*: the states at the edit layer, read once, and the whitened key (paper, section 3.1, step 1).
+"""k*: the states at the edited layer and the whitened key (Meng et al., 2022, section 3.1, step 1).
 
-Nothing below the edit layer depends on the edit, so one forward pass to that layer gives the keys, the present
-values and the residual stream from which the value optimization continues.
+Nothing up to the edited layer depends on the edit. One forward pass to that layer gives the keys, the present values,
+and the residual stream from which the optimization of v* continues.
+
+Axes: R rows, T columns, D width, F MLP width.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from rome_jax.moments.second_moment import SecondMoment
 
 @struct.dataclass
 class LayerStates:
-    """What the edit needs of one layer, for R rows.
+    """States of one layer in R rows.
 
     Attributes:
-      hidden: [R, T, D], the residual stream after the layer.
-      key: [R, F], MLP_KEY at the looked-up column.
-      value: [R, D], MLP_OUT there: W key + b.
+      hidden: [R, T, D] residual stream after the layer.
+      key: float32 [R, F] input of the down-projection at the fact token.
+      value: float32 [R, D] output of the down-projection there, W k + b.
     """
 
     hidden: jax.Array
@@ -41,65 +43,74 @@ def layer_states(
     params: forward.Params,
     config: ModelConfig,
     batch: TokenBatch,
-    lookup: jax.Array,
+    fact: jax.Array,
     layer: int,
     deltas: Delta | None = None,
-    contexts: SharedContexts | None = None,
+    shared: SharedContexts | None = None,
 ) -> LayerStates:
-    """Runs a batch of R rows up to `layer`.
+    """Runs rows through the layers up to and including `layer`.
 
     Args:
-      params, config: the model.
-      batch: R rows; `batch.case` picks the delta of each row.
-      lookup: int32 [R], the column of the fact token.
-      layer: static.
-      deltas: edits that are in force already.
-      contexts: what the rows share and what is run once; not together with deltas, which make them differ.
+      params: Weights of the model.
+      config: Configuration of the model (static).
+      batch: [R, T] rows. `batch.case` selects the delta of each row.
+      fact: int32 [R] column of the fact token.
+      layer: Layer to return the states of (static).
+      deltas: Edits already in force, with a case axis.
+      shared: Packed forms of the rows, which run instead of them. They cannot be combined with `deltas`, under which
+        the rows of different requests have different states.
     """
-    num_rows, length = batch.ids.shape
-    ids, attention = jnp.asarray(batch.ids), forward.plain_attention(batch)
-    looked_up = jnp.arange(num_rows), lookup
-    if contexts is not None:
-        ids = contexts.pack(ids, contexts.num_own)
-        attention = contexts.attention(attention, contexts.num_own)
-        looked_up = contexts.place(lookup, contexts.num_own)
-    deltas = None if deltas is None else deltas.rows(batch.case, num_rows)
+    num_rows, num_columns = batch.ids.shape
+    ran = batch if shared is None else shared.rows.batch
+    attention = forward.plain_attention(ran)
     run = functools.partial(
         forward.run_layers,
         params,
         config,
         attention=attention,
-        interventions=Interventions((), deltas),
+        interventions=Interventions(
+            (), None if deltas is None else deltas.rows(batch.case, num_rows)
+        ),
     )
-    hidden = forward.embed(params, config, ids, attention.positions)
+    hidden = forward.embed(params, config, jnp.asarray(ran.ids), attention.positions)
     hidden = run(hidden, start=0, stop=layer).hidden
-    # The edit layer itself in float32, whatever the weights are: C⁻¹ magnifies the rounding of half-precision keys.
+    # The edited layer runs in float32 whatever the weights are: C⁻¹ magnifies the rounding of half-precision keys.
     out = run(
         hidden.astype(jnp.float32),
         start=layer,
         stop=layer + 1,
         capture=(Site.MLP_KEY, Site.MLP_OUT),
     )
-    key, value = (out.captures[site][0][looked_up] for site in (Site.MLP_KEY, Site.MLP_OUT))
-    hidden = out.hidden.astype(hidden.dtype)
-    if contexts is not None:
-        columns = jnp.broadcast_to(jnp.arange(length), (num_rows, length))
-        hidden = hidden[contexts.place(columns, contexts.num_own)]
-    return LayerStates(hidden, key, value)
+    # The place of each column of `batch` among all columns that ran.
+    place = (
+        jnp.arange(num_rows * num_columns).reshape(num_rows, num_columns)
+        if shared is None
+        else jnp.asarray(shared.rows.place)
+    )
+    at_fact = place[jnp.arange(num_rows), fact]
+    key, value = (
+        _join_rows(out.captures[site][0])[at_fact] for site in (Site.MLP_KEY, Site.MLP_OUT)
+    )
+    return LayerStates(_join_rows(out.hidden.astype(hidden.dtype))[place], key, value)
+
+
+def _join_rows(rows: jax.Array) -> jax.Array:
+    """Reshapes [rows, columns, ...] to [rows · columns, ...]."""
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 def whitened_direction(
     key: jax.Array, second_moment: SecondMoment | jax.typing.ArrayLike | None
 ) -> jax.Array:
-    """u = C⁻¹ k* / ‖C⁻¹ k*‖; without a second moment, u = k* / ‖k*‖.
+    """Computes u = C⁻¹ k* / ‖C⁻¹ k*‖, or k* / ‖k*‖ without a second moment.
 
     Args:
-      key: [..., F].
-      second_moment: C, solved in float64 on the host between compiled programs; or, inside a `jit`, its factor L [F, F]
-        (`SecondMoment.factor`), solved in float32 where the program runs.
+      key: [..., F] keys k*.
+      second_moment: Either C itself, with which the host solves in float64 between compiled programs, or its factor
+        `SecondMoment.factor`, [F, F], with which the device solves in float32. Inside a `jit` only the factor works.
 
     Returns:
-      float32 [..., F], of norm 1.
+      float32 [..., F], with norm 1.
 
     Raises:
       TypeError: If C itself is given inside a `jit`.

@@ -1,123 +1,147 @@
-"""What requests of a chunk have in common: the tokens of each context template, which stand before every prompt.
+"""Contexts that several requests share, run once per group of requests.
 
-They are run once a group of requests instead of once a request. Packed, a row holds one template's leading columns
-and behind them the own columns of each request of a group, which look at the leading ones and at themselves.
+All requests use the same context templates, so the rows of one template have a common beginning. A packed row holds
+that beginning once, as branch 0 of `TokenBatch.branches`, and each request continues it in a branch of its own:
 
-Axes: N requests, J rows of each (templates and the essence row), R = N·J rows, T tokens, G groups of at most 8
-requests, P = num_shared + requests of a group · num_own packed columns.
+    rows of one template                  packed row
+    The file is open. Rome is in          The file is open. | Rome is in | Linux is by
+    The file is open. Linux is by              branch 0     |  branch 1  |  branch 2
+
+A token sees branch 0 and its own branch. Its states are therefore those of its plain row. This holds as long as all
+requests run on the same weights: edits of lower layers make their states differ.
+
+Packed rows are described on the host, once, when the inputs are built. Compiled programs only gather with the two
+index arrays, and depend on nothing but their shapes, which come in buckets.
+
+Axes: N requests, K context templates, R = (K + 1)·N plain rows of T columns, Q packed rows of P columns.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rome_jax.data.tokens import TokenBatch, bucket
-from rome_jax.models.layers import Attention
+from rome_jax.data.tokens import TokenBatch, bucket, round_up
 
-# Attention's scores grow with the square of a packed row.
+# The cost of attention grows with the square of a packed row's length.
 _MOST_IN_GROUP = 8
 
 
 @struct.dataclass
-class SharedContexts:
-    """Where the rows of N requests begin alike.
+class PackedRows:
+    """Plain rows in packed form, with the way there and back.
+
+    Plain and packed columns are numbered row after row, as in `array.reshape(rows * columns, ...)`.
 
     Attributes:
-      lengths: int32 [J], leading columns in which row j is the same for all requests.
-      num_requests: N (static, as are all that follow).
-      num_shared: columns that hold the longest shared beginning.
-      num_own: columns that hold what follows it, in each row of a request.
-      num_own_prefix: the same, only up to the first column that an edit changes.
+      batch: [Q, P] packed tokens. Branch 0 is a shared beginning, and branches 1, 2, ... are the requests of a group.
+      source: int32 [Q, P] plain column that each packed column comes from. 0 in the padding.
+      place: int32 [R, T] packed column that each plain column went to. 0 in the padding.
     """
 
-    lengths: jax.Array
-    num_requests: int = struct.field(pytree_node=False)
-    num_shared: int = struct.field(pytree_node=False)
-    num_own: int = struct.field(pytree_node=False)
-    num_own_prefix: int = struct.field(pytree_node=False)
+    batch: TokenBatch
+    source: jax.Array | np.ndarray
+    place: jax.Array | np.ndarray
+
+    def pack(self, rows: jax.Array) -> jax.Array:
+        """Gathers the columns of plain rows, [R, T, ...], into packed rows, [Q, P, ...]."""
+        return rows.reshape(-1, *rows.shape[2:])[self.source]
+
+    def unpack(self, packed: jax.Array) -> jax.Array:
+        """Gathers the columns of packed rows, [Q, P, ...], into plain rows, [R, T, ...]."""
+        return packed.reshape(-1, *packed.shape[2:])[self.place]
+
+
+@struct.dataclass
+class SharedContexts:
+    """Packed forms of the rows of an edit.
+
+    Attributes:
+      rows: Whole rows, for the layers up to the edited one.
+      prefixes: The columns before the first one that an edit changes, for the layers after it.
+    """
+
+    rows: PackedRows
+    prefixes: PackedRows
 
     @classmethod
-    def find(cls, batch: TokenBatch, start: np.ndarray) -> SharedContexts | None:
-        """Compares concrete rows; `start` [N, J] bounds what is shared. None if nothing is.
+    def find(cls, batch: TokenBatch, num_requests: int, num_prefix: int) -> SharedContexts | None:
+        """Packs rows by what the requests share before the first column that an edit changes.
+
+        Args:
+          batch: [R, T] concrete rows; row k·N + n is request n in context k.
+          num_requests: N.
+          num_prefix: Number of leading columns that no edit changes.
+
+        Returns:
+          The packed forms, or None if there is one request or nothing is shared.
 
         Example:
-          >>> batch = TokenBatch(np.array([[7, 8, 1, 2], [7, 8, 3, 4]]), np.ones((2, 4), bool))
-          >>> SharedContexts.find(batch, np.array([[3], [3]])).lengths.tolist()
-          [2]
+          >>> from rome_jax.data.tokens import pad
+          >>> batch = pad([[7, 8, 1], [7, 8, 3, 4]])
+          >>> shared = SharedContexts.find(batch, num_requests=2, num_prefix=3)
+          >>> shared.rows.batch.ids[0, :5].tolist(), shared.rows.batch.branches[0, :5].tolist()
+          ([7, 8, 1, 3, 4], [0, 0, 1, 2, 2])
         """
-        num_requests, num_rows = start.shape
-        ids, mask = (
-            np.asarray(x).reshape(num_requests, num_rows, -1) for x in (batch.ids, batch.mask)
-        )
-        same = ((ids == ids[:1]) & (mask == mask[:1])).all(axis=0)  # [J, T]
-        lengths = np.minimum(np.cumprod(same, axis=-1).sum(axis=-1), start.min(axis=0))
-        if num_requests == 1 or not lengths.any():
+        prefix = TokenBatch(batch.ids[:, :num_prefix], batch.mask[:, :num_prefix])
+        lengths = _shared_lengths(prefix, num_requests)
+        if num_requests == 1 or not any(lengths):
             return None
-        ends = mask.shape[-1] - mask[..., ::-1].argmax(axis=-1)  # [N, J]
-        return cls(
-            lengths.astype(np.int32),
-            num_requests,
-            bucket(int(lengths.max())),
-            bucket(int((ends - lengths).max())),
-            bucket(max(int((start - lengths).max()), 1)),
-        )
+        return cls(pack_rows(batch, lengths), pack_rows(prefix, lengths))
 
-    def pack(self, rows: jax.Array, num_own: int) -> jax.Array:
-        """[R, T, ...] -> [G·J, P, ...]."""
-        row, column, _ = self._sources(num_own, rows.shape[1])
-        return rows[row, column]
 
-    def attention(self, whole: Attention, num_own: int) -> Attention:
-        """That of R plain rows -> that of G·J packed rows."""
-        row, column, owner = self._sources(num_own, whole.mask.shape[-1])
-        seen = whole.mask[row[..., None], column[..., None], column[:, None]]  # [G·J, P, P]
-        allowed = (owner[:, None] == 0) | (owner[:, None] == owner[..., None])
-        return Attention(whole.positions[row, column], seen & allowed)
+def _shared_lengths(batch: TokenBatch, num_requests: int) -> list[int]:
+    """Returns for each context how many tokens its rows share at their beginning."""
+    sequences = [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    lengths = []
+    for first in range(0, len(sequences), num_requests):
+        columns = zip(*sequences[first : first + num_requests], strict=False)  # of the shortest row
+        same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)
+        lengths.append(len(list(same)))
+    return lengths
 
-    def place(self, columns: jax.Array, num_own: int) -> tuple[jax.Array, jax.Array]:
-        """Columns [R, ...] of plain rows -> (row, column) in the packed ones, of the same shape.
 
-        Columns beyond the own ones that were packed come out as the last of them.
-        """
-        size = self._group_size
-        index = jnp.arange(columns.shape[0]).reshape(-1, *[1] * (columns.ndim - 1))
-        request, row = index // len(self.lengths), index % len(self.lengths)
-        length = jnp.asarray(self.lengths)[row]
-        own = self.num_shared + (request % size) * num_own
-        own += jnp.minimum(columns - length, num_own - 1)
-        packed_row = (request // size) * len(self.lengths) + row
-        return jnp.broadcast_to(packed_row, columns.shape), jnp.where(
-            columns < length, columns, own
-        )
+def pack_rows(batch: TokenBatch, lengths: Sequence[int]) -> PackedRows:
+    """Packs the rows of each context, in groups of at most 8 requests.
 
-    @property
-    def num_groups(self) -> int:
-        """G."""
-        return -(-self.num_requests // _MOST_IN_GROUP)
+    Args:
+      batch: [R, T] concrete rows. Row k·N + n is request n in context k. Padding may be left or right.
+      lengths: For each context, the number of tokens that its rows share at their beginning.
 
-    @property
-    def _group_size(self) -> int:
-        return -(-self.num_requests // self.num_groups)
-
-    def _sources(self, num_own: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """int32 [G·J, P] each: row and column that a packed column comes from, and whose it is.
-
-        The owner is 0 for shared columns, 1, 2, ... for a group's requests, −1 for columns with nothing in them.
-        """
-        lengths = jnp.asarray(self.lengths)[None, :, None]  # [1, J, 1]
-        packed = jnp.arange(self.num_shared + self._group_size * num_own)
-        shared = packed < self.num_shared
-        slot = jnp.maximum(packed - self.num_shared, 0)
-        # A last group that is not full repeats its last request.
-        first = jnp.arange(self.num_groups)[:, None, None] * self._group_size
-        request = jnp.minimum(first + slot // num_own, self.num_requests - 1)  # [G, 1, P]
-        row = request * len(self.lengths) + jnp.arange(len(self.lengths))[:, None]
-        column = jnp.where(shared, packed, lengths + slot % num_own)  # [1, J, P]
-        filled = jnp.where(shared, packed < lengths, column < length)
-        owner = jnp.where(filled, jnp.where(shared, 0, 1 + slot // num_own), -1)
-        parts = row, jnp.minimum(column, length - 1), owner
-        shape = (self.num_groups, len(self.lengths), len(packed))
-        return tuple(jnp.broadcast_to(part, shape).reshape(-1, len(packed)) for part in parts)
+    Returns:
+      One packed row per context and group.
+    """
+    num_rows, num_columns = batch.ids.shape
+    tokens = [row * num_columns + np.flatnonzero(mask) for row, mask in enumerate(batch.mask)]
+    num_requests = num_rows // len(lengths)
+    groups = np.array_split(np.arange(num_requests), -(-num_requests // _MOST_IN_GROUP))
+    packed = [
+        (shared, [tokens[context * num_requests + request] for request in group])
+        for context, shared in enumerate(lengths)
+        for group in groups
+    ]
+    width = max(shared + sum(len(row) - shared for row in rows) for shared, rows in packed)
+    width = bucket(round_up(width, 16))  # one of few sizes: 16, 32, 48, ..., 128, 160, 192, ...
+    source, branches = np.zeros((2, len(packed), width), np.int32)
+    filled = np.zeros((len(packed), width), bool)
+    place = np.zeros(num_rows * num_columns, np.int32)
+    for index, (shared, rows) in enumerate(packed):
+        end = shared
+        for branch, row in enumerate(rows, start=1):
+            begin, end = end, end + len(row) - shared
+            columns = np.r_[:shared, begin:end]  # where the tokens of this plain row go
+            source[index, columns] = row
+            branches[index, begin:end] = branch
+            place[row] = index * width + columns
+        filled[index, :end] = True
+    ids = np.where(filled, batch.ids.reshape(-1)[source], 0)
+    segments = filled.astype(np.int32)
+    return PackedRows(
+        TokenBatch(ids, filled, segments=segments, branches=branches),
+        source,
+        place.reshape(num_rows, num_columns),
+    )

@@ -1,10 +1,11 @@
-"""What an edit can change, cut out of what it cannot.
+"""Split of the layers after the edited one into what an edit can change and what it cannot.
 
-Behind the edit layer, δ changes the fact token and, by the causal mask, only what follows it. Keys and values of the
-columns before it stay the same at every layer: they are computed once, and each step of the optimisation runs the
-suffix alone over them.
+After the edited layer, δ changes the fact token and, by the causal mask, only the tokens that follow it. Keys and
+values of the columns before it stay the same in every layer. They are computed once, and each step of the optimization
+runs only the suffix, which attends to them.
 
-Axes: N requests, K templates, R = N·(K + 1) rows, T tokens, P prefix columns, S suffix columns, L layers, H heads.
+Axes: R rows, T columns, P prefix columns, S = T − P suffix columns, M columns read, L layers after the edited one,
+H heads, D width.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
-from rome_jax.edit.stages.inputs import EditInputs
+from rome_jax.data.tokens import TokenBatch
+from rome_jax.edit.stages.shared_contexts import PackedRows, SharedContexts
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.layers import Attention, KVCache
+from rome_jax.models.layers import Attention, KVCache, columns
 
 
 @struct.dataclass
 class Suffix:
-    """The columns of R rows that an edit can change; column s of row r is column `start[r] + s` of the batch.
+    """The columns of R rows that an edit can change, and what they attend to.
 
     Attributes:
-      hidden: [R, S, D], the residual stream after the edit layer, without δ.
-      attention: of S queries over P prefix and S suffix columns.
-      cache: [layers above, R, H, P, K], of the prefix columns.
+      hidden: [R, S, D] residual stream after the edited layer, without δ.
+      attention: Mask of S queries over P prefix and S suffix columns, and the positions of the queries.
+      cache: [L, R, H, P, head width] keys and values of the prefix columns.
     """
 
     hidden: jax.Array
@@ -36,49 +37,55 @@ class Suffix:
     cache: KVCache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layer"))
+@functools.partial(jax.jit, static_argnames=("config", "num_prefix", "layer"))
 def freeze_prefix(
-    params: forward.Params, config: ModelConfig, inputs: EditInputs, hidden: jax.Array, layer: int
+    params: forward.Params,
+    config: ModelConfig,
+    batch: TokenBatch,
+    num_prefix: int,
+    hidden: jax.Array,
+    layer: int,
+    shared: SharedContexts | None = None,
 ) -> Suffix:
-    """Computes keys and values before the fact token in all layers above `layer`.
+    """Computes keys and values of the prefix columns in all layers after `layer`.
 
     Args:
-      params, config: the model.
-      inputs: token arrays of N requests.
-      hidden: [R, T, D], the residual stream after `layer`.
-      layer: the edit layer, static.
+      params: Weights of the model.
+      config: Configuration of the model (static).
+      batch: [R, T] rows of the edit, aligned as in `EditInputs`.
+      num_prefix: P (static).
+      hidden: [R, T, D] residual stream after `layer`.
+      layer: Edited layer (static).
+      shared: Packed forms of the rows, if their shared columns have equal states. None runs every row by itself.
     """
-    num_prefix, num_suffix = inputs.num_prefix, inputs.num_suffix
-    num_rows, length, _ = hidden.shape
-    whole = forward.plain_attention(inputs.batch)
-    # Prefix columns from a row's start on hold suffix tokens too: they are computed, and nobody looks at them.
-    attention = Attention(whole.positions[:, :num_prefix], whole.mask[:, :num_prefix, :num_prefix])
-    prefix, contexts = hidden[:, :num_prefix], inputs.contexts
-    if contexts is not None:
-        prefix = contexts.pack(prefix, contexts.num_own_prefix)
-        attention = contexts.attention(attention, contexts.num_own_prefix)
-    cache = forward.run_layers(
-        params, config, prefix, attention, start=layer + 1, keep_cache=True
-    ).cache
-    if contexts is not None:  # back to a row a request
-        columns = jnp.broadcast_to(jnp.arange(num_prefix), (num_rows, num_prefix))
-        row, column = contexts.place(columns, contexts.num_own_prefix)
-        cache = jax.tree.map(
-            lambda leaf: leaf.transpose(1, 3, 0, 2, 4)[row, column].transpose(2, 0, 3, 1, 4), cache
-        )
+    attention = forward.plain_attention(batch)
 
-    start = inputs.start.reshape(-1, 1)  # [R, 1]
-    columns = start + jnp.arange(num_suffix)
-    inside, columns = columns < length, jnp.minimum(columns, length - 1)  # [R, S]
-    rows = jnp.arange(num_rows)[:, None]
-    mask = whole.mask[rows, columns]  # [R, S, T]
-    before = mask[..., :num_prefix] & (jnp.arange(num_prefix) < start[:, :, None])
-    own = jnp.take_along_axis(mask, columns[:, None], axis=2) & inside[:, None]
-    return Suffix(
-        hidden[rows, columns],
-        Attention(whole.positions[rows, columns], jnp.concatenate([before, own], axis=2)),
-        cache,
-    )
+    def run(prefix: jax.Array, attention: Attention) -> KVCache:
+        out = forward.run_layers(
+            params, config, prefix, attention, start=layer + 1, keep_cache=True
+        )
+        assert out.cache is not None  # it was kept
+        return out.cache
+
+    prefix = hidden[:, :num_prefix]
+    if shared is None:
+        before = attention.mask[:, :num_prefix, :num_prefix]
+        cache = run(prefix, Attention(attention.positions[:, :num_prefix], before))
+    else:
+        packed = shared.prefixes
+        cache = run(packed.pack(prefix), forward.plain_attention(packed.batch))
+        cache = _unpack_cache(packed, cache)
+    after = Attention(attention.positions[:, num_prefix:], attention.mask[:, num_prefix:])
+    return Suffix(hidden[:, num_prefix:], after, cache)
+
+
+def _unpack_cache(packed: PackedRows, cache: KVCache) -> KVCache:
+    """Gathers a cache of packed rows, [L, Q, H, columns, K], into plain rows, [L, R, H, P, K]."""
+
+    def unpack(leaf: jax.Array) -> jax.Array:
+        return packed.unpack(leaf.transpose(1, 3, 0, 2, 4)).transpose(2, 0, 3, 1, 4)
+
+    return jax.tree.map(unpack, cache)
 
 
 def run_suffix(
@@ -89,21 +96,22 @@ def run_suffix(
     read: jax.Array,
     layer: int,
 ) -> jax.Array:
-    """Runs the suffix through all layers above `layer`; for reverse-mode gradients too.
+    """Runs the suffix through all layers after `layer`; reverse-mode gradients are supported.
 
     Args:
-      params, config: the model.
-      suffix: what it attends to.
-      hidden: [R, S, D], the residual stream after `layer`, with δ.
-      read: int32 [R, M], the suffix columns that are wanted.
-      layer: the edit layer, static.
+      params: Weights of the model.
+      config: Configuration of the model (static).
+      suffix: What the suffix attends to.
+      hidden: [R, S, D] residual stream after `layer`, with δ.
+      read: int32 [R, M] suffix columns to return.
+      layer: Edited layer (static).
 
     Returns:
-      [R, M, D], the residual stream after the last layer.
+      [R, M, D] residual stream after the last layer.
     """
     last = config.num_layers - 1
     if layer == last:
-        return jnp.take_along_axis(hidden, read[..., None], axis=1)
+        return columns(hidden, read)
     hidden = forward.run_layers(
         params,
         config,
@@ -114,6 +122,5 @@ def run_suffix(
         cache=suffix.cache,
         remat=True,
     ).hidden
-
     last_layer = functools.partial(forward.run_last_layer, params, config, cache=suffix.cache)
     return forward.checkpoint(last_layer)(hidden, suffix.attention, read)

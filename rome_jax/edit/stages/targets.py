@@ -1,4 +1,4 @@
-"""Prompts with their targets: token arrays, and the negative log-likelihood of the targets.
+"""Token arrays of prompts with their targets, and the negative log-likelihood of the targets.
 
 Axes: N prompts, T tokens, K target tokens, V vocabulary.
 """
@@ -20,22 +20,26 @@ from rome_jax.edit.baseline_config import TargetScoring
 
 @struct.dataclass
 class TargetInputs:
-    """Arrays of N prompts, or of more leading axes.
+    """Token arrays of N prompts with their targets. N may also stand for several leading axes.
 
     Attributes:
-      batch: [N, T], prompts with their targets but the last token.
-      read: int32 [N, K], the columns whose predictions are scored.
-      target_ids: int32 [N, K], what each of them should be.
-      target_mask: bool [N, K], False beyond a target's end, and throughout where a minibatch is filled up.
+      batch: [N, T] prompts with their targets, except for the last token of each target.
+      read: int32 [N, K] columns that predict the target's tokens.
+      target_ids: int32 [N, K] tokens that should be predicted there.
+      target_mask: bool [N, K], False beyond the end of a target, and everywhere in rows that only fill a minibatch.
     """
 
     batch: TokenBatch
-    read: jax.Array
-    target_ids: jax.Array
-    target_mask: jax.Array
+    read: jax.Array | np.ndarray
+    target_ids: jax.Array | np.ndarray
+    target_mask: jax.Array | np.ndarray
 
     def reshape(self, *shape: int) -> TargetInputs:
-        """From the leading axis N to others."""
+        """Replaces the leading axis N by others.
+
+        Args:
+          *shape: New leading axes.
+        """
         return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), self)
 
 
@@ -50,15 +54,20 @@ def tokenize_targets(
     """Builds the arrays of N prompts and their targets, padded on the right to one of few shapes.
 
     Args:
-      tokenizer: of the model.
-      prompts: texts.
-      targets: texts that continue them, each with its leading space.
-      context_length: of the model.
-      scoring: where the tokens of a target are scored.
-      multiples: what T and K are rounded up to; None takes the next of few sizes.
+      tokenizer: Tokenizer of the model.
+      prompts: N texts.
+      targets: Text that continues each prompt, with its leading space.
+      context_length: Context length of the model, in tokens.
+      scoring: Where the tokens of a target are scored.
+      multiples: Numbers that T and K are rounded up to a multiple of. None rounds up to the next of few sizes.
 
     Raises:
-      SequenceTooLongError: a prompt that does not fit the context with its target.
+      SequenceTooLongError: If a prompt with its target does not fit the context.
+
+    Example:
+      >>> inputs = tokenize_targets(model.tokenizer, ["The sport is"], [" tennis"], 256)
+      >>> inputs.batch.ids.shape, inputs.read.tolist()
+      ((1, 3), [[2]])
     """
     prompt_ids, target_ids = (
         tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -75,7 +84,7 @@ def tokenize_targets(
                 f"the prompt {prompt!r} with its target takes {len(row)} tokens, more than the model's context of "
                 f"{context_length}: shorten the prompt."
             )
-    # Two sizes an octave: models are large and rows are short, so a program costs more than some padding.
+    # Only two sizes per octave: rows are short, so compiling another program costs more than some padding.
     length, width = multiples or (
         bucket(max(map(len, rows)), 2),
         bucket(max(map(len, target_ids)), 2),
@@ -93,17 +102,17 @@ def tokenize_request_targets(
     context_length: int,
     scoring: TargetScoring = TargetScoring.EACH_TOKEN,
 ) -> TargetInputs:
-    """`tokenize_targets` of N edit requests with their new targets."""
+    """Builds the arrays of N edit requests with their new targets; see `tokenize_targets`."""
     prompts, targets = ([r.text for r in requests], [r.target_text for r in requests])
     return tokenize_targets(tokenizer, prompts, targets, context_length, scoring)
 
 
 def target_nll(logits: jax.Array, inputs: TargetInputs) -> jax.Array:
-    """Mean negative log-likelihood of each target's tokens, in nats.
+    """Computes the mean negative log-likelihood of each target's tokens, in nats.
 
     Args:
-      logits: [N, K, V], of the columns `inputs.read`.
-      inputs: the prompts and targets.
+      logits: [N, K, V] logits of the columns `inputs.read`.
+      inputs: Prompts and targets.
 
     Returns:
       float32 [N]; 0 for a prompt without target tokens.
@@ -113,6 +122,6 @@ def target_nll(logits: jax.Array, inputs: TargetInputs) -> jax.Array:
 
 
 def mean_over_target(values: jax.Array, inputs: TargetInputs) -> jax.Array:
-    """[N, K] of target tokens -> their mean, [N]."""
+    """Averages values of target tokens [N, K] over each target: [N]."""
     length = jnp.maximum(inputs.target_mask.sum(-1), 1)
     return (values * inputs.target_mask).sum(-1) / length

@@ -1,15 +1,15 @@
-"""v*: the MLP output that makes the model say the target (paper, section 3.1, step 2, equation 4).
+"""v*: the MLP output that makes the model produce the target (Meng et al., 2022, section 3.1, step 2, equation 4).
 
-One vector δ a request is added to MLP_OUT at the edit layer, at the fact token. Its loss is
+For each request, one vector δ is added to the MLP output of the edited layer at the fact token. Its loss is
 
-    mean over templates of the target's NLL per token
+    mean over the contexts of the target's negative log-likelihood per token
     + kl_factor · KL(current ‖ initial) of the prediction at the fact token of "{subject} is a"
     + v_weight_decay · ‖δ‖ / ‖v₀‖²
 
-minimised by Adam, with δ projected to the ball ‖δ‖ ≤ clamp_norm_factor · ‖v₀‖ after each step. All requests of a batch
-share one compiled loop; one that is done keeps its δ.
+Adam minimizes it, and after each step δ is projected onto the ball ‖δ‖ ≤ clamp_norm_factor · ‖v₀‖. All requests of a
+batch share one compiled loop. A request that is done keeps its δ.
 
-Axes: N requests, K templates, T tokens, M target tokens, D width, S steps.
+Axes: N requests, K context templates, R = (K + 1)·N rows, T columns, S steps, M target tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import optax
 from flax import struct
 
 from rome_jax.edit.config import MEMITConfig, ROMEConfig
-from rome_jax.edit.stages.inputs import EditInputs
+from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows
+from rome_jax.edit.stages.shared_contexts import SharedContexts
 from rome_jax.edit.stages.suffix import Suffix, freeze_prefix, run_suffix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -31,13 +32,14 @@ from rome_jax.models.config import ModelConfig
 
 @struct.dataclass
 class ValueResult:
-    """The optimised values and how they came about.
+    """The optimized values and their course.
 
     Attributes:
-      delta: float32 [N, D]; v* = v₀ + delta.
-      loss, nll, kl, weight_decay: float32 [N, S], each evaluation's terms; NaN once a request is done.
-      steps: int32 [N], evaluations that each request took.
-      present: bool [N], whether greedy decoding of the bare prompt gives the target already.
+      delta: float32 [N, D] δ; v* = v₀ + δ.
+      loss: float32 [N, S] loss at each evaluation; NaN once a request is done.
+      nll, kl, weight_decay: float32 [N, S] terms of the loss, with their factors.
+      steps: int32 [N] number of evaluations.
+      present: bool [N], whether greedy decoding of the bare prompt gave the target before the edit.
     """
 
     delta: jax.Array
@@ -50,45 +52,28 @@ class ValueResult:
 
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
-    """‖·‖ over the last axis, with gradient 0 at 0, where that of a plain norm is NaN."""
+    """Computes ‖·‖ over the last axis, with gradient 0 at 0, where the gradient of a plain norm is NaN.
+
+    Example:
+      >>> jax.grad(safe_norm)(jnp.zeros(2)).tolist()
+      [0.0, 0.0]
+    """
     square = jnp.sum(vectors**2, axis=-1)
     zero = square == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def project_to_ball(vectors: jax.Array, radius: jax.Array) -> jax.Array:
-    """Scales vectors [N, D] that are longer than `radius` [N] back to it."""
+    """Scales vectors [N, D] that are longer than `radius` [N] down to it.
+
+    Example:
+      >>> projected = project_to_ball(jnp.array([[3.0, 4.0], [0.3, 0.4]]), jnp.array([1.0, 1.0]))
+      >>> np.asarray(projected, float).round(3).tolist()
+      [[0.6, 0.8], [0.3, 0.4]]
+    """
     norm = safe_norm(vectors)
     scale = jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
     return vectors * scale[:, None]
-
-
-@struct.dataclass
-class Readout:
-    """Where δ enters a suffix, and what is read of it: all of `EditInputs` that the optimisation needs.
-
-    Attributes:
-      fact: int32 [N, K + 1], the suffix column of the fact token.
-      columns: int32 [N, K + 1, M], the suffix columns whose predictions are read.
-      target_ids: int32 [N, M].
-      target_mask: bool [N, M], False beyond a target's end.
-    """
-
-    fact: jax.Array
-    columns: jax.Array
-    target_ids: jax.Array
-    target_mask: jax.Array
-
-    @classmethod
-    def of(cls, inputs: EditInputs) -> Readout:
-        """That of N requests."""
-        start = inputs.start
-        return cls(
-            inputs.lookup - start,
-            inputs.read - start[..., None],
-            jnp.asarray(inputs.target_ids),
-            jnp.asarray(inputs.target_mask),
-        )
 
 
 def loss_terms(
@@ -96,48 +81,53 @@ def loss_terms(
     suffix: Suffix,
     params: forward.Params,
     model_config: ModelConfig,
-    readout: Readout,
+    targets: TargetRows,
+    essence: EssenceRows,
     layer: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """NLL [N], log-probabilities at the essence row's fact token [N, V], and whether the bare prompt's most likely
-    tokens are the target [N].
+    """Computes what the loss reads from the model with δ.
 
     Args:
-      delta: [N, D].
-      suffix: of all rows, without δ.
-      params, model_config, layer: as for `optimize_value`.
-      readout: where δ enters, and what is read.
+      delta: float32 [N, D], δ.
+      suffix: Suffix columns of all rows, without δ.
+      params, model_config, layer: As in `optimize_value`.
+      targets, essence: Columns counted from the first suffix column.
+
+    Returns:
+      The negative log-likelihood of the targets [N], the log-probabilities after the fact token of the essence rows
+      [N, V], and whether the target is the model's answer to the bare prompt [N].
     """
-    num_requests, num_rows, num_targets = readout.columns.shape
-    rows = jnp.arange(num_requests * num_rows)
-    # Adding to the layer's MLP output is adding to the residual stream behind it.
-    shift = jnp.repeat(delta, num_rows, axis=0).astype(suffix.hidden.dtype)  # [R, D]
-    hidden = suffix.hidden.at[rows, readout.fact.reshape(-1)].add(shift)
+    num_contexts, num_requests, num_read = targets.read.shape
+    fact = jnp.concatenate([targets.fact.reshape(-1), essence.fact])  # [R]
+    # Adding δ to the layer's MLP output adds it to the residual stream after the layer.
+    shift = jnp.tile(delta, (num_contexts + 1, 1)).astype(suffix.hidden.dtype)  # [R, D]
+    hidden = suffix.hidden.at[jnp.arange(len(fact)), fact].add(shift)
 
-    # Logits only where a target or the essence is read, in one product: [N, K·M + 1, V].
-    read = readout.columns.reshape(len(rows), -1)  # [R, M]
+    # An essence row has one column to read; repeating it makes all rows read equally many.
+    read_essence = jnp.broadcast_to(essence.fact[:, None], (num_requests, num_read))
+    read = jnp.concatenate([targets.read.reshape(-1, num_read), read_essence])  # [R, M]
     hidden = run_suffix(params, model_config, suffix, hidden, read, layer)  # [R, M, D]
-    hidden = hidden.reshape(num_requests, -1, hidden.shape[-1])
-    hidden = hidden[
-        :, : hidden.shape[1] - (num_targets - 1)
-    ]  # the essence row's one column, read once
-    logits = forward.unembed(params, model_config, hidden)
-    essence = jax.nn.log_softmax(logits[:, -1])
-    logits = logits[:, :-1].reshape(num_requests, -1, num_targets, logits.shape[-1])  # [N, K, M, V]
+    # One product with the embedding for both, and none for a column that is not read.
+    in_targets = hidden[:-num_requests].reshape(-1, hidden.shape[-1])  # [K · N · M, D]
+    logits = forward.unembed(
+        params, model_config, jnp.concatenate([in_targets, hidden[-num_requests:, 0]])
+    )
+    essence_log_probs = jax.nn.log_softmax(logits[-num_requests:])
+    logits = logits[:-num_requests].reshape(*targets.read.shape, -1)  # [K, N, M, V]
 
-    # A masked sum, not a gather: with its gradient it melts into one pass over the logits.
-    chosen = jnp.arange(logits.shape[-1]) == readout.target_ids[:, None, :, None]
-    target = jnp.where(chosen, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
-    weights = readout.target_mask / readout.target_mask.sum(-1, keepdims=True)  # [N, M]
-    nll = -(target * weights[:, None]).sum(-1).mean(-1)
-    likeliest = logits[:, 0].argmax(-1) == readout.target_ids
-    present = (likeliest | ~readout.target_mask).all(-1)
-    return nll, essence, present
+    # A masked sum instead of a gather: XLA fuses it with its gradient into one pass over the logits.
+    is_target = jnp.arange(logits.shape[-1]) == targets.ids[..., None]
+    log_prob = jnp.where(is_target, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
+    weights = targets.mask / targets.mask.sum(-1, keepdims=True)  # [N, M]
+    nll = -(log_prob * weights).sum(-1).mean(0)
+    greedy = logits[0].argmax(-1) == targets.ids
+    present = (greedy | ~targets.mask).all(-1)
+    return nll, essence_log_probs, present
 
 
 @struct.dataclass
 class ValueSettings:
-    """The numbers of a configuration that the optimisation reads: arrays, so that a sweep over them compiles once."""
+    """The hyperparameters of the optimization as arrays, so that a sweep over them compiles once."""
 
     v_lr: jax.Array
     v_weight_decay: jax.Array
@@ -147,13 +137,13 @@ class ValueSettings:
 
     @classmethod
     def of(cls, config: ROMEConfig | MEMITConfig) -> ValueSettings:
-        """Those of a configuration."""
+        """Reads them from a configuration."""
         return cls(*(jnp.float32(getattr(config, f.name)) for f in dataclasses.fields(cls)))
 
 
 @struct.dataclass
 class _Carry:
-    """The state of the loop; names as in `ValueResult` and `loss_terms`."""
+    """The state of the loop. `initial` is the distribution that KL measures from; others are as in `ValueResult`."""
 
     step: jax.Array
     delta: jax.Array
@@ -173,27 +163,34 @@ def optimize_value(
     hidden: jax.Array,
     value: jax.Array,
     layer: int,
+    shared: SharedContexts | None = None,
 ) -> ValueResult:
     """Finds δ for N requests at once.
 
     Args:
-      params, model_config: the model.
-      config: constants of the optimisation; only the number of steps is compiled in.
-      inputs: token arrays of the requests.
-      hidden: [N·(K + 1), T, D], the residual stream after `layer`.
-      value: [N, D], v₀, the present MLP output at the fact token of the first template, whose norm sets the ball and
-        the weight decay; MEMIT gives the residual stream there.
-      layer: the edit layer, static. Edits of lower layers have done their work in `hidden`.
-
-    Returns:
-      `ValueResult`.
+      params: Weights of the model.
+      model_config: Configuration of the model.
+      config: Hyperparameters. Only the number of steps is compiled in.
+      inputs: Token arrays of the requests.
+      hidden: [R, T, D] residual stream after `layer`. Edits of lower layers show here and nowhere else.
+      value: float32 [N, D] v₀, the present MLP output at the fact token of the bare prompt. Its norm sets the ball and
+        the weight decay. MEMIT passes the residual stream at that token instead.
+      layer: Edited layer (static).
+      shared: `inputs.shared` if all requests have run on the same weights so far, otherwise None.
     """
-    settings = ValueSettings.of(config)
-    suffix = freeze_prefix(params, model_config, inputs, hidden, layer)
-    # Not all of `inputs`: their padded lengths and shared contexts would each compile the program anew.
-    readout = Readout.of(inputs)
+    num_prefix = inputs.num_prefix
+    suffix = freeze_prefix(params, model_config, inputs.batch, num_prefix, hidden, layer, shared)
+    # Only what the loss reads: other arrays of `inputs` have shapes that would compile the program anew.
     return _optimize(
-        params, model_config, settings, readout, suffix, value, layer, config.v_num_grad_steps
+        params,
+        model_config,
+        ValueSettings.of(config),
+        inputs.targets.shift(-num_prefix),
+        inputs.essence.shift(-num_prefix),
+        suffix,
+        value,
+        layer,
+        config.v_num_grad_steps,
     )
 
 
@@ -202,29 +199,32 @@ def _optimize(
     params: forward.Params,
     model_config: ModelConfig,
     settings: ValueSettings,
-    readout: Readout,
+    targets: TargetRows,
+    essence: EssenceRows,
     suffix: Suffix,
     value: jax.Array,
     layer: int,
     num_steps: int,
 ) -> ValueResult:
-    """The program behind `optimize_value`."""
+    """Runs the loop of `optimize_value`; the rows are given by their suffix columns alone."""
     num_requests, width = value.shape
     value_norm = safe_norm(value)
     adam = optax.adam(settings.v_lr)
 
     def loss(delta, step, initial):
-        nll, essence, present = loss_terms(delta, suffix, params, model_config, readout, layer)
-        # The first evaluation is at δ = 0: what it finds is what KL measures from.
-        initial = jnp.where(step == 0, jax.lax.stop_gradient(essence), initial)
-        kl = settings.kl_factor * (jnp.exp(essence) * (essence - initial)).sum(-1)
+        nll, current, present = loss_terms(
+            delta, suffix, params, model_config, targets, essence, layer
+        )
+        # The first evaluation is at δ = 0 and gives the distribution that KL measures from.
+        initial = jnp.where(step == 0, jax.lax.stop_gradient(current), initial)
+        kl = settings.kl_factor * (jnp.exp(current) * (current - initial)).sum(-1)
         decay = settings.v_weight_decay * safe_norm(delta) / value_norm**2
         total = nll + kl + decay
-        # Requests do not interact: the gradient of the sum is N gradients.
+        # Requests do not interact, so the gradient of the sum holds the gradient of each.
         return total.sum(), (jnp.stack([total, nll, kl, decay]), initial, present)
 
     def record(carry, values):
-        """`carry` after an evaluation of the requests that were not done."""
+        """Records an evaluation of the requests that are not done yet."""
         running = ~carry.done
         history = carry.history.at[..., carry.step].set(jnp.where(running, values, jnp.nan))
         done = carry.done | (values[0] < settings.loss_threshold)
@@ -260,8 +260,9 @@ def _optimize(
     carry = jax.lax.while_loop(
         lambda carry: (carry.step < num_steps - 1) & ~carry.done.all(), evaluate_and_step, carry
     )
-    # The last evaluation only looks: the δ that is returned is the one whose loss is on record.
+    # No step follows the last evaluation, so the returned δ has the loss that is recorded last.
     _, (values, _, present) = loss(carry.delta, carry.step, carry.initial)
     last = record(carry, values)
     present = jnp.where(carry.step == 0, present, carry.present)
-    return ValueResult(last.delta, *last.history, steps=last.steps, present=present)
+    total, nll, kl, decay = last.history
+    return ValueResult(last.delta, total, nll, kl, decay, last.steps, present)

@@ -1,4 +1,4 @@
-"""Files of hypernetworks: what comes back, and each file that is refused."""
+"""Files of hypernetworks: the round trip, and every kind of refused file."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def header_of(path):
 
 
 def rewrite(path, **changes):
-    """The file with a header of other values; None removes one."""
+    """Changes values of the file's header; None removes a value."""
     header = json.loads(header_of(path)["rome_jax"]) | changes
     header = {name: value for name, value in header.items() if value is not None}
     with safe_open(path, framework="np") as file:
@@ -39,7 +39,7 @@ def rewrite(path, **changes):
     save_file(tensors, path, {"rome_jax": json.dumps(header)})
 
 
-def test_a_file_gives_back_what_was_saved(network, model, tmp_path):
+def test_a_file_returns_the_saved_network(network, model, tmp_path):
     path = hypernetworks.save(tmp_path / "new" / "mend.safetensors", network)
     found = hypernetworks.load(path, model)
     assert (found.kind, found.config) == (MethodName.MEND, network.config)
@@ -48,7 +48,7 @@ def test_a_file_gives_back_what_was_saved(network, model, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["mend.safetensors"]
 
 
-def test_ke_has_parameters_alone(model, tmp_path):
+def test_ke_has_only_parameters(model, tmp_path):
     network = random_hypernetwork(KE_CONFIG, model.config)
     found = hypernetworks.load(hypernetworks.save(tmp_path / "ke.safetensors", network))
     assert (found.kind, found.config, found.fingerprint) == (MethodName.KE, KE_CONFIG, None)
@@ -56,7 +56,7 @@ def test_ke_has_parameters_alone(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.variables, network.variables)
 
 
-def test_half_precision_rounds_parameters_but_no_statistics(network, tmp_path):
+def test_half_precision_rounds_parameters_but_not_statistics(network, tmp_path):
     path = hypernetworks.save(tmp_path / "mend.safetensors", network, np.float16)
     found = hypernetworks.load(path)
     own = network.variables
@@ -91,7 +91,7 @@ def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         hypernetworks.load(tmp_path / "mend.safetensors")
     assert str(error.value) == (
-        f"{tmp_path}/mend.safetensors is not a file: name one that eval.train_hypernetwork wrote."
+        f"{tmp_path}/mend.safetensors is not a file: give a file that eval.train_hypernetwork wrote."
     )
 
 
@@ -109,16 +109,16 @@ def test_no_such_file(tmp_path):
         (lambda path: rewrite(path, about=None), "KeyError: 'about'"),
         (
             lambda path: rewrite(path, format=hypernetworks.FORMAT + 1),
-            "ValueError: format 2, and 1 is the newest known",
+            "ValueError: format 2 is newer than 1",
         ),
     ],
     ids="short empty other foreign spoilt list kind config header newer".split(),
 )
-def test_files_that_are_no_hypernetworks(network, tmp_path, spoil, why):
+def test_files_that_hold_no_hypernetwork(network, tmp_path, spoil, why):
     path = hypernetworks.save(tmp_path / "mend.safetensors", network)
     spoil(path)
-    start = f"{path} holds no hypernetwork that rome_jax {__version__} reads"
-    with pytest.raises(ValueError, match=rf"{start} \({why}\): name a file") as error:
+    start = f"{path} holds no hypernetwork that rome_jax {__version__} can read"
+    with pytest.raises(ValueError, match=rf"{start} \({why}\): give a file") as error:
         hypernetworks.load(path)
     assert str(error.value).endswith("that eval.train_hypernetwork wrote.")
 
@@ -131,12 +131,14 @@ def test_a_network_of_other_weights(network, model, tmp_path):
         hypernetworks.load(path, other)
     assert str(error.value) == (
         f"the hypernetwork of MEND was trained for tiny (weights {model.fingerprint()[:12]}), not for other (weights "
-        f"{other.fingerprint()[:12]}): load that model, or train one for this with `python -m eval.train_hypernetwork "
-        "--alg_name=MEND --model_name=other`."
+        f"{other.fingerprint()[:12]}): load that model, or train one for this model with `python -m "
+        "eval.train_hypernetwork --alg_name=MEND --model_name=other`."
     )
-    assert hypernetworks.load(path).fingerprint == model.fingerprint()  # nothing is compared
+    assert (
+        hypernetworks.load(path).fingerprint == model.fingerprint()
+    )  # without a model, weights are not compared
 
 
-def test_networks_of_nobodys_weights_fit_any(network, model):
+def test_networks_without_a_fingerprint_fit_any_model(network, model):
     published = dataclasses.replace(network, fingerprint=None)
     assert published.check(model) is published

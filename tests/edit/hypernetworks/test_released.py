@@ -1,4 +1,4 @@
-"""Published checkpoints: files in their layout, read and compared with PyTorch's arithmetic."""
+"""Published checkpoints: files in the published layout, read and compared with PyTorch's arithmetic."""
 
 import dataclasses
 import pickle
@@ -18,6 +18,7 @@ from rome_jax.edit.hypernetworks import training as hypernetwork_training
 from rome_jax.edit.methods import ke, mend
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
+from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models.convert_torch import read_tensors
 from rome_jax.models.interventions import Leaf
@@ -38,12 +39,12 @@ ran = []
 
 
 def note(what):
-    """Says that code of a pickle ran."""
+    """Records that code of a pickle ran."""
     ran.append(what)
 
 
 class Foreign:
-    """An object of some other package in a checkpoint: loading it would run code of its class."""
+    """An object of another package in a checkpoint; loading it would run code of its class."""
 
     def __init__(self, what):
         self.what = what
@@ -68,7 +69,7 @@ def random(*shape, scale=0.3):
 
 
 def save(path, state, **changes):
-    """What the training code saves, and things that it might."""
+    """Saves a checkpoint like the training code, with further objects that it might contain."""
     content = {
         "model": state,
         "opt": {
@@ -110,7 +111,7 @@ def mend_state(prefix="gtn."):
 
 
 class Conditioners(torch.nn.Module):
-    """The parts of the published KE that hold tensors, under the names that they have there."""
+    """The parts of the published KE that hold tensors, under their published names."""
 
     def __init__(self):
         super().__init__()
@@ -222,7 +223,7 @@ def torch_mend(state, factors, index, layer, leaf, rate):
 
 
 @pytest.mark.parametrize("order", RateOrder)
-def test_mend_edits_as_the_published_code(model, requests, factors, file, order):
+def test_mend_edits_like_the_published_code(model, requests, factors, file, order):
     config = dataclasses.replace(MEND, rate_order=order)
     network = released_hypernetworks.read(file, model, config)
     assert (network.kind, network.config, network.model) == (MethodName.MEND, config, "tiny")
@@ -239,7 +240,7 @@ def test_mend_edits_as_the_published_code(model, requests, factors, file, order)
     check(deltas, 3, change_of)
 
 
-def test_both_names_of_the_networks_are_known(model, file, tmp_path):
+def test_both_published_names_of_the_networks_are_read(model, file, tmp_path):
     renamed = save(tmp_path / "renamed.pt", mend_state("mend."))
     found = released_hypernetworks.read(renamed, model, MEND).variables
     want = released_hypernetworks.read(file, model, MEND).variables
@@ -265,11 +266,11 @@ def test_gptj_has_the_same_names(tokenizer, file):
 # KE
 
 
-def test_ke_edits_as_the_published_code(model, requests, factors, published_ke, tmp_path):
+def test_ke_edits_like_the_published_code(model, requests, factors, published_ke, tmp_path):
     path = save(tmp_path / "efk-1tok-gpt2-xl.pt", published_ke.state_dict())
     network = released_hypernetworks.read(path, model, KE)
     assert network.kind is MethodName.KE
-    # As linen has them; the embedding has a token more than the model.
+    # The variables have the shapes of the linen module; the embedding has one more token than the model.
     own = hypernetwork_training.make_network(KE, dataclasses.replace(model.config, vocab_size=2001))
     condition = TokenBatch(np.zeros((3, 8), np.int32), np.ones((3, 8), bool))
     shapes = jax.eval_shape(own.init, jax.random.key(0), factors, condition)
@@ -293,8 +294,8 @@ def test_ke_of_gptj_was_not_published(tokenizer, published_ke, tmp_path):
     with pytest.raises(ValueError) as error:
         released_hypernetworks.read(path, other, KE)
     assert str(error.value) == (
-        "no KE checkpoint was published for the family of 'tiny-j', whose weights PyTorch keeps transposed: use one of "
-        "GPT-2."
+        "no KE checkpoint was published for the family of 'tiny-j', whose weights PyTorch keeps transposed: use a "
+        "model of the GPT-2 family."
     )
 
 
@@ -308,12 +309,12 @@ def test_no_code_of_a_checkpoint_runs(file):
     assert np.array_equal(found["opt/state/0/exp_avg"], [1.0, 1.0])
     np.testing.assert_array_equal(found["model/edit_lrs"], mend_state()["edit_lrs"])
     assert all(isinstance(value, np.ndarray) for value in found.values())
-    torch.load(file, weights_only=False)  # which does run it
+    torch.load(file, weights_only=False)  # this runs the code
     assert "called" in ran
 
 
 def test_no_code_of_a_file_in_the_old_format_runs(tmp_path):
-    """Its first pickle is the format's number."""
+    """In the old format, the first pickle is the number of the format."""
     path = tmp_path / "old.pt"
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     assert read_tensors(path)["a"].tolist() == [1.0, 1.0]
@@ -327,19 +328,19 @@ def test_no_code_of_a_file_in_the_old_format_runs(tmp_path):
 def refused(path, model, config, reason):
     with pytest.raises(ValueError) as error:
         released_hypernetworks.read(path, model, config)
-    start = f"{path} is no checkpoint of this method, model and configuration: "
+    start = f"{path} is not a checkpoint of this method, model and configuration: "
     assert str(error.value) == start + reason
 
 
-def test_a_tensor_is_absent(model, tmp_path):
+def test_an_absent_tensor_is_named(model, tmp_path):
     state = mend_state()
     del state["gtn.(18, 40).mlp.layers.1.bias"]
-    reason = "(18, 40).mlp.layers.1.bias is not there, not 58."
+    reason = "(18, 40).mlp.layers.1.bias is absent, not 58."
     refused(save(tmp_path / "a.pt", state), model, MEND, reason)
 
 
 def test_a_checkpoint_of_another_method(model, file):
-    reason = "editor.condition.embedding.weight is not there, not any × 18."
+    reason = "editor.condition.embedding.weight is absent, not any × 18."
     refused(file, model, KE, reason)
 
 
@@ -377,6 +378,6 @@ def test_damaged_files(model, tmp_path, spoil):
 
 def test_without_torch_the_extra_is_named(model, file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CheckpointError, match=r'pip install "rome_jax\[convert\]"\.$') as error:
+    with pytest.raises(MissingPackageError, match=r"pip install 'rome_jax\[convert\]'\.$") as error:
         released_hypernetworks.read(file, model, MEND)
     assert str(file) in str(error.value)

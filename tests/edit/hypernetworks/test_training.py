@@ -1,8 +1,9 @@
-"""Training of hypernetworks: its losses, that they fall, and how a run ends, goes on and is refused."""
+"""Training of hypernetworks: the losses, the steps, and how runs end, resume and are refused."""
 
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,18 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks import training
-from rome_jax.edit.hypernetworks.losses import Losses, TrainingExample
-from rome_jax.edit.hypernetworks.training import FILE, REPORT, TrainingConfig, TrainState
+from rome_jax.edit.hypernetworks.losses import Losses, TrainingExample, tokenize_examples
+from rome_jax.edit.hypernetworks.steps import TrainState, make_optimizer
+from rome_jax.edit.hypernetworks.training import FILE, REPORT, TrainingConfig
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.models import forward
 from rome_jax.models.interventions import Leaf
 from tests.edit.networks import random_hypernetwork
 
-# One layer and weight: compiling a step is what takes long.
+# One layer and weight, because most of the time goes into compiling a step.
 MEND_CONFIG = MENDConfig((2,), (Leaf.MLP_DOWN,), rank=4)
 KE_CONFIG = KEConfig((2,), (Leaf.MLP_DOWN,), lstm_width=5, condition_width=6, hidden_width=7)
-# One configuration of each kind for all tests: it is static in the compiled step.
+# One configuration of each kind for all tests, because it is static in the compiled step.
 MEND = TrainingConfig.for_kind(
     MethodName.MEND,
     batch_size=4,
@@ -39,11 +41,11 @@ DATA = {"source": "a test"}
 
 
 class Killed(Exception):
-    """What stands for the end of a process."""
+    """Simulates the end of a process."""
 
 
 class Pool:
-    """Draws from a few examples; dies where it shall draw for the `dies`-th time."""
+    """Draws from a few examples, and raises `Killed` instead of the `dies`-th draw."""
 
     def __init__(self, dies=None):
         self.dies, self.draws = dies, 0
@@ -82,7 +84,7 @@ def history_of(directory):
 
 @pytest.fixture(scope="module")
 def batch(model):
-    return training.tokenize_examples(model, Pool().draw(np.random.default_rng(1), 4))
+    return tokenize_examples(model, Pool().draw(np.random.default_rng(1), 4))
 
 
 def test_batches_hold_edits_paraphrases_and_other_facts(model, batch):
@@ -93,26 +95,26 @@ def test_batches_hold_edits_paraphrases_and_other_facts(model, batch):
         *((e.other_prompt, e.other_target) for e in examples),
     ]
     for row, (prompt, target) in enumerate(texts):
-        ids, wanted = model.tokenizer([prompt, target])["input_ids"]
+        ids, expected = model.tokenizer([prompt, target])["input_ids"]
         found = batch.rows.batch.ids[row][batch.rows.batch.mask[row]].tolist()
-        assert found == ids + wanted[:-1]
-        assert batch.rows.target_ids[row][batch.rows.target_mask[row]].tolist() == wanted
+        assert found == ids + expected[:-1]
+        assert batch.rows.target_ids[row][batch.rows.target_mask[row]].tolist() == expected
         if row < 4:
             found = batch.condition.ids[row][batch.condition.mask[row]].tolist()
             assert found == model.tokenizer(prompt + target)["input_ids"]
-    # Shapes are few: whatever is drawn, the step is compiled once.
+    # All draws have the same shapes, so the step is compiled once.
     assert batch.rows.batch.ids.shape == (12, 16) and batch.rows.target_ids.shape == (12, 4)
     assert batch.condition.ids.shape == (4, 20)
 
 
-def test_losses_are_those_of_the_edited_models(model, batch):
-    """Each case in a model of its own, with the edit merged into its weights."""
+def test_losses_equal_those_of_models_with_merged_edits(model, batch):
+    """The losses equal those of separate models with merged edits."""
     own = random_hypernetwork(MEND_CONFIG, model.config)
     network = training.make_network(MEND_CONFIG, model.config)
-    found, variables = training._evaluate(
+    found, variables = training.evaluate(
         network, own.variables, model.params, model.config, batch, False
     )
-    assert_same(variables, own.variables)  # evaluating counts nothing
+    assert_same(variables, own.variables)  # evaluation does not change the statistics
 
     edits = jax.tree.map(lambda leaf: leaf[:4], batch.rows)
     shape = (MEND_CONFIG.layers, MEND_CONFIG.leaves)
@@ -129,17 +131,17 @@ def test_losses_are_those_of_the_edited_models(model, batch):
         after = log_p(apply_delta(model.params, deltas[case]))
         for row in (4 + case, 8 + case):
             keep = batch.rows.target_mask[row]
-            columns, wanted = batch.rows.read[row][keep], batch.rows.target_ids[row][keep]
+            columns, expected = batch.rows.read[row][keep], batch.rows.target_ids[row][keep]
             new, old = after[row][columns], before[row][columns]
             if row < 8:
-                edit.append(-new[np.arange(len(wanted)), wanted].mean())
-                success.append((new.argmax(-1) == wanted).all())
+                edit.append(-new[np.arange(len(expected)), expected].mean())
+                success.append((new.argmax(-1) == expected).all())
             else:
                 kl.append((np.exp(old) * (old - new)).sum(-1).mean())
                 kept.append((new.argmax(-1) == old.argmax(-1)).all())
-    wanted = [np.mean(values) for values in (edit, kl, success, kept)]
+    expected = [np.mean(values) for values in (edit, kl, success, kept)]
     got = [found.edit, found.kl, found.success, found.kept]
-    np.testing.assert_allclose(got, wanted, rtol=2e-5)
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
     assert found.kl > 1e-3
 
 
@@ -148,7 +150,7 @@ def test_losses_are_those_of_the_edited_models(model, batch):
 
 @pytest.fixture(scope="module")
 def ke(model, batch):
-    """(step, state): a step of KE on the batch, and its first state."""
+    """(step, state): a training step of KE on the batch, and the initial state."""
     network = training.make_network(KE_CONFIG, model.config)
     state = training.initial_state(network, model, batch, KE)
     step = functools.partial(
@@ -162,7 +164,7 @@ def ke(model, batch):
     return step, state
 
 
-def test_ke_learns_and_begins_with_the_models_embedding(model, ke):
+def test_ke_learns_and_starts_with_the_embedding_of_the_model(model, ke):
     step, state = ke
     embedding = state.variables["params"]["condition"]["embedding"]["embedding"]
     np.testing.assert_array_equal(embedding, model.params["wte"]["embedding"])
@@ -180,17 +182,17 @@ def test_the_multiplier_follows_the_constraint(ke):
     for multiplier, margin in ((1.0, 0.0), (0.5, 1e-3), (2.0, 5.0), (0.1, 5.0)):
         given = state.replace(multiplier=jnp.float32(multiplier), margin=jnp.float32(margin))
         moved, found = step(given)
-        wanted = max(0.0, multiplier + KE.multiplier_rate * (float(found.kl) - margin))
-        np.testing.assert_allclose(moved.multiplier, wanted, rtol=1e-6)
+        expected = max(0.0, multiplier + KE.multiplier_rate * (float(found.kl) - margin))
+        np.testing.assert_allclose(moved.multiplier, expected, rtol=1e-6)
         if margin < found.kl:
             assert moved.multiplier > multiplier
-        assert moved.margin == given.margin  # only validation changes it
-    assert wanted == 0.0  # the last: never below
+        assert moved.margin == given.margin  # only validations change it
+    assert expected == 0.0  # in the last case: never negative
 
 
-def test_rates_have_a_learning_rate_of_their_own():
+def test_rates_have_their_own_learning_rate():
     config = dataclasses.replace(MEND, learning_rate=1e-3, rate_learning_rate=1e-1)
-    optimizer = training.make_optimizer(config)
+    optimizer = make_optimizer(config)
     params = {"rates": jnp.ones(2), "MLP_UP": {"u": jnp.ones(2)}}
     gradient = jax.tree.map(lambda leaf: jnp.array([1.0, -1.0]), params)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
@@ -203,17 +205,18 @@ def test_rates_have_a_learning_rate_of_their_own():
 
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
-    """(directory, network) of a run that nothing disturbed."""
+    """(directory, network) of an uninterrupted run."""
     directory = tmp_path_factory.mktemp("finished")
     return directory, run(model, directory)
 
 
-@pytest.fixture
-def killed(model, tmp_path):
+@pytest.fixture(scope="module")
+def killed(model, tmp_path_factory):
     """The directory of a run that died in its fourth step, after one validation."""
+    directory = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        run(model, tmp_path, Pool(dies=4))
-    return tmp_path
+        run(model, directory, Pool(dies=4))
+    return directory
 
 
 def test_the_loss_falls(finished):
@@ -241,13 +244,14 @@ def test_a_finished_run_is_not_trained_again(model, finished):
     assert_same(run(model, directory, Pool(dies=1)).variables, network.variables)
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(model, finished, killed):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(model, finished, killed, tmp_path):
     assert not (killed / REPORT).exists() and not (killed / FILE).exists()
-    rest = Pool()
-    network = run(model, killed, rest)
-    assert rest.draws == 4  # the third step is done again
+    directory, rest = tmp_path / "resumed", Pool()
+    shutil.copytree(killed, directory)
+    network = run(model, directory, rest)
+    assert rest.draws == 4  # the third step is taken again
     assert_same(network.variables, finished[1].variables)
-    assert history_of(killed) == history_of(finished[0])
+    assert history_of(directory) == history_of(finished[0])
 
 
 @pytest.mark.parametrize(
@@ -260,26 +264,26 @@ def test_a_killed_run_ends_as_if_it_had_not_been(model, finished, killed):
     ],
     ids=["settings", "rank", "data", "kind"],
 )
-def test_runs_of_other_settings_are_refused(model, finished, killed, change, named):
+def test_runs_with_other_settings_are_refused(model, finished, killed, change, named):
     for directory in (finished[0], killed):
         with pytest.raises(ValueError) as error:
             run(model, directory, **change)
         assert str(error.value) == (
-            f"{directory} holds a training with another {named}: remove it, or give another output_dir."
+            f"{directory} holds a training run that differs in {named}: remove it, or give another output_dir."
         )
 
 
-def test_a_layer_that_the_model_has_not(model, tmp_path):
+def test_a_layer_that_the_model_does_not_have(model, tmp_path):
     with pytest.raises(ValueError, match="layers=3 does not exist: the model has layers 0 to 2"):
         run(model, tmp_path, config=dataclasses.replace(MEND_CONFIG, layers=(3, 2)))
 
 
-# How long, and what is kept: with steps that only count, and validations that are written down
+# Length of a run and choice of the best network, with steps that only count and scripted validations
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """script(losses, success) makes the next validations say this."""
+    """script(losses, success) sets the results of the next validations."""
 
     def step(state, *rest):
         params = {"steps": state.variables["params"]["steps"] + 1}
@@ -292,7 +296,7 @@ def script(monkeypatch):
             {"params": {"steps": jnp.zeros(())}}, {}, jnp.float32(1), jnp.float32(0.01)
         )
         monkeypatch.setattr(training, "train_step", step)
-        monkeypatch.setattr(training, "_evaluate", lambda *rest: (next(rows), None))
+        monkeypatch.setattr(training, "evaluate", lambda *rest: (next(rows), None))
         monkeypatch.setattr(training, "initial_state", lambda *rest: state)
 
     return follow
@@ -301,7 +305,7 @@ def script(monkeypatch):
 LONG = dataclasses.replace(KE, max_steps=20, validate_every=2, patience=2, num_validation=4)
 
 
-def test_the_best_is_kept_and_patience_ends_it(model, tmp_path, script):
+def test_the_best_network_is_kept_and_patience_ends_the_run(model, tmp_path, script):
     script([3.0, 1.0, 2.0, 1.0, 0.5])
     network = run(model, tmp_path, settings=LONG, config=KE_CONFIG)
     assert [row["edit"] for row in history_of(tmp_path)] == [3.0, 1.0, 2.0, 1.0]
@@ -309,14 +313,14 @@ def test_the_best_is_kept_and_patience_ends_it(model, tmp_path, script):
     assert network.about["best"]["step"] == 4
 
 
-def test_a_better_validation_begins_patience_anew(model, tmp_path, script):
+def test_a_better_validation_restarts_the_patience(model, tmp_path, script):
     script([3.0, 2.0, 2.5, 1.0, 1.5, 0.9, 1.0, 1.0])
     network = run(model, tmp_path, settings=LONG, config=KE_CONFIG)
     assert len(history_of(tmp_path)) == 8
     assert network.variables["params"]["steps"] == 12.0
 
 
-def test_the_last_steps_are_validated_even_if_they_are_few(model, tmp_path, script):
+def test_a_short_last_interval_is_validated(model, tmp_path, script):
     script([3.0, 2.0, 1.0])
     settings = dataclasses.replace(LONG, max_steps=5)
     network = run(model, tmp_path, settings=settings, config=KE_CONFIG)
@@ -324,7 +328,7 @@ def test_the_last_steps_are_validated_even_if_they_are_few(model, tmp_path, scri
     assert network.variables["params"]["steps"] == 5.0
 
 
-def test_the_best_survives_a_kill(model, tmp_path, script):
+def test_the_best_network_survives_a_kill(model, tmp_path, script):
     script([1.0, 2.0])
     with pytest.raises(Killed):
         run(model, tmp_path, Pool(dies=6), LONG, KE_CONFIG)
@@ -334,16 +338,16 @@ def test_the_best_survives_a_kill(model, tmp_path, script):
     assert network.variables["params"]["steps"] == 2.0
 
 
-def test_the_margin_shrinks_after_success_to_its_minimum(model, tmp_path, script):
+def test_the_margin_shrinks_after_successes_down_to_its_minimum(model, tmp_path, script):
     settings = dataclasses.replace(LONG, margin_min=7e-3)
     script([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1], [0.95, 0.9, 0.95, 1.0])
     run(model, tmp_path, settings=settings, config=KE_CONFIG)
     margins = [row["margin"] for row in history_of(tmp_path)]
-    wanted = [0.01, 0.008, 0.008, 0.007, *[0.007] * 6]
-    np.testing.assert_allclose(margins, wanted, rtol=1e-6)
+    expected = [0.01, 0.008, 0.008, 0.007, *[0.007] * 6]
+    np.testing.assert_allclose(margins, expected, rtol=1e-6)
 
 
-def test_a_training_that_diverges_says_so(model, tmp_path, script):
+def test_divergence_is_an_error(model, tmp_path, script):
     script([1.0, np.nan])
     with pytest.raises(ValueError, match=r"learning_rate=0.03 is too high: .* nan after 4 steps"):
         run(model, tmp_path, settings=LONG, config=KE_CONFIG)
@@ -356,12 +360,12 @@ def test_a_training_that_diverges_says_so(model, tmp_path, script):
     "field",
     "learning_rate rate_learning_rate batch_size clip max_steps validate_every patience num_validation".split(),
 )
-def test_settings_out_of_range(field):
+def test_settings_out_of_range_are_named(field):
     with pytest.raises(ValueError, match=f"^{field}=0 must be positive.$"):
         TrainingConfig(**{"learning_rate": 1e-3, field: 0})
 
 
-def test_each_kind_has_settings_of_its_own():
+def test_each_method_has_its_own_settings():
     mend, ke = (TrainingConfig.for_kind(kind) for kind in (MethodName.MEND, MethodName.KE))
     assert (mend.edit_weight, mend.locality_weight, mend.margin) == (0.1, 1.0, None)
     assert ke.margin is not None and ke.edit_weight == 1.0

@@ -1,4 +1,4 @@
-"""Fine-tuning: against plain gradients and Adam written down, what it promises, and what it refuses."""
+"""Fine-tuning: comparison with plain gradients and a float64 Adam, independence of edits, and refused arguments."""
 
 import dataclasses
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import ft
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode
 from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig, TargetScoring
@@ -16,17 +15,16 @@ from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.methods import fine_tune
 from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS
 from rome_jax.models.interventions import Leaf, Part
-from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.models.registry import LanguageModel
 from tests.models.checkpoints import assert_same_params, random_params, tiny_config
 
-CONFIG = FTConfig((2,), num_steps=2, lr=1e-2, loss_threshold=0.0)  # the last layer compiles fast
-# Two layers, and both kinds of weights.
+CONFIG = FTConfig((2,), num_steps=2, lr=1e-2, loss_threshold=0.0)  # the last layer compiles fastest
+# Two layers, and weights of the MLP and of attention.
 BOTH = dataclasses.replace(CONFIG, layers=(2, 1), leaves=(Leaf.MLP_DOWN, Leaf.ATTN_QKV))
 GPTJ = dataclasses.replace(CONFIG, leaves=(Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE))
-# Rows of 7, 8 and 7 tokens, padded to one shape; the last has the shortest text.
-ALIKE = (
+# Rows of 7, 8 and 7 tokens, padded to the same shape; the last has the shortest text.
+REQUESTS = (
     EditRequest("{} lives in", "Ann", "Rome"),
     EditRequest("{} lives in", "Bob", "city"),
     EditRequest("{} speaks", "Eve", "Rome"),
@@ -42,15 +40,15 @@ def gptj(tokenizer):
 @pytest.fixture(scope="module")
 def alone(model):
     """The delta of each request, computed by itself."""
-    return [fine_tune.compute_deltas(model, [request], CONFIG)[0] for request in ALIKE]
+    return [fine_tune.compute_deltas(model, [request], CONFIG)[0] for request in REQUESTS]
 
 
 def target_ids(model, request):
     return model.tokenizer(request.target_text)["input_ids"]
 
 
-def said(model, params, request):
-    """Log-probabilities [K, V] where each token of the target is predicted, teacher-forced."""
+def log_probabilities(model, params, request):
+    """Teacher-forced log-probabilities [K, V] at the positions that predict the target's tokens."""
     prompt, target = model.tokenizer(request.text)["input_ids"], target_ids(model, request)
     ids = np.array([prompt + target[:-1]])
     logits = forward.logits(params, model.config, TokenBatch(ids, np.ones(ids.shape, bool)))
@@ -60,7 +58,7 @@ def said(model, params, request):
 def nll(model, params, request):
     """Mean negative log-likelihood of the target's tokens."""
     target = np.array(target_ids(model, request))
-    return -said(model, params, request)[np.arange(len(target)), target].mean()
+    return -log_probabilities(model, params, request)[np.arange(len(target)), target].mean()
 
 
 def weight_of(params, layer, leaf, part):
@@ -68,9 +66,19 @@ def weight_of(params, layer, leaf, part):
     return params["blocks"][module][name][part.value][layer]
 
 
+def loss_and_gradient(model, params, request):
+    """The loss and the gradient of all weights, compiled once per model and request."""
+    key = (model.config, request)
+    if key not in _GRADIENTS:
+        _GRADIENTS[key] = jax.jit(jax.value_and_grad(lambda params: nll(model, params, request)))
+    return _GRADIENTS[key](params)
+
+
+_GRADIENTS = {}
+
+
 def plain(model, request, config):
-    """Changes and losses by gradients of all weights and Adam as it is written down, in float64."""
-    gradient_of = jax.jit(jax.value_and_grad(lambda params: nll(model, params, request)))
+    """Changes and losses from gradients of all weights and a literal float64 Adam."""
     trained = [
         (layer, leaf, part)
         for layer in config.layers
@@ -83,7 +91,7 @@ def plain(model, request, config):
     first, second = ([np.zeros_like(weight) for weight in start] for _ in range(2))
     params, losses = model.params, []
     for step in range(1, config.num_steps + 1):
-        loss, gradient = gradient_of(params)
+        loss, gradient = loss_and_gradient(model, params, request)
         losses.append(float(loss))
         for i, which in enumerate(trained):
             g = np.asarray(weight_of(gradient, *which), np.float64)
@@ -112,12 +120,12 @@ def check_plain(model, request, config):
     updates = result.deltas[0].updates
     assert [(int(u.layer), u.leaf, u.part) for u in updates] == trained
     np.testing.assert_allclose(result.loss[0, :, 0], losses, rtol=1e-5)
-    for update, wanted in zip(updates, changes, strict=True):
+    for update, expected in zip(updates, changes, strict=True):
         change = np.asarray(update.change)
         if update.leaf is Leaf.ATTN_QKV and update.part is Part.BIAS:
-            # A key's bias changes no probability: its gradient is rounding, which Adam blows up.
-            change, wanted = (np.delete(x.reshape(3, -1), 1, axis=0) for x in (change, wanted))
-        assert np.abs(change - wanted).max() <= 1e-4 * np.abs(wanted).max()
+            # A key's bias changes no probability. Its gradient is rounding error, which Adam amplifies.
+            change, expected = (np.delete(x.reshape(3, -1), 1, axis=0) for x in (change, expected))
+        assert np.abs(change - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +137,7 @@ def test_steps_are_those_of_adam_on_plain_gradients(model, requests, changes):
     check_plain(model, requests[1], dataclasses.replace(BOTH, **changes))
 
 
-def test_projections_apart_and_without_biases(gptj, requests):
+def test_separate_projections_without_biases(gptj, requests):
     check_plain(gptj, requests[1], GPTJ)
 
 
@@ -147,23 +155,23 @@ def test_every_target_token_is_read_where_it_is_predicted(model, requests):
         assert inputs.read[n][scored].tolist() == [len(prompt) - 1 + k for k in range(len(target))]
 
 
-def test_minibatches_keep_the_order_and_fill_up_with_rows_that_do_not_count(model, requests):
+def test_minibatches_keep_the_order_and_are_filled_with_rows_that_do_not_count(model, requests):
     inputs = tokenize_request_targets(model.tokenizer, requests, 64)
     filled = fine_tune.minibatches(inputs, 2)
     assert filled.target_mask.shape[:3] == (1, 2, 2)
     np.testing.assert_array_equal(filled.batch.ids[0].reshape(4, -1)[:3], inputs.batch.ids)
     np.testing.assert_array_equal(filled.target_mask[0].reshape(4, -1)[:3], inputs.target_mask)
     assert not filled.target_mask[0, 1, 1].any()
-    assert filled.batch.mask[0, 1, 1].any(), "a row of padding alone would attend to nothing"
+    assert filled.batch.mask[0, 1, 1].any(), "a row of only padding would attend to nothing"
     assert fine_tune.minibatches(inputs, 64).target_mask.shape[:3] == (1, 1, 3)
 
 
-# What is promised
+# Properties
 
 
 def test_edits_are_independent(model, alone):
     before = jax.tree.map(np.array, model.params)
-    deltas = fine_tune.compute_deltas(model, ALIKE, CONFIG)
+    deltas = fine_tune.compute_deltas(model, REQUESTS, CONFIG)
     assert_same_params(model.params, before)
     assert len(deltas) == 3 and not deltas.factored
     for n in range(3):
@@ -171,11 +179,11 @@ def test_edits_are_independent(model, alone):
     assert np.abs(alone[0].updates[0].change - alone[1].updates[0].change).max() > 1e-3
 
 
-def test_edits_side_by_side_are_those_alone(model, alone):
-    """Three requests in chunks of two: padded to one shape, the last chunk filled up."""
-    deltas = fine_tune.compute_deltas(model, ALIKE, CONFIG, chunk_size=2)
+def test_edits_side_by_side_equal_edits_alone(model, alone):
+    """Three requests in chunks of two, padded to one shape; the last chunk is filled."""
+    deltas = fine_tune.compute_deltas(model, REQUESTS, CONFIG, chunk_size=2)
     assert len(deltas) == 3
-    for n, request in enumerate(ALIKE):
+    for n, request in enumerate(REQUESTS):
         for a, b in zip(deltas[n].updates, alone[n].updates, strict=True):
             np.testing.assert_allclose(a.change, b.change, rtol=0, atol=1e-5)
         one, other = (
@@ -185,29 +193,31 @@ def test_edits_side_by_side_are_those_alone(model, alone):
         assert other < nll(model, model.params, request) - 0.1
 
 
-def test_a_joint_edit_of_one_request_is_its_own(model, alone):
-    delta = fine_tune.compute_joint_delta(model, ALIKE[1:2], CONFIG)
+def test_a_joint_edit_of_one_request_equals_its_independent_edit(model, alone):
+    delta = fine_tune.compute_joint_delta(model, REQUESTS[1:2], CONFIG)
     assert not delta.batched
     jax.tree.map(np.testing.assert_array_equal, delta, alone[1])
 
 
-def test_a_joint_edit_serves_every_request(model):
-    delta = fine_tune.compute_joint_delta(model, ALIKE, dataclasses.replace(CONFIG, batch_size=2))
+def test_a_joint_edit_lowers_the_loss_of_every_request(model):
+    delta = fine_tune.compute_joint_delta(
+        model, REQUESTS, dataclasses.replace(CONFIG, batch_size=2)
+    )
     edited = apply_delta(model.params, delta)
-    for request in ALIKE:
+    for request in REQUESTS:
         assert nll(model, edited, request) < nll(model, model.params, request) - 0.1
 
 
 @pytest.mark.parametrize("bound", [0.011, 1e-4])
 def test_no_weight_leaves_the_ball(model, bound):
     config = dataclasses.replace(CONFIG, norm_constraint=bound)
-    delta = fine_tune.compute_deltas(model, ALIKE[1:2], config)[0]
+    delta = fine_tune.compute_deltas(model, REQUESTS[1:2], config)[0]
     for update in delta.updates:
         assert jnp.abs(update.change).max() == np.float32(bound)
 
 
-def test_what_is_learnt_is_left_as_it_is(model):
-    inputs = tokenize_request_targets(model.tokenizer, ALIKE[1:2], 64, CONFIG.scoring)
+def test_a_learned_target_changes_nothing(model):
+    inputs = tokenize_request_targets(model.tokenizer, REQUESTS[1:2], 64, CONFIG.scoring)
     result = fine_tune.compute_from_inputs(
         model.params,
         model.config,
@@ -222,46 +232,46 @@ def test_what_is_learnt_is_left_as_it_is(model):
 
 def test_a_dense_delta_cannot_enter_a_forward_pass(model, alone):
     batch = encode(model.tokenizer, ["Linux is written in"])
-    with pytest.raises(ValueError, match="merge it with apply_delta") as error:
+    with pytest.raises(ValueError, match="merge it into the weights with apply_delta") as error:
         forward.logits(model.params, model.config, batch, deltas=alone[0])
     assert "\n" not in str(error.value)
 
 
-# On a model that knows something
+# On a model that knows facts
 
 
 REQUEST = EditRequest("{} is made of", "Tasune Bridge", "red clay")  # of the tuning half
 
 
 @pytest.mark.parametrize("scoring", TargetScoring)
-def test_a_target_of_several_tokens(scoring):
-    model = load_model("factworld-gpt2")
+def test_a_target_of_several_tokens(shipped_model, scoring):
+    model = shipped_model("factworld-gpt2")
     target = target_ids(model, REQUEST)
     assert len(target) == 2
     config = FTConfig((5,), lr=5e-3, scoring=scoring)
     edited = apply_delta(model.params, fine_tune.compute_deltas(model, [REQUEST], config)[0])
-    before = said(model, model.params, REQUEST)
-    after = said(model, edited, REQUEST)
+    before = log_probabilities(model, model.params, REQUEST)
+    after = log_probabilities(model, edited, REQUEST)
     assert before.argmax(-1).tolist() != target
     if scoring is TargetScoring.EACH_TOKEN:
         assert after.argmax(-1).tolist() == target
         assert nll(model, edited, REQUEST) < 0.1
     else:
-        # Both tokens are asked for in one place, where they share the probability.
+        # Both tokens are scored at the same position, where they share the probability.
         both = jnp.exp(after[0, np.array(target)])
         assert both.sum() > 0.8 and both.max() < 0.8
 
 
-# What it refuses
+# Refused arguments
 
 
-def test_requests_are_needed(model):
+def test_no_requests_are_refused(model):
     for compute in (fine_tune.compute_deltas, fine_tune.compute_joint_delta):
         with pytest.raises(ValueError, match="requests is empty"):
             compute(model, [], CONFIG)
 
 
-def test_a_layer_or_weight_that_the_model_lacks_is_named(model, requests):
+def test_a_missing_layer_or_weight_is_named(model, requests):
     for compute in (fine_tune.compute_deltas, fine_tune.compute_joint_delta):
         with pytest.raises(
             ValueError, match="layers=3 does not exist: the model has layers 0 to 2"
@@ -274,7 +284,7 @@ def test_a_layer_or_weight_that_the_model_lacks_is_named(model, requests):
             compute(model, requests, FTConfig((1,), leaves=(Leaf.ATTN_QUERY,)))
 
 
-def test_a_chunk_holds_a_request(model, requests):
+def test_an_empty_chunk_size_is_refused(model, requests):
     with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
         fine_tune.compute_deltas(model, requests, CONFIG, chunk_size=0)
 
@@ -285,121 +295,10 @@ def test_a_request_beyond_the_context_is_named(model):
         fine_tune.compute_deltas(model, [request], CONFIG)
 
 
-# Hyperparameters
-
-
-@pytest.mark.parametrize(
-    ("name", "variant", "values"),
-    [
-        ("gpt2-medium", MethodName.FT_L, {"layers": (0,), "norm_constraint": 2e-3}),
-        ("gpt2-large", MethodName.FT_L, {"layers": (0,), "norm_constraint": 1e-3}),
-        ("gpt2-xl", MethodName.FT, {"layers": (1,)}),
-        ("gpt2-xl", MethodName.FT_L, {"layers": (0,), "norm_constraint": 5e-4}),
-        (
-            "gpt2-xl",
-            MethodName.FT_ATTN,
-            {"layers": (33,), "leaves": (Leaf.ATTN_QKV,), "lr": 1e-3, "norm_constraint": 1e-3},
-        ),
-        ("EleutherAI/gpt-j-6B", MethodName.FT, {"layers": (21,)}),
-        ("EleutherAI/gpt-j-6B", MethodName.FT_L, {"layers": (0,), "norm_constraint": 5e-5}),
-    ],
-)
-def test_published_values(name, variant, values):
-    common = {
-        "leaves": (Leaf.MLP_DOWN,),
-        "num_steps": 25,
-        "lr": 5e-4,
-        "weight_decay": 0.0,
-        "norm_constraint": None,
-        "loss_threshold": 1e-2,
-        "batch_size": 64,
-        "scoring": TargetScoring.EACH_TOKEN,
-    }
-    assert FTConfig.for_model(name, variant) == FTConfig(**(common | values))
-    PRESETS[name].check_layer(values["layers"][0])
-
-
 @pytest.mark.parametrize("variant", FT_VARIANTS.values())
 @pytest.mark.parametrize("family", ["gpt2", "gptj"])
 def test_factworld_has_every_variant(family, variant, model, gptj):
-    """Weights that a model of the family has, and a bound for all but FT."""
+    """Each variant trains weights that models of the family have; all but FT are bounded."""
     config = FTConfig.for_model(f"factworld-{family}", variant)
     fine_tune._check({"gpt2": model, "gptj": gptj}[family], [REQUEST], config)
     assert (config.norm_constraint is None) is (variant is MethodName.FT)
-
-
-def test_a_baseline_that_is_not_known_is_named():
-    with pytest.raises(
-        ValueError, match=r"no FT-attn .* 'gpt2-large' \(known: gpt2-xl, .*FTConfig"
-    ):
-        FTConfig.for_model("gpt2-large", MethodName.FT_ATTN)
-    with pytest.raises(ValueError, match="'gpt5'"):  # not a free one in place of a bounded one
-        FTConfig.for_model("gpt5", MethodName.FT_L, layers=(0,))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"layers": ()},
-        {"layers": (1, 1)},
-        {"num_steps": 0},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"norm_constraint": 0.0},
-        {"norm_constraint": -5e-4},
-        {"weight_decay": -0.1},
-        {"loss_threshold": -1e-2},
-    ],
-    ids=str,
-)
-def test_a_value_out_of_range_is_named(changes):
-    ((field, value),) = changes.items()
-    with pytest.raises(ValueError) as error:
-        FTConfig(**({"layers": (1,)} | changes))
-    assert f"{field}={value!r}" in str(error.value)
-
-
-def test_weights_are_named_once():
-    for leaves in ((), (Leaf.MLP_UP, Leaf.MLP_UP)):
-        with pytest.raises(ValueError, match=r"leaves=\(.*name at least one weight, each once"):
-            FTConfig((1,), leaves=leaves)
-
-
-@pytest.mark.parametrize("config", [CONFIG, FTConfig.for_model("gpt2-xl", MethodName.FT_ATTN)])
-def test_plain_values_come_back(config):
-    assert FTConfig.from_dict(config.to_dict()) == config
-    assert config.to_dict()["leaves"][0] in ("MLP_DOWN", "ATTN_QKV")
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"leaves": ["MLP"]}, "leaves='MLP' is none of ATTN_QKV, "),
-        ({"scoring": "last"}, "scoring='last' is none of each_token, reference"),
-        ({"kl_factor": 1.0}, "no hyperparameter kl_factor; there are batch_size, "),
-    ],
-)
-def test_plain_values_that_mean_nothing_are_named(values, message):
-    with pytest.raises(ValueError) as error:
-        FTConfig.from_dict({"layers": [1]} | values)
-    assert message in str(error.value)
-
-
-def test_the_config_file_gives_the_variants():
-    for argument, model_name, variant in (
-        ("gpt2-xl,constr", "gpt2-xl", MethodName.FT_L),
-        ("gpt-j-6b,unconstr", "gpt-j-6b", MethodName.FT),
-        ("factworld-gptj,attn", "factworld-gptj", MethodName.FT_ATTN),
-    ):
-        read = FTConfig.from_dict(ft.get_config(argument).to_dict())
-        assert read == FTConfig.for_model(model_name, variant)
-    assert FTConfig.from_dict(ft.get_config().to_dict()) == FTConfig.for_model("factworld-gpt2")
-    free = ft.get_config("gpt2-xl,unconstr")
-    free.norm_constraint = 1e-3  # as a flag does
-    assert FTConfig.from_dict(free.to_dict()).norm_constraint == 1e-3
-
-
-@pytest.mark.parametrize("argument", ["gpt2-xl", "gpt2-xl,", "gpt2-xl,ft", "gpt2-xl,attn,x"])
-def test_the_config_file_refuses_other_arguments(argument):
-    with pytest.raises(ValueError, match="is none of unconstr, constr, attn: give MODEL,VARIANT"):
-        ft.get_config(argument)

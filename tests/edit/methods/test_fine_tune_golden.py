@@ -1,7 +1,7 @@
 """Fine-tuning against the numbers of the original implementation: tokens, losses, changes of the weights, logits.
 
-Tolerances are those of tests/golden/README.md: max |a - b| / max |b| per array, 2e-3, and 1e-2 where the constraint is
-active.
+The tolerances are those of tests/golden/README.md: max |a - b| / max |b| per array is at most 2e-3, or 1e-2 if the
+norm constraint is active.
 """
 
 import pathlib
@@ -22,13 +22,13 @@ from rome_jax.models.interventions import Part
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("ft_gpt*.npz"))
-KEPT = 4  # of each kernel, every fourth row of F is in the file
+KEPT = 4  # the file has every fourth row of each kernel
 
 
-def assert_close(actual, wanted, tolerance, what):
-    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-    assert actual.shape == wanted.shape, what
-    error = np.abs(actual - wanted).max() / np.abs(wanted).max()
+def assert_close(actual, expected, tolerance, what):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, what
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error <= tolerance, f"{what}: {error:.2e}"
 
 
@@ -40,7 +40,7 @@ def hyperparameters(case) -> FTConfig:
         num_steps=hparams["num_steps"],
         lr=hparams["lr"],
         weight_decay=hparams["weight_decay"],
-        # The original looks at the type: False and whole numbers bound nothing.
+        # The original looks at the type: False and integers mean no constraint.
         norm_constraint=bound if isinstance(bound, float) else None,
         batch_size=hparams.get("batch_size", 64),
         scoring=TargetScoring.REFERENCE,
@@ -55,22 +55,22 @@ def requests_of(case) -> list[EditRequest]:
 
 
 def check_tokens(inputs, arrays):
-    """Up to padding, which the original fills with a token of its own."""
+    """Compares the tokens except the padding, which the original fills with another token."""
     real, ids = np.asarray(inputs.batch.mask), np.asarray(inputs.batch.ids)
-    wanted = arrays["attention_mask"] > 0
-    assert real[real].size == wanted[wanted].size
-    np.testing.assert_array_equal(ids[real], arrays["input_ids"][wanted])
+    expected = arrays["attention_mask"] > 0
+    assert real[real].size == expected[expected].size
+    np.testing.assert_array_equal(ids[real], arrays["input_ids"][expected])
     scored = np.asarray(inputs.target_mask)
     np.testing.assert_array_equal(scored.sum(-1), arrays["loss_mask"].sum(-1))
     np.testing.assert_array_equal(
         np.asarray(inputs.target_ids)[scored], arrays["target_ids"][arrays["loss_mask"]]
     )
-    last = np.broadcast_to(wanted.sum(-1, keepdims=True) - 1, scored.shape)
+    last = np.broadcast_to(expected.sum(-1, keepdims=True) - 1, scored.shape)
     np.testing.assert_array_equal(inputs.read, last)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_repeats_the_original(name, golden, golden_model):
+def test_results_equal_those_of_the_original(name, golden, golden_model):
     case = golden(name)
     model, arrays, config = golden_model(case.info["model"]), case.arrays, hyperparameters(case)
     tolerance = 1e-2 if case.info["norm_constraint_active"] else 2e-3
@@ -91,7 +91,7 @@ def test_it_repeats_the_original(name, golden, golden_model):
         kind = "weight" if update.part is Part.KERNEL else "bias"
         key = f"wdelta.{layer_name(model.config, update.leaf, int(update.layer))}.{kind}"
         change = update.change
-        if update.part is Part.KERNEL:  # [F, d]; GPT-J's file has it transposed
+        if update.part is Part.KERNEL:  # [F, D]; transposed in the file of GPT-J
             change = change[::KEPT]
             change = change.T if case.info["model"] == "gptj" else change
         assert_close(change, arrays[key], tolerance, key)

@@ -1,4 +1,4 @@
-"""KnowledgeEditor: its rule and its recurrent network against NumPy in float64, and what it refuses."""
+"""KnowledgeEditor: its update rule and recurrent network against float64 NumPy, and refused arguments."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import pad
 from rome_jax.edit.baseline_config import KEConfig
 from rome_jax.edit.delta import dense
-from rome_jax.edit.hypernetworks.networks import condition_tokens
+from rome_jax.edit.hypernetworks.edits import condition_tokens
 from rome_jax.edit.methods import ke
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
@@ -41,7 +41,7 @@ def softmax(x):
 
 
 def last_state(params, embedded):
-    """Of an LSTM over [T, D], as Hochreiter and Schmidhuber's cell with a forget gate is written."""
+    """The last state of an LSTM over [T, D], with Hochreiter and Schmidhuber's cell and a forget gate."""
     width = len(params["hi"]["bias"])
     hidden, memory = np.zeros(width), np.zeros(width)
     for token in embedded:
@@ -57,7 +57,7 @@ def last_state(params, embedded):
 
 
 def condition_of(params, ids):
-    """What the conditioners see of one edit's tokens."""
+    """The encoding of one edit's tokens that the conditioners read."""
     embedded = params["embedding"]["embedding"][ids]
     states = [
         last_state(params["forward"], embedded),
@@ -67,7 +67,7 @@ def condition_of(params, ids):
 
 
 def outputs_of(params, seen):
-    """What a conditioner says, its kernels weight-normed (Salimans and Kingma, 2016, equation 2)."""
+    """The outputs of a conditioner with weight-normalized kernels (Salimans and Kingma, 2016, equation 2)."""
     for name in ("hidden", "out"):
         kernel, scale = params[name]["kernel"], params[f"{name}_norm"][f"{name}/kernel/scale"]
         seen = seen @ (kernel / np.linalg.norm(kernel, axis=0) * scale) + params[name]["bias"]
@@ -76,7 +76,7 @@ def outputs_of(params, seen):
 
 
 def by_hand(variables, config, factors, tokens):
-    """ΔW [N, X, Y] of each weight by the dense formula, in the order of leaves and layers."""
+    """ΔW [N, X, Y] of each weight from the dense formula, in the order of leaves and layers."""
     params = float64(variables["params"])
     changes = []
     for leaf in config.leaves:
@@ -120,7 +120,7 @@ def setup():
     )
 
 
-def test_updates_of_rank_tokens_and_one_are_the_dense_formula(setup):
+def test_updates_of_rank_tokens_plus_one_equal_the_dense_formula(setup):
     want = by_hand(setup.variables, CONFIG, setup.factors, TOKENS)
     assert [(u.leaf, u.layer.tolist()) for u in setup.delta.updates] == [
         (leaf, [layer] * 2) for leaf in CONFIG.leaves for layer in CONFIG.layers
@@ -130,14 +130,14 @@ def test_updates_of_rank_tokens_and_one_are_the_dense_formula(setup):
         assert close(dense(update), change)
 
 
-def test_padding_of_the_tokens_means_nothing(setup):
+def test_padding_of_the_tokens_has_no_effect(setup):
     condition = pad(TOKENS, multiple=8)
     ids = np.where(condition.mask, condition.ids, 9)  # other ids in the padding
     other = apply(setup.network, setup.variables, setup.factors, condition.replace(ids=ids))
     jax.tree.map(np.testing.assert_array_equal, other, setup.delta)
     longer = apply(setup.network, setup.variables, setup.factors, pad(TOKENS, multiple=12))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6, 1e-8), longer, setup.delta)
-    # The tokens themselves and their order do.
+    # The tokens and their order have an effect.
     moved = apply(
         setup.network, setup.variables, setup.factors, pad([[3, 5, 10, 2], [7]], multiple=8)
     )
@@ -194,7 +194,7 @@ def test_the_tokens_of_an_edit(tokenizer):
     assert condition_tokens(tokenizer, edits, 20).ids.shape == (2, 20)
 
 
-# Bad input
+# Refused arguments
 
 EDIT = [EditRequest("{} lives in", "Ann", "Rome")]
 
@@ -205,7 +205,7 @@ def refused(message, model, requests=EDIT, config=KE_CONFIG, **options):
     assert str(found.value) == message
 
 
-def test_no_requests_and_no_chunks(model, hypernetwork):
+def test_no_requests_and_empty_chunks(model, hypernetwork):
     message = "requests is empty: give at least one EditRequest."
     refused(message, model, [], hypernetwork=hypernetwork)
     refused("chunk_size=0 must be at least 1.", model, hypernetwork=hypernetwork, chunk_size=0)
@@ -213,7 +213,7 @@ def test_no_requests_and_no_chunks(model, hypernetwork):
 
 def test_a_network_of_the_other_method(model):
     network = random_hypernetwork(MEND_CONFIG, model.config)
-    message = "hypernetwork is one of MEND: give KE one that was trained for it."
+    message = "the hypernetwork is for MEND: give KE a hypernetwork that was trained for it."
     refused(message, model, hypernetwork=network)
 
 
@@ -221,7 +221,8 @@ def test_a_network_of_another_shape(model, hypernetwork):
     for field, own in (("lstm_width", 5), ("condition_width", 6), ("hidden_width", 7)):
         config = dataclasses.replace(KE_CONFIG, **{field: 9})
         message = (
-            f"{field}=9 is not what the hypernetwork was trained with, {own}: take its own config."
+            f"{field}=9 differs from {own}, which the hypernetwork was trained with: use the hypernetwork's own "
+            "config."
         )
         refused(message, model, config=config, hypernetwork=hypernetwork)
 
@@ -229,7 +230,7 @@ def test_a_network_of_another_shape(model, hypernetwork):
 def test_models_without_a_network_of_their_own(model):
     refused(
         "no hypernetwork of KE comes with model 'tiny' (only with factworld-gpt2, factworld-gptj): train one with "
-        "`python -m eval.train_hypernetwork --alg_name=KE --model_name=tiny`, or give one with --hypernetwork "
+        "`python -m eval.train_hypernetwork --alg_name=KE --model_name=tiny`, or give a file with --hypernetwork "
         "(hypernetwork=).",
         model,
     )

@@ -1,4 +1,4 @@
-"""Knowledge neurons: the original's numbers, integrated gradients written down, what is promised and what refused."""
+"""Knowledge neurons: the original's numbers, literal integrated gradients, independence of edits, refused arguments."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
-from rome_jax.models.registry import LanguageModel, load_model
+from rome_jax.models.registry import LanguageModel
 from tests.models.checkpoints import assert_same_params, random_params, tiny_config
 
 GOLDEN = ("single", "single_batch5", "multi")
@@ -31,10 +31,10 @@ REQUESTS = (
 TEMPLATES = ("{}", "A. {}", "The file. {}")
 
 
-def assert_close(actual, wanted, tolerance):
-    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-    assert actual.shape == wanted.shape
-    assert np.abs(actual - wanted).max() <= tolerance * np.abs(wanted).max()
+def assert_close(actual, expected, tolerance):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 # The original's numbers
@@ -46,8 +46,8 @@ def cases(golden):
 
 
 @pytest.fixture(scope="module")
-def repeated(cases, golden_model):
-    """Inputs and results of all golden requests, side by side."""
+def golden_run(cases, golden_model):
+    """The inputs and results of all golden requests, computed side by side."""
     model, hparams = golden_model("gpt2"), cases[0].info["hparams"]
     requests = [
         EditRequest(r["prompt"], r["subject"], r["target_new"]["str"], r["target_true"]["str"])
@@ -65,15 +65,15 @@ def repeated(cases, golden_model):
 
 
 @pytest.mark.parametrize("index", range(3), ids=GOLDEN)
-def test_it_repeats_the_original(index, cases, repeated, golden_model):
-    model, arrays, (inputs, result) = golden_model("gpt2"), cases[index].arrays, repeated
+def test_results_equal_those_of_the_original(index, cases, golden_run, golden_model):
+    model, arrays, (inputs, result) = golden_model("gpt2"), cases[index].arrays, golden_run
     for ids, mask, name in (
         (inputs.batch.ids, inputs.batch.mask, "input_ids"),
         (inputs.true_ids, inputs.true_mask, "ground_truth_ids"),
         (inputs.new_ids, inputs.new_mask, "target_new_ids"),
     ):
         assert ids[index][mask[index]].tolist() == arrays[name].tolist()
-    assert result.attribution.likeliest[index] == arrays["argmax_token_before"]
+    assert result.attribution.most_likely[index] == arrays["argmax_token_before"]
 
     scores = result.attribution.scores[index]
     assert_close(scores, arrays["attribution_scores"], 1e-5)
@@ -95,16 +95,16 @@ def test_it_repeats_the_original(index, cases, repeated, golden_model):
     for params, deltas in ((edited, None), (model.params, delta)):
         logits = forward.logits(params, model.config, prompt, positions=last, deltas=deltas)
         assert_close(logits[0, 0], arrays["post_logits"], 1e-5)
-    if arrays["target_new_ids"].size == 1:  # 1e-7 before
+    if arrays["target_new_ids"].size == 1:  # it is 1e-7 before the edit
         assert jax.nn.softmax(logits[0, 0])[arrays["target_new_ids"][0]] > 0.9
 
 
-# By hand
+# Literal integrated gradients
 
 
 @pytest.fixture(scope="module")
 def gptj(tokenizer):
-    """Rotary, attention beside the MLP, a head of its own."""
+    """A model with rotary positions, parallel attention and MLP, and an untied head."""
     config = tiny_config("gptj", vocab_size=2000, context_length=64)
     return LanguageModel("tiny", config, random_params(config), tokenizer, "random")
 
@@ -122,7 +122,7 @@ def side_by_side(gptj):
 
 @pytest.fixture(scope="module")
 def plain(gptj):
-    """plain(batch, last, answer) -> scores [2, F] by gradients of whole runs in which the last token is scaled."""
+    """plain(batch, last, answer) -> scores [2, F] from gradients of whole runs in which the last token is scaled."""
 
     @jax.jit
     def gradient(scaled, batch, last, layer, answer):
@@ -153,14 +153,14 @@ def plain(gptj):
 @pytest.mark.parametrize("index", range(3))
 def test_scores_are_integrated_gradients(index, gptj, side_by_side, plain):
     request, found = REQUESTS[index], side_by_side.attribution
-    if request.target_true is None:  # what the model says itself
-        ids = [int(found.likeliest[index])]
+    if request.target_true is None:  # the model's own next token
+        ids = [int(found.most_likely[index])]
     else:
         ids = gptj.tokenizer(" " + request.target_true)["input_ids"]
     answer = np.bincount(ids, minlength=gptj.config.vocab_size) / len(ids)
     prompt = encode(gptj.tokenizer, [request.text], multiple=8)
-    wanted = plain(prompt, prompt.mask.sum() - 1, answer.astype(np.float32))
-    assert_close(found.scores[index], wanted, 1e-5)
+    expected = plain(prompt, prompt.mask.sum() - 1, answer.astype(np.float32))
+    assert_close(found.scores[index], expected, 1e-5)
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -185,25 +185,27 @@ def test_rows_of_kept_neurons_gain_the_new_answer_and_lose_the_old(index, gptj, 
     assert 0 < side_by_side.neurons[index].sum() < scores.size
 
 
-def test_neurons_are_kept_above_a_share_of_the_highest_of_all_layers():
+def test_neurons_are_selected_above_a_share_of_the_highest_score_of_all_layers():
     scores = jnp.array([[[0.5, 4.0], [2.0, 2.1]], [[-1.0, -2.0], [-3.0, -0.5]]])
     kept = knowledge_neurons.select(scores, 0.5)
     assert kept.tolist() == [[[False, True], [False, True]], [[False, False], [False, False]]]
 
 
-def test_refinement_keeps_what_more_than_a_share_of_prompts_have():
+def test_refinement_keeps_neurons_that_more_than_a_share_of_the_prompts_have():
     by_prompt = jnp.array([[True, True, False], [True, False, False], [True, False, True]])[:, None]
     refine = knowledge_neurons.refine
     assert refine(by_prompt, 0.2).tolist() == [[True, True, True]]
     assert refine(by_prompt, 0.4).tolist() == [[True, False, False]]
-    assert refine(by_prompt[:2], 0.5).tolist() == [[True, False, False]]  # not at the share itself
+    assert refine(by_prompt[:2], 0.5).tolist() == [
+        [True, False, False]
+    ]  # exactly the share is not enough
 
 
-# What is promised
+# Properties
 
 
-def test_edits_are_independent_and_leave_the_model_as_it_is(gptj, side_by_side):
-    """Five requests in chunks of three, the last chunk filled up, are those in other company."""
+def test_edits_are_independent_and_leave_the_model_unchanged(gptj, side_by_side):
+    """Five requests in chunks of three, the last one filled, give the same edits as in other chunks."""
     before = jax.tree.map(np.array, gptj.params)
     requests = REQUESTS[1:] + REQUESTS  # 1, 2, 0 and 1, 2
     deltas = knowledge_neurons.compute_deltas(gptj, requests, CONFIG, chunk_size=3)
@@ -220,11 +222,11 @@ def test_refined_neurons_are_those_that_the_prompts_share(gptj):
     inputs = tokenized(gptj, REQUESTS[:1], ("", "A. ", "The file. "))
     found = knowledge_neurons.attribute(gptj.params, gptj.config, inputs, config.layers, 3)
     count = sum((np.asarray(s) > 0.2 * s.max()).astype(int) for s in found.scores)
-    assert {1, 2, 3} <= set(count.ravel().tolist()), "a case in which prompts differ"
+    assert {1, 2, 3} <= set(count.ravel().tolist()), "the prompts should differ in their neurons"
     deltas = knowledge_neurons.compute_deltas(gptj, REQUESTS[:1], config, templates=TEMPLATES)
     for layer, update in enumerate(deltas.updates):
         np.testing.assert_array_equal(update.left[0, :, 0], count[layer] >= 2)
-    # What is written instead of depends on the bare prompt alone.
+    # The written answer depends on the bare prompt alone.
     plain = knowledge_neurons.compute_from_inputs(gptj.params, gptj.config, inputs, CONFIG)
     np.testing.assert_array_equal(deltas.updates[0].right, plain.deltas.updates[0].right)
 
@@ -240,7 +242,7 @@ def test_targets_are_words_that_continue_the_prompt(gptj):
             assert true == (gptj.tokenizer(space + given)["input_ids"] if given else [])
 
 
-# What is refused
+# Refused arguments
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_targets_are_words_that_continue_the_prompt(gptj):
         (REQUESTS, {"refine": True}, {"templates": ("{} too",)}, "'{} too' must end in '{}'"),
     ],
 )
-def test_what_cannot_be_meant_is_named(gptj, requests, changes, options, message):
+def test_invalid_arguments_are_named(gptj, requests, changes, options, message):
     config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(ValueError) as error:
         knowledge_neurons.compute_deltas(gptj, requests, config, **options)
@@ -283,13 +285,13 @@ def test_published_values():
 
 
 @pytest.mark.parametrize("name", ["factworld-gpt2", "factworld-gptj"])
-def test_all_layers_of_factworld_are_asked(name):
+def test_all_layers_of_factworld_are_scored(shipped_model, name):
     config = KNConfig.for_model(name, steps=7)
-    assert config.layers == tuple(range(load_model(name).config.num_layers))
+    assert config.layers == tuple(range(shipped_model(name).config.num_layers))
     assert config.steps == 7
 
 
-def test_a_model_that_is_not_known_is_named_with_those_that_are():
+def test_an_unknown_model_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'gpt5' \(known: gpt2-xl, .*pass layers="):
         KNConfig.for_model("gpt5")
 
@@ -314,7 +316,7 @@ def test_a_value_out_of_range_is_named(changes):
     assert f"{field}={value!r}" in str(error.value)
 
 
-def test_the_config_file_gives_what_belongs_to_a_model():
+def test_the_config_file_has_the_values_of_each_model():
     for name in ("gpt2-xl", "factworld-gptj"):
         assert KNConfig.from_dict(kn.get_config(name).to_dict()) == KNConfig.for_model(name)
     assert KNConfig.from_dict(kn.get_config().to_dict()) == KNConfig.for_model("factworld-gpt2")

@@ -31,16 +31,16 @@ from rome_jax.models.interventions import (
     Site,
 )
 from rome_jax.models.registry import load_model
-from rome_jax.moments import files as moment_files
+from rome_jax.moments.shipped import load_shipped
 from tests.models.checkpoints import assert_same_params
 
 # As many steps, at the same layer and in the same chunks, as in the tests of ROME: the same programs.
 CONFIG = MEMITConfig((0, 1), v_num_grad_steps=4, loss_threshold=0.0, mom2_update_weight=2.0)
 
 
-def relative_error(actual, wanted):
-    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-    return np.abs(actual - wanted).max() / np.abs(wanted).max()
+def relative_error(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 def inputs_of(model, requests, templates):
@@ -105,22 +105,22 @@ def test_the_closed_form_is_that_of_the_paper(moments, count):
     keys = np.random.default_rng(1).standard_normal((2, count, 40))
     found = memit.associate(keys, moments[1], 3.0)
     for of_set, one in zip(found, keys, strict=True):
-        wanted = np.linalg.solve(3.0 * moments[1].mean + one.T @ one, one.T)
-        assert relative_error(of_set.T, wanted) <= 1e-6
+        expected = np.linalg.solve(3.0 * moments[1].mean + one.T @ one, one.T)
+        assert relative_error(of_set.T, expected) <= 1e-6
 
 
 def test_without_second_moment_it_is_ridge_regression():
     keys = np.random.default_rng(2).standard_normal((4, 6))
-    wanted = np.linalg.solve(5.0 * np.eye(6) + keys.T @ keys, keys.T)
-    assert relative_error(memit.associate(keys, None, 5.0).T, wanted) <= 1e-12
+    expected = np.linalg.solve(5.0 * np.eye(6) + keys.T @ keys, keys.T)
+    assert relative_error(memit.associate(keys, None, 5.0).T, expected) <= 1e-12
 
 
 def test_a_joint_edit_is_the_equations_layer_by_layer(
     model, requests, templates, targets, moments, joint
 ):
     assert [int(update.layer) for update in joint.updates] == [0, 1] and not joint.batched
-    wanted = plain(model, requests, templates, targets, CONFIG, moments)
-    for update, change in zip(joint.updates, wanted, strict=True):
+    expected = plain(model, requests, templates, targets, CONFIG, moments)
+    for update, change in zip(joint.updates, expected, strict=True):
         assert relative_error(dense(update), change) <= 1e-4
 
 
@@ -143,8 +143,8 @@ def test_independent_edits_are_joint_edits_of_one_request(
     assert len(deltas) == 3 and deltas.factored
     for n in range(3):
         one = slice(n, n + 1)
-        wanted = plain(model, requests[one], templates, targets[one], CONFIG, moments)
-        for update, layer, change in zip(deltas[n].updates, (0, 1), wanted, strict=True):
+        expected = plain(model, requests[one], templates, targets[one], CONFIG, moments)
+        for update, layer, change in zip(deltas[n].updates, (0, 1), expected, strict=True):
             assert int(update.layer) == layer
             assert relative_error(dense(update), change) <= 1e-4
     assert_same_params(model.params, before)
@@ -183,7 +183,7 @@ def known():
     world = make_world()
     records = parse_counterfact(counterfact_records(world, 0, Role.TUNING, 20))
     templates = sample_templates(model, jax.random.key(0), ((10, 2),))
-    moments = moment_files.load_shipped(model.name)
+    moments = load_shipped(model.name)
     options = {"second_moments": moments, "templates": templates, "chunk_size": 20}
     return model, world, records, config, options
 
@@ -229,19 +229,19 @@ def test_each_fact_by_itself_in_one_batch(known):
 def test_a_model_whose_state_is_z_says_the_target(known, known_inputs):
     model, _, _, config, _ = known
     inputs, states = known_inputs
-    rows = slice(None, None, inputs.lookup.shape[1])  # of the bare prompts
-    batch = TokenBatch(inputs.batch.ids[rows], inputs.batch.mask[rows])
-    mask = np.arange(batch.ids.shape[1]) == inputs.lookup[:, :1]
+    bare = slice(inputs.num_requests)
+    batch = TokenBatch(inputs.batch.ids[bare], inputs.batch.mask[bare])
+    mask = np.arange(batch.ids.shape[1]) == inputs.targets.fact[0][:, None]
     layer = jnp.int32(config.layers[-1])
     patch = Patch(Site.RESIDUAL, PatchMode.REPLACE, layer, mask, states[:, None])
     logits = forward.logits(
         model.params,
         model.config,
         batch,
-        positions=inputs.target_columns[:, 0],
+        positions=inputs.targets.read[0],
         patches=(patch,),
     )
-    said = (logits.argmax(-1) == inputs.target_ids) | ~inputs.target_mask
+    said = (logits.argmax(-1) == inputs.targets.ids) | ~inputs.targets.mask
     assert said.all()
 
 

@@ -1,4 +1,4 @@
-"""MEND: the editing rule against NumPy in float64, its statistics and its start, what it promises and refuses."""
+"""MEND: the update rule against float64 NumPy, running statistics, initialization, whole edits, refused arguments."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import SequenceTooLongError, encode
 from rome_jax.edit.baseline_config import MENDConfig, RateOrder
 from rome_jax.edit.delta import apply_delta, dense
-from rome_jax.edit.hypernetworks import networks as hypernetworks
+from rome_jax.edit.hypernetworks import edits
 from rome_jax.edit.methods import mend
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
@@ -106,7 +106,7 @@ def test_edits_follow_the_published_rule(factors, variables):
     [
         {"rate_order": RateOrder.REFERENCE},
         {"leaves": (Leaf.MLP_DOWN,), "num_hidden": 0},
-        {"leaves": (Leaf.MLP_DOWN, Leaf.MLP_UP), "rank": 50},  # more than there are inputs
+        {"leaves": (Leaf.MLP_DOWN, Leaf.MLP_UP), "rank": 50},  # more than the number of inputs
     ],
     ids=["reference", "one leaf, no hidden layer", "down first, full rank"],
 )
@@ -117,7 +117,7 @@ def test_the_rule_holds_for_other_configurations(factors, changes):
     check_rule(delta, config, by_hand(variables, config, factors))
 
 
-def test_reference_order_exchanges_the_rates_of_a_layer(factors, variables):
+def test_the_reference_order_swaps_the_rates_of_a_layer(factors, variables):
     config = dataclasses.replace(CONFIG, rate_order=RateOrder.REFERENCE)
     rates = variables["params"]["rates"]
     own, exchanged = (apply(c, variables, factors)[0].updates for c in (CONFIG, config))
@@ -131,9 +131,9 @@ def test_reference_order_exchanges_the_rates_of_a_layer(factors, variables):
 # Running statistics
 
 
-def test_statistics_are_those_of_all_tokens_seen(factors, variables):
+def test_statistics_cover_all_tokens_seen(factors, variables):
     batches = [random_factors(SIZES, 2, 2, 5, seed) for seed in (1, 2, 3)]
-    batches[1] = {  # a token without input counts as little as one without gradient
+    batches[1] = {  # like a token without a gradient, a token without input does not count
         name: GradientFactors(found.x.at[1, 1, 2].set(0), found.delta)
         for name, found in batches[1].items()
     }
@@ -151,24 +151,24 @@ def test_statistics_are_those_of_all_tokens_seen(factors, variables):
             assert known["count"] == len(seen)
             assert close(known["mean"], seen.mean(0))
             assert close(np.sqrt(known["squares"] / (known["count"] - 1)), seen.std(0, ddof=1))
-    # In training a batch is counted before it is normalised.
+    # In training, a batch is counted before it is normalized.
     want = by_hand(variables | {"statistics": statistics}, CONFIG, batches[-1])
     check_rule(delta, CONFIG, want)
 
 
-# The start
+# Initialization
 
 
 @pytest.fixture(scope="module")
 def start(factors, variables):
-    """Parameters as they begin, and statistics of some tokens."""
+    """Initial parameters, with the statistics of some tokens."""
     network = mend.MEND(CONFIG)
     begun = jax.jit(network.init)(jax.random.key(0), factors)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(begun["statistics"]))
     return begun | {"statistics": variables["statistics"]}
 
 
-def test_it_begins_as_the_normalised_gradient(factors, start):
+def test_the_initial_edit_is_the_normalized_gradient(factors, start):
     delta, _ = apply(CONFIG, start, factors)
     for update in delta.updates:
         found, known = factors[update.leaf.name], float64(start["statistics"][update.leaf.name])
@@ -178,13 +178,13 @@ def test_it_begins_as_the_normalised_gradient(factors, start):
             value = np.asarray(getattr(found, name), np.float64)[:, row]
             deviation = np.sqrt(known[name]["squares"] / 49)
             parts.append((value - known[name]["mean"]) / (deviation + 1e-7))
-        parts[0][0, -1] = 0  # no gradient there
+        parts[0][0, -1] = 0  # no gradient at this token
         want = -1e-4 * 2.0 * np.einsum("ntx,nty->nxy", *parts)
         assert close(dense(update), want)
 
 
-def test_the_first_gradient_reaches_what_must_leave_zero(factors, start):
-    """At the start all of relu's inputs are 0: a gradient of 0 there would hold them forever."""
+def test_the_first_gradient_reaches_parameters_that_start_at_zero(factors, start):
+    """All inputs of relu start at 0; if its gradient there were 0, they would stay at 0 forever."""
 
     @jax.jit
     def gradient(params):
@@ -250,7 +250,7 @@ def test_factored_and_merged_edits_give_the_same_logits(model, requests, deltas)
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
 
 
-# Bad input
+# Refused arguments
 
 EDIT = [EditRequest("{} lives in", "Ann", "Rome")]
 
@@ -271,7 +271,7 @@ def test_a_chunk_size_below_one(model, hypernetwork):
     refused(message, model, hypernetwork=hypernetwork, chunk_size=0)
 
 
-def test_a_layer_that_the_model_has_not(model):
+def test_a_layer_that_the_model_does_not_have(model):
     config = dataclasses.replace(MEND_CONFIG, layers=(2, 3))
     network = random_hypernetwork(config, model.config)
     message = "layers=3 does not exist: the model has layers 0 to 2."
@@ -286,7 +286,7 @@ def test_a_request_longer_than_the_context(model, hypernetwork):
 
 def test_a_network_of_the_other_method(model):
     network = random_hypernetwork(KE_CONFIG, model.config)
-    message = "hypernetwork is one of KE: give MEND one that was trained for it."
+    message = "the hypernetwork is for KE: give MEND a hypernetwork that was trained for it."
     refused(message, model, hypernetwork=network)
 
 
@@ -302,28 +302,31 @@ def test_a_network_of_the_other_method(model):
 def test_a_network_of_another_shape(model, hypernetwork, field, value, shown, own):
     config = dataclasses.replace(MEND_CONFIG, **{field: value})
     own = own or str(getattr(MEND_CONFIG, field))
-    message = f"{field}={shown} is not what the hypernetwork was trained with, {own}: take its own config."
+    message = (
+        f"{field}={shown} differs from {own}, which the hypernetwork was trained with: use the hypernetwork's own "
+        "config."
+    )
     refused(message, model, config=config, hypernetwork=hypernetwork)
 
 
 def test_a_network_of_a_model_of_another_size(model):
     wider = dataclasses.replace(model.config, mlp_width=44)
     message = (
-        "hypernetwork was trained for tiny, whose MLPs are of another size than those of tiny: train one with "
+        "the hypernetwork was trained for tiny, which has MLPs of another size than tiny: train one with "
         "`python -m eval.train_hypernetwork --alg_name=MEND --model_name=tiny`."
     )
     refused(message, model, hypernetwork=random_hypernetwork(MEND_CONFIG, wider))
 
 
-def test_the_scale_of_the_rates_is_free(hypernetwork):
+def test_the_scale_and_order_of_the_rates_may_differ_from_the_training(hypernetwork):
     config = dataclasses.replace(MEND_CONFIG, lr_scale=3.0, rate_order=RateOrder.REFERENCE)
-    hypernetworks.check_shape(config, hypernetwork)
+    edits.check_shape(config, hypernetwork)
 
 
 def test_models_without_a_network_of_their_own(model):
     refused(
         "no hypernetwork of MEND comes with model 'tiny' (only with factworld-gpt2, factworld-gptj): train one with "
-        "`python -m eval.train_hypernetwork --alg_name=MEND --model_name=tiny`, or give one with --hypernetwork "
+        "`python -m eval.train_hypernetwork --alg_name=MEND --model_name=tiny`, or give a file with --hypernetwork "
         "(hypernetwork=).",
         model,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from rome_jax.data.positions import FactToken
 from rome_jax.data.request import EditRequest
-from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, pad, token_span
+from rome_jax.data.tokens import pad, token_span
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.methods import rome
@@ -72,60 +72,9 @@ def mapped(model, deltas, vectors):
     return np.einsum("nf,nfd->nd", vectors, np.asarray(kernels, np.float64)) + bias
 
 
-def relative_error(actual, wanted):
-    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-    return np.abs(actual - wanted).max() / np.abs(wanted).max()
-
-
-# What it refuses
-
-
-def test_no_requests_is_an_error(model, moments, templates):
-    with pytest.raises(ValueError, match="requests is empty"):
-        rome.compute(model, [], CONFIG, second_moments=moments, templates=templates)
-
-
-def test_a_layer_that_the_model_lacks_is_named(model, requests, moments, templates):
-    config = dataclasses.replace(CONFIG, layers=(1, 3))
-    with pytest.raises(ValueError, match=r"layers=3 does not exist.*0 to 2"):
-        rome.compute(model, requests, config, second_moments=moments, templates=templates)
-
-
-@pytest.mark.parametrize("layers", [None, (0, 2)])
-def test_a_missing_second_moment_is_named(model, requests, moments, templates, layers):
-    second_moments = layers and {layer: moments[layer] for layer in layers}
-    with pytest.raises(ValueError, match=r"no second moment of layer 1.*mom2_adjustment=False"):
-        rome.compute(model, requests, CONFIG, second_moments=second_moments, templates=templates)
-
-
-def test_neither_templates_nor_key_is_an_error(model, requests, moments):
-    with pytest.raises(ValueError, match="templates and key are both None"):
-        rome.compute(model, requests, CONFIG, second_moments=moments)
-
-
-@pytest.mark.parametrize("wrong", [(), ("A. {}", "{}"), ("{} ", "A. {}")])
-def test_templates_begin_with_the_bare_prompt(model, requests, moments, wrong):
-    with pytest.raises(ValueError, match=r"must start with '\{\}'"):
-        rome.compute(model, requests, CONFIG, second_moments=moments, templates=wrong)
-
-
-def test_a_template_without_its_slot_is_named(model, requests, moments):
-    with pytest.raises(ValueError, match=r"'A\. ' must end in"):
-        rome.compute(model, requests, CONFIG, second_moments=moments, templates=("{}", "A. "))
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_chunk_holds_at_least_one_request(model, requests, moments, templates, size):
-    with pytest.raises(ValueError, match=f"chunk_size={size}"):
-        rome.compute(
-            model, requests, CONFIG, second_moments=moments, templates=templates, chunk_size=size
-        )
-
-
-def test_a_request_beyond_the_context_is_an_error(model, requests, moments, templates):
-    long = EditRequest("The city " * 40 + "of {} is", "Rome", "the")
-    with pytest.raises(SequenceTooLongError, match="context of 64"):
-        rome.compute(model, [*requests, long], CONFIG, second_moments=moments, templates=templates)
+def relative_error(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 # What an edit satisfies
@@ -183,14 +132,13 @@ def test_the_norm_ratio_is_that_of_the_weights(results, model):
 def test_the_edited_mlp_answers_the_prompt_with_the_value(results, model, requests):
     """All edits in one forward pass, at the last subject token of each bare prompt."""
     inputs = tokenize_requests(model.tokenizer, requests, ["{}"], FactToken.SUBJECT_LAST, 64)
-    rows = np.arange(6)[::2]  # the others are essence rows
-    batch = TokenBatch(inputs.batch.ids[rows], inputs.batch.mask[rows], np.arange(3))
+    batch = jax.tree.map(lambda rows: rows[:3], inputs.batch)  # without the essence rows
 
     def outputs(deltas):
         values = forward.capture(
             model.params, model.config, batch, (Site.MLP_OUT,), stop=LAYER + 1, deltas=deltas
         )
-        return values[Site.MLP_OUT][LAYER, np.arange(3), inputs.lookup[:, 0]]
+        return values[Site.MLP_OUT][LAYER, np.arange(3), inputs.targets.fact[0]]
 
     result = results[KeyMode.REFERENCE]
     assert relative_error(outputs(result.deltas), result.layers[0].value) <= 1e-5
@@ -231,12 +179,12 @@ def test_chunks_do_not_change_the_result(model, requests, templates, moments, re
     assert jax.tree.structure(chunked) == jax.tree.structure(whole)
     for n in range(3):
         for name in ("left", "right"):
-            actual, wanted = (getattr(r.deltas.updates[0], name)[n] for r in (chunked, whole))
-            assert relative_error(actual, wanted) <= 1e-4
-        actual, wanted = (r.layers[0] for r in (chunked, whole))
-        assert relative_error(actual.value[n], wanted.value[n]) <= 1e-4
+            actual, expected = (getattr(r.deltas.updates[0], name)[n] for r in (chunked, whole))
+            assert relative_error(actual, expected) <= 1e-4
+        actual, expected = (r.layers[0] for r in (chunked, whole))
+        assert relative_error(actual.value[n], expected.value[n]) <= 1e-4
         np.testing.assert_allclose(
-            actual.optimization.loss[n], wanted.optimization.loss[n], rtol=1e-5
+            actual.optimization.loss[n], expected.optimization.loss[n], rtol=1e-5
         )
     assert chunked.layers[0].optimization.steps.tolist() == [4, 4, 4]
 
@@ -248,21 +196,21 @@ def test_a_batch_is_its_requests_one_at_a_time(mode, model, requests, templates,
         alone = rome.compute(
             model, [request], MODES[mode], second_moments=moments, templates=templates
         )
-        for actual, wanted in (
+        for actual, expected in (
             (alone.layers[0].u[0], whole.layers[0].u[n]),
             (alone.layers[0].value[0], whole.layers[0].value[n]),
             (dense(alone.deltas[0].updates[0]), dense(whole.deltas[n].updates[0])),
         ):
-            assert relative_error(actual, wanted) <= 1e-4, request
+            assert relative_error(actual, expected) <= 1e-4, request
 
 
 def test_other_requests_of_the_same_sizes_compile_nothing(
     model, requests, templates, moments, results
 ):
     others = [
-        EditRequest("{} is in the home of", "The Golden Gate", "Rome"),
+        EditRequest("{} is in the home of", "The Space Needles", "Rome"),
         EditRequest("The native tongue of {} is", "Slavoj Žižek", "Chinese"),
-        EditRequest("{} is made in", "Windows", "a"),
+        EditRequest("{} is made in", "Linux XP", "a"),
     ]
     old, new = (
         tokenize_requests(model.tokenizer, r, templates, FactToken.SUBJECT_LAST, 64)
@@ -352,8 +300,8 @@ def test_a_sequence_computes_each_edit_on_the_model_so_far(model, requests, temp
         by_hand = rome.compute(
             model.replace(params=params), requests[count : count + 1], CONFIG, **options
         )
-        for actual, wanted in zip(jax.tree.leaves(result), jax.tree.leaves(by_hand), strict=True):
-            np.testing.assert_array_equal(actual, wanted)
+        for actual, expected in zip(jax.tree.leaves(result), jax.tree.leaves(by_hand), strict=True):
+            np.testing.assert_array_equal(actual, expected)
         params = apply_delta(params, by_hand.deltas[0])
         assert_same_params(edited.params, params)
     assert count == 2
@@ -395,8 +343,8 @@ def test_a_second_layer_sees_the_edit_of_the_first(model, requests, templates, m
         # All three, so that it is one program; this model has only the n-th one's edit.
         by_hand = rome.compute(changed, requests, CONFIG, **options).deltas.updates[0]
         for name in ("left", "right"):
-            actual, wanted = (getattr(update, name)[n] for update in (second, by_hand))
-            assert relative_error(actual, wanted) <= 1e-4, request
+            actual, expected = (getattr(update, name)[n] for update in (second, by_hand))
+            assert relative_error(actual, expected) <= 1e-4, request
     unaware = rome.compute(model, requests, CONFIG, **options).deltas.updates[0]
     assert relative_error(second.left, unaware.left) > 0.01
     assert relative_error(second.right, unaware.right) > 0.01
@@ -448,4 +396,4 @@ def test_an_edit_that_is_not_a_number_is_named(requests, results):
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
     present = jnp.array([False, True, False])
     (message,) = rome._warnings(altered(results).replace(was_answer=present), requests)
-    assert re.search("'English' is the model's present answer.*Slavoj Žižek", message)
+    assert re.search("'English' is already the model's answer.*Slavoj Žižek", message)

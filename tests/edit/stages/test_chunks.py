@@ -1,4 +1,4 @@
-"""Requests in chunks of one size, and what all methods check."""
+"""Chunks of equal size, and the checks that all methods share."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rome_jax.data.request import EditRequest
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.stages import chunks
 from rome_jax.edit.stages.chunks import RequestChunks, map_chunks
 
@@ -17,10 +18,10 @@ LENGTHS = [5, 1, 3, 1, 9]
 @pytest.mark.parametrize(
     ("size", "parts"),
     [
-        (2, ["bd", "ca", "ee"]),  # the last chunk repeats what it has
+        (2, ["bd", "ca", "ee"]),  # the last chunk repeats its items
         (3, ["bdc", "aea"]),
         (5, ["bdcae"]),
-        (8, ["bdcae"]),  # no chunk is larger than what there is
+        (8, ["bdcae"]),  # no chunk is larger than the number of items
         (1, ["b", "d", "c", "a", "e"]),
     ],
 )
@@ -61,9 +62,9 @@ def test_the_bar_counts_items_not_fillers(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_behind_subject_counts_from_the_slot():
+def test_length_from_subject_counts_from_the_slot():
     request = EditRequest("In {} they speak", "a long name that does not count", "French")
-    assert chunks.behind_subject(request) == len("{} they speak") + len("French")
+    assert chunks.length_from_subject(request) == len("{} they speak") + len("French")
 
 
 def test_arguments_are_checked_for_all_methods(model, requests):
@@ -80,6 +81,7 @@ def test_arguments_are_checked_for_all_methods(model, requests):
 
 @pytest.mark.parametrize("second_moments", [None, {0: "C"}])
 def test_every_layer_needs_a_second_moment(second_moments):
-    chunks.check_moments((0,), {0: "C"})
+    chunks.check_moments(ROMEConfig((0,)), {0: "C"})
+    chunks.check_moments(ROMEConfig((1,), mom2_adjustment=False), None)
     with pytest.raises(ValueError, match="no second moment of layer 1: collect it"):
-        chunks.check_moments((1,), second_moments)
+        chunks.check_moments(ROMEConfig((1,)), second_moments)

@@ -1,4 +1,4 @@
-"""Context templates that a model writes for itself."""
+"""Context templates that a model writes itself."""
 
 from types import SimpleNamespace
 
@@ -7,14 +7,17 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rome_jax.edit.stages.contexts import given_or_sampled, sample_templates
+from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.stages.contexts import given_or_sampled, sample_templates, templates_for
 
 END = "<|endoftext|>"
 END_ID = 1999
+LENGTHS = ((5, 10), (10, 10))  # the published ones: all tests sample with the same programs
 
 
 def word_tokenizer(end, begin=None):
-    """A tokenizer of one word a token, so that tokens can be counted in the text."""
+    """A tokenizer with one token per word, so that tokens can be counted in the text."""
     words = {f"w{i}": i for i in range(END_ID)} | {end: END_ID}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -40,7 +43,7 @@ def test_the_bare_prompt_and_twenty_prefixes(sampled):
     assert len(sampled) == 21
     assert sampled[0] == "{}"
     assert all(template.endswith(". {}") for template in sampled[1:])
-    assert len(set(sampled)) > 15, "the rows are drawn apart"
+    assert len(set(sampled)) > 15, "each row is sampled independently"
 
 
 def test_prefixes_are_clean(sampled):
@@ -56,30 +59,31 @@ def test_the_key_decides(model, sampled):
 
 
 def test_lengths_count_the_begin_of_text_token(word_model):
-    templates = sample_templates(word_model, jax.random.key(0), ((4, 3), (7, 2)))
+    templates = sample_templates(word_model, jax.random.key(0), LENGTHS)
     counts = [len(prefix.split()) for prefix in prefixes(templates)]
-    # Nothing but an end token, which is dropped, makes a text shorter; the seed draws none.
-    assert counts == [3, 3, 3, 6, 6]
+    # Only an end token, which is dropped, makes a text shorter. This seed draws none.
+    assert counts == [4] * 10 + [9] * 10
 
 
-def test_pairs_of_one_length_are_drawn_apart(word_model):
-    templates = sample_templates(word_model, jax.random.key(0), ((4, 3), (4, 3)))
-    assert len(set(templates)) == 7
+def test_pairs_of_one_length_are_sampled_independently(word_model):
+    templates = sample_templates(word_model, jax.random.key(0), ((5, 10), (5, 10)))
+    first, second = set(templates[1:11]), set(templates[11:])
+    assert len(first - second) > 5 and len(second - first) > 5
 
 
 @pytest.mark.parametrize("end", [END, "</s>"])
 def test_end_tokens_inside_are_dropped(word_model, end):
     embedding = word_model.params["wte"]["embedding"]
-    # The final LayerNorm's bias leans towards the end token's embedding: it is drawn often, not always.
+    # The bias of the final LayerNorm favors the end token, which is therefore sampled often, but not always.
     leaning = word_model.params["ln_f"] | {"bias": 10.0 * embedding[END_ID]}
     leaning = word_model.replace(
         params=word_model.params | {"ln_f": leaning}, tokenizer=word_tokenizer(end)
     )
-    templates = sample_templates(leaning, jax.random.key(0), ((5, 10), (10, 10)))
+    templates = sample_templates(leaning, jax.random.key(0), LENGTHS)
     counts = [len(prefix.split()) for prefix in prefixes(templates)]
     assert min(counts[:10]) < 4
-    assert min(counts[10:]) < 9, "some were drawn"
-    assert max(counts) > 0, "not only those"
+    assert min(counts[10:]) < 9, "some were sampled"
+    assert max(counts) > 0, "but not only those"
     assert all(end not in template for template in templates)
 
 
@@ -89,21 +93,24 @@ def test_a_tokenizer_without_a_begin_of_text_token_is_an_error():
         sample_templates(SimpleNamespace(name="tiny", tokenizer=nameless), jax.random.key(0))
 
 
-def test_an_end_token_serves_where_there_is_no_begin_token(word_model):
+def test_an_end_token_replaces_a_missing_begin_token(word_model):
     tokenizer = word_tokenizer(END)
     assert tokenizer.bos_token is None
-    lengths = ((4, 3), (7, 2))
-    templates = sample_templates(
-        word_model.replace(tokenizer=tokenizer), jax.random.key(0), lengths
-    )
-    assert templates == sample_templates(word_model, jax.random.key(0), lengths)
+    without = word_model.replace(tokenizer=tokenizer)
+    templates = sample_templates(without, jax.random.key(0), LENGTHS)
+    assert templates == sample_templates(word_model, jax.random.key(0), LENGTHS)
+
+
+def test_a_configuration_says_which_templates_it_needs(model, sampled):
+    assert templates_for(model, ROMEConfig((0,)), seed=0) == sampled
+    assert templates_for(model, FTConfig((0,))) == ()
 
 
 def test_given_templates_need_no_key_and_sampled_ones_do(model, sampled):
     given = ("{}", "A. {}")
     assert given_or_sampled(model, given, None, ()) == given
     key = jax.random.key(0)
-    assert given_or_sampled(model, None, key, ((5, 10), (10, 10))) == sampled
+    assert given_or_sampled(model, None, key, LENGTHS) == sampled
     with pytest.raises(ValueError, match="templates and key are both None: give one"):
         given_or_sampled(model, None, None, ())
     for bad in ((), ("A. {}", "{}")):

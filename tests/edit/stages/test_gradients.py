@@ -170,7 +170,7 @@ def test_the_input_of_the_up_projection_is_captured_and_patched(setup, requests)
         return out.captures
 
     clean = run(nowhere, nowhere)
-    # By hand what goes in: GPT-J's MLP stands beside its attention, GPT-2's behind it.
+    # The expected input by hand: GPT-J's MLP is parallel to attention, and GPT-2's follows it.
     name, before = "ln_1", clean[Site.RESIDUAL][1]
     if config.family is Family.GPT2:
         name, before = "ln_2", before + clean[Site.ATTN_OUT][2]

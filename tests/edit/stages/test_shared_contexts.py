@@ -1,7 +1,6 @@
-"""What requests share is run once, and nothing but the time shows it."""
+"""What requests share is run once, and only the time shows it."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 from rome_jax.data.positions import FactToken
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch, pad
-from rome_jax.edit.stages.inputs import tokenize_requests
+from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states
-from rome_jax.edit.stages.shared_contexts import SharedContexts
+from rome_jax.edit.stages.shared_contexts import SharedContexts, pack_rows
 from rome_jax.edit.stages.suffix import freeze_prefix
 from rome_jax.models import forward
 
@@ -22,76 +21,85 @@ PROMPTS = ("{} is in the city of", "The mother tongue of {} is", "{} is")
 TARGETS = ("Rome", "English")
 
 
-def inputs_of(model, templates, count, **options):
+def inputs_of(model, templates, count):
     requests = [
         EditRequest(PROMPTS[n % 3], SUBJECTS[(n // 3) % 3] + " of" * (n // 9), TARGETS[n % 2])
         for n in range(count)
     ]
-    return tokenize_requests(
-        model.tokenizer, requests, templates, FactToken.SUBJECT_LAST, 64, **options
-    )
+    return tokenize_requests(model.tokenizer, requests, templates, FactToken.SUBJECT_LAST, 64)
 
 
-@pytest.mark.parametrize("count", [2, 8, 11, 18])
-def test_states_and_prefixes_are_those_of_plain_rows(model, templates, count):
-    """11 requests make two groups of 6, the last of them not full; 18 make three."""
+@pytest.mark.parametrize(("count", "groups"), [(2, 1), (11, 2)])
+def test_states_and_prefixes_are_those_of_plain_rows(model, templates, count, groups):
+    """11 requests make a group of 6 and one of 5."""
     inputs = inputs_of(model, templates, count)
-    assert inputs.contexts.num_shared >= 4, "the templates' own tokens"
-    lookup = inputs.lookup.reshape(-1)
-    arguments = model.params, model.config, inputs.batch, lookup, LAYER
-    plain, shared = layer_states(*arguments), layer_states(*arguments, contexts=inputs.contexts)
+    assert len(inputs.shared.rows.batch.ids) == groups * (len(templates) + 1)
+    arguments = model.params, model.config, inputs.batch, inputs.fact, LAYER
+    plain, shared = layer_states(*arguments), layer_states(*arguments, shared=inputs.shared)
     for name in ("key", "value"):
         np.testing.assert_allclose(getattr(shared, name), getattr(plain, name), rtol=0, atol=2e-6)
     mask = np.asarray(inputs.batch.mask)
     np.testing.assert_allclose(shared.hidden[mask], plain.hidden[mask], rtol=0, atol=2e-6)
 
-    def prefix(contexts):
-        given = inputs.replace(contexts=contexts)
-        return freeze_prefix(model.params, model.config, given, plain.hidden, LAYER)
-
-    columns = np.arange(inputs.num_prefix)
-    before = mask[:, : len(columns)] & (columns < inputs.start.reshape(-1, 1))
-    for ours, theirs in zip(*(jax.tree.leaves(prefix(x).cache) for x in (inputs.contexts, None))):
-        seen = np.broadcast_to(before[None, :, None, :, None], theirs.shape)
+    num_prefix = inputs.num_prefix
+    arguments = model.params, model.config, inputs.batch, num_prefix, plain.hidden, LAYER
+    caches = (freeze_prefix(*arguments, shared).cache for shared in (inputs.shared, None))
+    for ours, theirs in zip(*map(jax.tree.leaves, caches), strict=True):
+        seen = np.broadcast_to(mask[None, :, None, :num_prefix, None], theirs.shape)
         np.testing.assert_allclose(ours[seen], theirs[seen], rtol=0, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=12)  # few: each is new shapes, and shapes are compiled
-@given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([2, 9]))
-def test_packing_loses_no_column_and_shows_none_of_others(seed, count):
-    generator, rows = np.random.default_rng(seed), 3
-    shared = [generator.integers(100, size=generator.integers(6)).tolist() for _ in range(rows)]
+@settings(deadline=None, max_examples=8)
+@given(
+    seed=st.integers(0, 2**32 - 1), count=st.sampled_from([2, 9, 18]), left=st.sampled_from([0, 1])
+)
+def test_packing_loses_no_column_and_shows_none_of_others(seed, count, left):
+    generator, contexts = np.random.default_rng(seed), 3
+    beginnings = [generator.integers(100, size=length).tolist() for length in (0, 2, 5)]
     sequences = [
-        shared[row] + generator.integers(100, size=generator.integers(1, 7)).tolist()
+        beginnings[k] + generator.integers(100, size=generator.integers(1, 7)).tolist()
+        for k in range(contexts)
         for _ in range(count)
-        for row in range(rows)
     ]
-    batch = pad(sequences, multiple=12)
-    start = np.array([len(shared[i % rows]) for i in range(len(sequences))]).reshape(count, rows)
-    contexts = SharedContexts.find(batch, start)
-    if contexts is None:
-        assert not any(shared)
-        return
-    assert contexts.lengths.tolist() == list(map(len, shared))
+    batch = pad(sequences, multiple=12, left=bool(left))
+    packed = pack_rows(batch, [len(beginning) for beginning in beginnings])
+    assert len(packed.batch.ids) == contexts * -(-count // 8)
+    ids, mask = np.asarray(batch.ids), np.asarray(batch.mask)
+    np.testing.assert_array_equal(packed.unpack(packed.batch.ids)[mask], ids[mask])
+    np.testing.assert_array_equal(
+        packed.pack(ids)[packed.batch.mask], packed.batch.ids[packed.batch.mask]
+    )
 
-    packed = np.asarray(contexts.pack(batch.ids, contexts.num_own))
-    whole = forward.plain_attention(batch)
-    attention = contexts.attention(whole, contexts.num_own)
-    columns = jnp.broadcast_to(jnp.arange(batch.ids.shape[1]), batch.ids.shape)
-    row, column = map(np.asarray, contexts.place(columns, contexts.num_own))
-    np.testing.assert_array_equal(packed[row, column][batch.mask], batch.ids[batch.mask])
-    positions = np.asarray(attention.positions)[row, column]
-    np.testing.assert_array_equal(positions[batch.mask], np.asarray(whole.positions)[batch.mask])
-    for r, mask in enumerate(batch.mask):
-        for t in np.flatnonzero(mask):
-            seen = np.flatnonzero(attention.mask[row[r, t], column[r, t]])
-            np.testing.assert_array_equal(seen, np.sort(column[r, : t + 1]))
+    plain, attention = map(forward.plain_attention, (batch, packed.batch))
+    positions = packed.unpack(np.asarray(attention.positions))
+    np.testing.assert_array_equal(positions[mask], np.asarray(plain.positions)[mask])
+    visible = np.asarray(attention.mask)
+    width = packed.batch.ids.shape[1]
+    for row, columns in enumerate(mask):
+        row_places = packed.place[row][columns]
+        packed_row, places = row_places[0] // width, row_places % width
+        for t, place in enumerate(places):
+            np.testing.assert_array_equal(
+                np.flatnonzero(visible[packed_row, place]), places[: t + 1]
+            )
+
+
+def test_the_beginning_that_is_shared_ends_before_what_an_edit_changes():
+    """Rows of two contexts: in the first, two tokens are shared before column 3; in the second, the fact token is."""
+    batch = pad([[7, 8, 1, 5], [7, 8, 2, 5], [7, 8, 9], [7, 8, 9]])
+    shared = SharedContexts.find(batch, num_requests=2, num_prefix=2)
+    assert shared.rows.batch.branches[0, :6].tolist() == [0, 0, 1, 1, 2, 2]
+    assert shared.rows.batch.branches[1, :4].tolist() == [0, 0, 1, 2]
+    assert shared.rows.batch.mask.sum(1).tolist() == [6, 4]
+    assert shared.prefixes.batch.mask.sum(1).tolist() == [2, 2]
+    assert shared.prefixes.batch.ids[:, :2].tolist() == [[7, 8], [7, 8]]
 
 
 def test_nothing_shared_is_none(model, templates):
-    assert inputs_of(model, templates, 1).contexts is None, "a request shares with nobody"
+    inputs: EditInputs = inputs_of(model, templates, 1)
+    assert inputs.shared is None, "one request has nobody to share with"
     ids = np.array([[1, 2, 3], [4, 2, 3]])
     batch = TokenBatch(ids, np.ones(ids.shape, bool))
-    assert SharedContexts.find(batch, np.array([[2], [2]])) is None
-    alike = TokenBatch(ids[[0, 0]], np.ones(ids.shape, bool))
-    assert SharedContexts.find(alike, np.array([[0], [2]])) is None, "an edit's column is nobody's"
+    assert SharedContexts.find(batch, num_requests=2, num_prefix=2) is None
+    same = TokenBatch(ids[[0, 0]], np.ones(ids.shape, bool))
+    assert SharedContexts.find(same, num_requests=2, num_prefix=0) is None

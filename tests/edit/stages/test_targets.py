@@ -25,9 +25,9 @@ def build(tokenizer, scoring=TargetScoring.EACH_TOKEN, **options):
 
 
 def check_rows(inputs, rows):
-    for row, wanted in enumerate(rows):
-        length = len(wanted)
-        assert inputs.batch.ids[row, :length].tolist() == wanted
+    for row, expected in enumerate(rows):
+        length = len(expected)
+        assert inputs.batch.ids[row, :length].tolist() == expected
         assert inputs.batch.mask[row].tolist() == [
             column < length for column in range(inputs.batch.ids.shape[1])
         ]
@@ -92,8 +92,8 @@ def test_nll_is_the_mean_over_the_target():
     ids = jnp.array([[0, 1, 2], [2, 0, 0], [0, 0, 0]])
     batch = TokenBatch(jnp.zeros((3, 3), int), jnp.ones((3, 3), bool))
     inputs = TargetInputs(batch, jnp.zeros((3, 3), int), ids, mask)
-    wanted = [1.5 * np.log(2), 2 * np.log(2), 0.0]
-    np.testing.assert_allclose(target_nll(logits, inputs), wanted, rtol=1e-6)
+    expected = [1.5 * np.log(2), 2 * np.log(2), 0.0]
+    np.testing.assert_allclose(target_nll(logits, inputs), expected, rtol=1e-6)
     np.testing.assert_allclose(
         mean_over_target(jnp.arange(9.0).reshape(3, 3), inputs), [0.5, 3.0, 0.0]
     )

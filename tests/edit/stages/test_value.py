@@ -1,4 +1,4 @@
-"""The value optimisation: its parts, its stops, and that requests do not touch each other."""
+"""The optimization of v*: its parts, where it stops, and that requests do not affect each other."""
 
 import dataclasses
 
@@ -13,32 +13,43 @@ from hypothesis.extra import numpy as hnp
 from rome_jax.data.positions import FactToken
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.stages import value as value_stage
-from rome_jax.edit.stages.chunks import RequestChunks, behind_subject
-from rome_jax.edit.stages.inputs import tokenize_requests
+from rome_jax.edit.stages.chunks import RequestChunks, length_from_subject
+from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states
 from rome_jax.edit.stages.value import optimize_value, project_to_ball, safe_norm
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
 from rome_jax.models.interventions import Patch, PatchMode, Site
-from rome_jax.models.registry import load_model
 
 LAYER = 1
-# Neither the ball nor the threshold is met: every step is taken. A random model's likelihoods barely depend on one
-# vector, so the weight decay is small.
+# Neither the ball nor the threshold is reached, so every step is taken. The likelihoods of a random model barely depend
+# on one vector, so the weight decay is small.
 FREE = ROMEConfig(
     (LAYER,), v_num_grad_steps=6, clamp_norm_factor=1e3, loss_threshold=0.0, v_weight_decay=0.01
 )
 
 
-def prepare(model, requests, templates, multiple=8):
+def prepare(model, requests, templates):
     """(inputs, hidden, v₀) at LAYER."""
-    inputs = tokenize_requests(
-        model.tokenizer, requests, templates, FactToken.SUBJECT_LAST, 64, multiple=multiple
+    fact_token = FactToken.SUBJECT_LAST
+    return at_layer(model, tokenize_requests(model.tokenizer, requests, templates, fact_token, 64))
+
+
+def at_layer(model, inputs):
+    states = layer_states(model.params, model.config, inputs.batch, inputs.fact, LAYER)
+    return inputs, states.hidden, states.value[: inputs.num_requests]
+
+
+def widen(inputs, num_prefix, num_suffix):
+    """The same rows with other numbers of columns, and room for four target tokens."""
+    targets = inputs.targets
+    more = ((0, 0), (0, 4 - targets.ids.shape[1]))
+    targets = targets.replace(
+        read=np.pad(targets.read, ((0, 0), *more), mode="edge"),
+        ids=np.pad(targets.ids, more),
+        mask=np.pad(targets.mask, more),
     )
-    lookup = inputs.lookup.reshape(-1)
-    states = layer_states(model.params, model.config, inputs.batch, lookup, LAYER)
-    value = states.value.reshape(len(requests), -1, model.config.width)[:, 0]
-    return inputs, states.hidden, value
+    return EditInputs.of(inputs.batch, targets, inputs.essence, num_prefix, num_suffix)
 
 
 def optimize(model, prepared, config):
@@ -59,14 +70,12 @@ def free(model, prepared):
 def terms(model, requests, templates, prepared):
     """terms(δ) -> NLL [N] and KL [N] in float64, from whole forward passes with a patch."""
     inputs = prepared[0]
-    num_rows = len(templates) + 1
-    batch = inputs.batch
-    lookup = inputs.lookup.reshape(-1)
-    at_lookup = np.arange(batch.ids.shape[1]) == lookup[:, None]
+    batch, fact = inputs.batch, np.asarray(inputs.fact)
+    at_fact = np.arange(batch.ids.shape[1]) == fact[:, None]
 
     def log_probs(delta):
-        values = jnp.repeat(jnp.asarray(delta), num_rows, axis=0)[:, None]
-        patch = Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(LAYER), at_lookup, values)
+        values = jnp.tile(jnp.asarray(delta), (len(templates) + 1, 1))[:, None]
+        patch = Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(LAYER), at_fact, values)
         logits = forward.logits(model.params, model.config, batch, patches=(patch,))
         logits = np.asarray(logits, np.float64)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -78,11 +87,12 @@ def terms(model, requests, templates, prepared):
             target = model.tokenizer(" " + request.target_new)["input_ids"]
             each = []
             for k in range(len(templates)):
-                row = n * num_rows + k
-                end = int(batch.mask[row].sum()) - len(target)  # column of the prompt's last token
-                each.append(np.mean([-rows[row, end + m, t] for m, t in enumerate(target)]))
+                row = k * len(requests) + n
+                last = np.flatnonzero(batch.mask[row])[-len(target)]  # the prompt's last token
+                each.append(np.mean([-rows[row, last + m, t] for m, t in enumerate(target)]))
             nll.append(np.mean(each))
-            essence = n * num_rows + len(templates), lookup[(n + 1) * num_rows - 1]
+            row = len(templates) * len(requests) + n
+            essence = row, fact[row]
             kl.append(np.sum(np.exp(rows[essence]) * (rows[essence] - clean[essence])))
         return np.array(nll), np.array(kl)
 
@@ -105,8 +115,8 @@ vectors = hnp.arrays(np.float32, (4, 3), elements=floats)
 @settings(deadline=None, max_examples=25)
 @given(vectors)
 def test_safe_norm_is_the_norm(values):
-    wanted = np.linalg.norm(values.astype(np.float64), axis=-1)
-    np.testing.assert_allclose(safe_norm(jnp.asarray(values)), wanted, rtol=5e-7)
+    expected = np.linalg.norm(values.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(safe_norm(jnp.asarray(values)), expected, rtol=5e-7)
 
 
 @settings(deadline=None, max_examples=25)
@@ -118,8 +128,8 @@ def test_projection_to_the_ball(values, radius):
     inside = norm < radius * (1 - 1e-6)
     outside = norm > radius * (1 + 1e-6)
     np.testing.assert_array_equal(projected[inside], exact[inside])
-    wanted = exact * (radius / np.where(norm == 0, 1, norm))[:, None]
-    np.testing.assert_allclose(projected[outside], wanted[outside], rtol=1e-6)
+    expected = exact * (radius / np.where(norm == 0, 1, norm))[:, None]
+    np.testing.assert_allclose(projected[outside], expected[outside], rtol=1e-6)
     again = project_to_ball(jnp.asarray(projected, jnp.float32), jnp.asarray(radius))
     np.testing.assert_allclose(again, projected, rtol=5e-7)
 
@@ -173,7 +183,7 @@ def test_a_loss_below_the_threshold_ends_it_at_once(model, prepared):
     assert np.isnan(result.loss[:, 1:]).all()
 
 
-def test_a_request_that_is_done_stays_while_others_go_on(model, prepared, free, terms):
+def test_a_request_that_is_done_keeps_its_value_while_others_continue(model, prepared, free, terms):
     loss = np.asarray(free.loss)
     threshold = float(loss[2, 2:4].mean())  # the last request passes it at its fourth evaluation
     assert loss[:2].min() > threshold, "the others never do"
@@ -198,37 +208,27 @@ def test_an_active_clamp_keeps_the_value_on_the_sphere(model, prepared, free):
 # What is recomputed
 
 
-def test_the_cut_between_prefix_and_suffix_does_not_matter(model, prepared, free):
-    """Room for more columns than needed on both sides, up to whole rows: masks decide, not shapes."""
-    inputs, hidden, value = prepared
-    length = inputs.batch.ids.shape[1]
-    assert inputs.num_prefix < length and inputs.num_suffix < length
-    for size in (length, inputs.num_suffix + 1):
-        wider = inputs.replace(num_prefix=length, num_suffix=size)
-        result = optimize(model, (wider, hidden, value), FREE)
-        np.testing.assert_allclose(result.loss, free.loss, rtol=1e-5)
-        error = np.linalg.norm(result.delta - free.delta) / np.linalg.norm(free.delta)
-        assert error <= 1e-4
-
-
-def test_sizes_hold_every_column_that_is_read(prepared):
+def test_the_sizes_of_prefix_and_suffix_do_not_matter(model, prepared, free):
+    """More columns than needed on both sides: masks decide, not shapes."""
     inputs = prepared[0]
-    start, last = np.asarray(inputs.start), inputs.target_columns.max(-1)
-    assert start.max() <= inputs.num_prefix
-    assert (last - start[:, :-1]).max() < inputs.num_suffix
-    np.testing.assert_array_equal(start, inputs.lookup)  # targets follow the fact token
+    wide = widen(inputs, 28, 20)
+    assert wide.num_prefix > inputs.num_prefix
+    assert wide.batch.ids.shape[1] - 28 > inputs.batch.ids.shape[1] - inputs.num_prefix
+    result = optimize(model, at_layer(model, wide), FREE)
+    np.testing.assert_allclose(result.loss, free.loss, rtol=1e-5)
+    error = np.linalg.norm(result.delta - free.delta) / np.linalg.norm(free.delta)
+    assert error <= 1e-4
 
 
 # Batches
 
 
 def test_a_batch_is_its_requests_one_at_a_time(model, requests, templates, prepared, free):
-    """Alone, in longer rows: neither the other requests nor the padding matter."""
-    length = prepared[0].batch.ids.shape[1]
+    """Alone, in other shapes: neither the other requests nor the padding matter."""
+    num_prefix = prepared[0].num_prefix + 8
     for n, request in enumerate(requests):
-        alone = prepare(model, [request], templates, multiple=64)
-        assert alone[0].batch.ids.shape[1] == 64 > length
-        result = optimize(model, alone, FREE)
+        alone = widen(prepare(model, [request], templates)[0], num_prefix, 20)
+        result = optimize(model, at_layer(model, alone), FREE)
         error = np.linalg.norm(result.delta[0] - free.delta[n]) / np.linalg.norm(free.delta[n])
         assert error <= 1e-4
         np.testing.assert_allclose(result.loss[0], free.loss[n], rtol=1e-4)
@@ -243,42 +243,45 @@ def test_requests_have_deltas_of_their_own(free):
 def test_a_target_is_present_if_greedy_decoding_gives_all_of_it(model, prepared):
     """The first request asks for what the model says, the second for another token at its end, the third likewise."""
     inputs, hidden, value = prepared
-    ids = np.asarray(inputs.target_ids)
-    logits = forward.logits(model.params, model.config, inputs.batch)
-    num_rows = inputs.lookup.shape[1]
-    columns = np.asarray(inputs.target_columns)[:, 0]  # of the bare prompts
-    greedy = np.asarray(logits)[np.arange(len(ids))[:, None] * num_rows, columns].argmax(-1)
-    last = np.asarray(inputs.target_mask).sum(1) - 1
+    targets = inputs.targets
+    logits = np.asarray(forward.logits(model.params, model.config, inputs.batch))
+    bare = np.arange(len(targets.ids))  # the rows of the bare prompts
+    greedy = logits[bare[:, None], targets.read[0]].argmax(-1)
+    last = targets.mask.sum(1) - 1
     wrong = greedy.copy()
     wrong[[1, 2], last[[1, 2]]] += 1
-    inputs = inputs.replace(target_ids=jnp.asarray(wrong, ids.dtype))
+    inputs = inputs.replace(targets=targets.replace(ids=wrong.astype(np.int32)))
     once = dataclasses.replace(FREE, v_num_grad_steps=1)
     assert optimize(model, (inputs, hidden, value), once).present.tolist() == [True, False, False]
 
 
-def test_two_hundred_requests_take_few_programs(monkeypatch):
-    """Chunks differ in padded length and shared contexts too, which the optimization does not read."""
-    model, layer = load_model("factworld-gpt2"), 0
+def test_two_hundred_requests_take_few_programs(shipped_model, monkeypatch):
+    """Chunks also differ in the shapes of their packed rows, which the optimization does not read."""
+    model, layer = shipped_model("factworld-gpt2"), 0
     templates = ("{}", *["The truth is what it is. {}", "I know that. {}"] * 10)
     records = load_dataset(DatasetName.CF, model_name=model.name, limit=200).records
     requests = [record.request for record in records]
     freeze = value_stage.freeze_prefix
 
-    def shapes_alone(params, config, inputs, hidden, layer):
-        found = jax.eval_shape(lambda: freeze(params, config, inputs, hidden, layer))
+    def shapes_alone(params, config, batch, num_prefix, hidden, layer, shared):
+        found = jax.eval_shape(
+            lambda: freeze(params, config, batch, num_prefix, hidden, layer, shared)
+        )
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
 
-    programs = jax.jit(lambda *arguments: 0.0, static_argnums=(1, 6, 7))
+    programs = jax.jit(lambda *arguments: 0.0, static_argnums=(1, 7, 8))
     monkeypatch.setattr(value_stage, "freeze_prefix", shapes_alone)
     monkeypatch.setattr(value_stage, "_optimize", programs)
-    chunks, lengths = RequestChunks.of(list(map(behind_subject, requests)), 8), set()
+    chunks, shapes = RequestChunks.of(list(map(length_from_subject, requests)), 8), set()
     for chunk in chunks.split(requests):
         inputs = tokenize_requests(
             model.tokenizer, chunk, templates, FactToken.SUBJECT_LAST, model.config.context_length
         )
-        lengths.add((inputs.batch.ids.shape, inputs.contexts.num_own))
+        shapes.add((inputs.batch.ids.shape, inputs.shared.rows.batch.ids.shape))
         hidden = np.zeros((*inputs.batch.ids.shape, model.config.width), np.float32)
         start = np.zeros((len(chunk), model.config.width), np.float32)
-        value_stage.optimize_value(model.params, model.config, FREE, inputs, hidden, start, layer)
-    assert len(lengths) > 2
+        value_stage.optimize_value(
+            model.params, model.config, FREE, inputs, hidden, start, layer, inputs.shared
+        )
+    assert len(shapes) > 2
     assert programs._cache_size() <= 8

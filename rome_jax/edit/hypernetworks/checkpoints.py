@@ -1,0 +1,116 @@
+"""The checkpoints of a hypernetwork's training, from which a killed run resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as checkpoint
+
+from rome_jax.edit.hypernetworks.steps import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """A training run after one of its validations.
+
+    Attributes:
+      step: The number of steps so far.
+      state: The state after the last step.
+      best: The variables of the network that validated best so far.
+      history: One row of numbers per validation.
+    """
+
+    step: int
+    state: TrainState
+    best: Mapping[str, Any]
+    history: tuple[dict[str, float], ...] = ()
+
+
+def open_manager(directory: Path) -> checkpoint.CheckpointManager:
+    """Opens a directory of checkpoints that keeps the last one only."""
+    options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return checkpoint.CheckpointManager(directory, options=options)
+
+
+def save(
+    manager: checkpoint.CheckpointManager, progress: Progress, about: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint.
+
+    Args:
+      manager: The directory of checkpoints.
+      progress: The run after a validation.
+      about: The settings of the run.
+    """
+    manager.save(
+        progress.step,
+        args=checkpoint.args.Composite(
+            state=checkpoint.args.StandardSave((progress.state, progress.best)),
+            history=checkpoint.args.JsonSave({"rows": list(progress.history), "about": about}),
+        ),
+    )
+
+
+def check(
+    manager: checkpoint.CheckpointManager, about: Mapping[str, Any], run_directory: Path
+) -> None:
+    """Refuses to resume from the checkpoint of a run with other settings, whose arrays might not fit.
+
+    Args:
+      manager: The directory of checkpoints.
+      about: The settings of the run.
+      run_directory: The directory of the run, for the error message.
+
+    Raises:
+      ValueError: If there is a checkpoint of a run with other settings.
+    """
+    step = manager.latest_step()
+    if step is not None:
+        check_settings(run_directory, _read_history(manager, step)["about"], about)
+
+
+def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
+    """Reads the last checkpoint.
+
+    Args:
+      manager: The directory of checkpoints; see `check`.
+      start: The run before its first step, which is returned if there is no checkpoint.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return start
+    item = checkpoint.args.StandardRestore((start.state, start.best))
+    restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
+    # Restored arrays are committed to a device. Uncommitted copies, like new arrays, share the compiled programs.
+    state, best = jax.tree.map(jnp.asarray, jax.device_get(restored))
+    return Progress(step, state, best, tuple(_read_history(manager, step)["rows"]))
+
+
+def _read_history(manager: checkpoint.CheckpointManager, step: int) -> dict[str, Any]:
+    """Reads the history and the settings of a checkpoint, without its arrays."""
+    item = checkpoint.args.Composite(history=checkpoint.args.JsonRestore())
+    return manager.restore(step, args=item)["history"]
+
+
+def check_settings(directory: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Refuses to continue a run with other settings.
+
+    Args:
+      directory: The directory of the run.
+      known: The settings of the run there.
+      about: The settings to continue with.
+
+    Raises:
+      ValueError: If they differ, with the names of those that do.
+    """
+    differing = [name for name in about if known.get(name) != about[name]]
+    if differing:
+        raise ValueError(
+            f"{directory} holds a training run that differs in {', '.join(differing)}: remove it, or give another "
+            "output_dir."
+        )
