@@ -1,10 +1,17 @@
 """rome_jax: locate and edit factual associations in GPT models, in JAX.
 
-model = rome_jax.load_model("factworld-gpt2")
-deltas = rome_jax.rome.compute_deltas(model, requests, config, second_moments=moments, key=key)
-edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
+This package lists the names that most programs need. The packages edit, trace, models, moments and evaluation list the
+rest.
 
-Here is what most programs need; the packages edit, trace, models, moments and evaluation list the rest.
+Example:
+  >>> model = rome_jax.load_model("factworld-gpt2")
+  >>> request = rome_jax.EditRequest("{} plays the sport of", "Gothulf Punby", "tennis")
+  >>> config = rome_jax.ROMEConfig.for_model("factworld-gpt2")
+  >>> moments = rome_jax.load_shipped("factworld-gpt2")
+  >>> deltas = rome_jax.rome.compute_deltas(model, [request], config, second_moments=moments, key=jax.random.key(0))
+  >>> edited = model.replace(params=rome_jax.apply_delta(model.params, deltas[0]))
+  >>> rome_jax.generate_text(edited, ["Gothulf Punby plays the sport of"], max_new_tokens=1)
+  ['Gothulf Punby plays the sport of tennis']
 """
 
 import warnings
@@ -40,11 +47,12 @@ if TYPE_CHECKING:
     from rome_jax.models.logit_lens import logit_lens, top_tokens
     from rome_jax.models.orbax import load_orbax, save_orbax
     from rome_jax.models.registry import LanguageModel, load_model, save_hf
-    from rome_jax.moments.files import load_shipped
     from rome_jax.moments.second_moment import SecondMoment
+    from rome_jax.moments.shipped import load_shipped
+    from rome_jax.trace.corruption import Measure
     from rome_jax.trace.noise import fit_noise
     from rome_jax.trace.prompt import TracePrompt
-    from rome_jax.trace.restore import Measure, TraceKind
+    from rome_jax.trace.restore import TraceKind
 
 __all__ = ["__version__"]
 # Packages
@@ -73,7 +81,7 @@ __all__ += [
     "save_hf",
     "save_orbax",
 ]
-# Looking inside a forward pass, and changing it
+# Inspecting and changing a forward pass
 __all__ += [
     "Patch",
     "PatchMode",
@@ -82,14 +90,14 @@ __all__ += [
     "logit_lens",
     "top_tokens",
 ]
-# Where a fact is
+# Locating a fact
 __all__ += [
     "Measure",
     "TraceKind",
     "TracePrompt",
     "fit_noise",
 ]
-# Methods of editing, a module each
+# Editing methods, one module per method
 __all__ += [
     "fine_tune",
     "ke",
@@ -114,7 +122,7 @@ __all__ += [
     "SecondMoment",
     "load_shipped",
 ]
-# Edits, applied and kept
+# Applying and saving edits
 __all__ += [
     "Delta",
     "Provenance",
@@ -128,7 +136,7 @@ __all__ += [
     "revert_edits",
     "save_edits",
 ]
-# How good an edit is
+# Evaluating edits
 __all__ += [
     "DatasetName",
     "evaluate_records",
@@ -150,19 +158,19 @@ _HOMES = {
     "logits": "rome_jax.models.forward",
     "save_hf": "rome_jax.models.registry",
     "save_orbax": "rome_jax.models.orbax",
-    # Looking inside a forward pass, and changing it
+    # Inspecting and changing a forward pass
     "Patch": "rome_jax.models.interventions",
     "PatchMode": "rome_jax.models.interventions",
     "Site": "rome_jax.models.interventions",
     "capture": "rome_jax.models.forward",
     "logit_lens": "rome_jax.models.logit_lens",
     "top_tokens": "rome_jax.models.logit_lens",
-    # Where a fact is
-    "Measure": "rome_jax.trace.restore",
+    # Locating a fact
+    "Measure": "rome_jax.trace.corruption",
     "TraceKind": "rome_jax.trace.restore",
     "TracePrompt": "rome_jax.trace.prompt",
     "fit_noise": "rome_jax.trace.noise",
-    # Methods of editing, a module each
+    # Editing methods, one module per method
     "fine_tune": "rome_jax.edit.methods",
     "ke": "rome_jax.edit.methods",
     "knowledge_neurons": "rome_jax.edit.methods",
@@ -182,8 +190,8 @@ _HOMES = {
     "MethodName": "rome_jax.edit.config",
     "ROMEConfig": "rome_jax.edit.config",
     "SecondMoment": "rome_jax.moments.second_moment",
-    "load_shipped": "rome_jax.moments.files",
-    # Edits, applied and kept
+    "load_shipped": "rome_jax.moments.shipped",
+    # Applying and saving edits
     "Delta": "rome_jax.models.interventions",
     "Provenance": "rome_jax.edit.saved_edits",
     "SavedEdit": "rome_jax.edit.saved_edits",
@@ -195,7 +203,7 @@ _HOMES = {
     "revert_delta": "rome_jax.edit.delta",
     "revert_edits": "rome_jax.edit.saved_edits",
     "save_edits": "rome_jax.edit.edit_files",
-    # How good an edit is
+    # Evaluating edits
     "DatasetName": "rome_jax.evaluation.datasets",
     "evaluate_records": "rome_jax.evaluation.evaluate",
     "load_dataset": "rome_jax.evaluation.datasets",
@@ -208,10 +216,9 @@ _get, __dir__ = _lazy.attach(__name__, _HOMES)
 def __getattr__(name: str) -> Any:
     if name == "covariance":
         warnings.warn(
-            "rome_jax.covariance is now rome_jax.moments.files, and its public names are in rome_jax.moments; "
-            "the old name goes with the next release.",
+            "rome_jax.covariance is now rome_jax.moments; the next release removes the old name.",
             DeprecationWarning,
             stacklevel=2,
         )
-        return _lazy.import_name("rome_jax.moments", "files")
+        return _lazy.import_name("rome_jax", "moments")
     return _get(name)

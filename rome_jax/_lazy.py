@@ -1,8 +1,8 @@
-"""Public names that are imported when they are first asked for (PEP 562).
+"""Public names that are imported on first use (PEP 562), so that `import rome_jax` does not import jax.
 
-A package of this library lists its names three times: for editors as imports under `TYPE_CHECKING`, for everybody in
-`__all__`, by topic, and for the running program in a table that says where each name lives. `import rome_jax` so loads
-no jax. `tests/test_public_names.py` keeps the three lists equal.
+A package of this library lists its public names three times: as imports under `TYPE_CHECKING`, for editors; in
+`__all__`, by topic; and in a table of the modules that they are imported from. `tests/test_public_names.py` checks that
+the three lists agree.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from typing import Any
 def attach(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package.
+    """Builds the `__getattr__` and `__dir__` of a package.
 
     Args:
-      package: its `__name__`.
-      homes: public name -> the module that it is imported from, as "module", or "module:name" where it has another
-        name there. The package's own modules and packages need no entry: `__getattr__` imports them too.
+      package: The package's `__name__`.
+      homes: The module that each public name is imported from, as "module", or as "module:name" if the name differs
+        there. The package's own modules and packages need no entry: `__getattr__` imports them too.
 
     Returns:
       `__getattr__`, and `__dir__`, which lists `__all__`.
+
+    Example:
+      >>> get, names = attach("rome_jax.models", {"Config": "rome_jax.models.config:ModelConfig"})
+      >>> get("Config").__name__
+      'ModelConfig'
     """
 
     def get(name: str) -> Any:
@@ -37,7 +42,7 @@ def attach(
             value = importlib.import_module(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        setattr(module, name, value)  # the next time it is there
+        setattr(module, name, value)  # the next access does not call `__getattr__`
         return value
 
     def names() -> list[str]:
@@ -47,7 +52,12 @@ def attach(
 
 
 def import_name(module: str, name: str) -> Any:
-    """What `from module import name` gives: an attribute, or else a module inside."""
+    """Imports as `from module import name` does: an attribute, or else a module inside.
+
+    Example:
+      >>> import_name("rome_jax.data", "tokens").__name__
+      'rome_jax.data.tokens'
+    """
     home = importlib.import_module(module)
     try:
         return getattr(home, name)

@@ -1,1 +1,1 @@
-"""Requests, tokens, positions and corpora: what goes into a model."""
+"""The inputs of a model: edit requests, tokens, positions, packed rows and corpora."""

@@ -1,7 +1,7 @@
-"""Which column of a padded batch is the last subject token, the last prompt token, a target token.
+"""Positions in a padded batch: the last subject token, the last prompt token, the tokens of a target.
 
-NumPy only: positions are found once on the host and travel to the device as arrays. Spans count a text's own tokens
-from 0; `columns` turns them into columns of a padded batch, whichever side the padding is on.
+NumPy only: positions are found once on the host and passed to the device as arrays. Spans count a text's own tokens
+from 0, and `columns` converts them to columns of a padded batch, whichever side the padding is on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class FactToken(enum.Enum):
-    """Which token stands for the subject; the names are those of the original's hyperparameter files."""
+    """The token at which a fact is edited, with the names used in the original's hyperparameter files."""
 
     SUBJECT_FIRST = "subject_first"
     SUBJECT_LAST = "subject_last"
@@ -21,15 +21,15 @@ class FactToken(enum.Enum):
 
 
 def fact_token_index(strategy: FactToken, subject: tuple[int, int], length: int) -> int:
-    """The index of the fact token among a text's own tokens.
+    """Finds the index of the fact token among a text's own tokens.
 
     Args:
-      strategy: which one.
-      subject: token span (first, last + 1) of the subject.
-      length: tokens of the text.
+      strategy: Which token it is.
+      subject: Token span of the subject, (first, last + 1).
+      length: Number of tokens in the text.
 
     Raises:
-      ValueError: the token after the subject is asked for and the text ends with the subject.
+      ValueError: If the token after the subject is requested and the text ends with the subject.
 
     Example:
       >>> fact_token_index(FactToken.SUBJECT_LAST, (1, 4), 9)
@@ -44,24 +44,24 @@ def fact_token_index(strategy: FactToken, subject: tuple[int, int], length: int)
     }[strategy]
     if index >= length:
         raise ValueError(
-            f"fact_token={strategy.value!r} needs a token after the subject, but the prompt ends with it; "
+            f"fact_token={strategy.value!r} needs a token after the subject, but the prompt ends with it: "
             "use 'subject_last'."
         )
     return index
 
 
 def columns(mask: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Index among a row's own tokens -> column of the padded batch.
+    """Converts indices among a row's own tokens to columns of the padded batch.
 
     Args:
-      mask: bool [B, T], True for real tokens, contiguous in each row.
-      indices: int [B] or [B, P]; negative ones count from the end of the real tokens.
+      mask: bool [B, T], True for real tokens, which are contiguous in each row.
+      indices: int [B] or [B, P]; negative indices count from the end of the real tokens.
 
     Returns:
-      int32, the shape of `indices`.
+      int32, in the shape of `indices`.
 
     Raises:
-      IndexError: an index beyond the row's tokens.
+      IndexError: If an index is beyond the row's tokens.
 
     Example:
       >>> columns(np.array([[False, True, True]]), np.array([-1]))
@@ -73,6 +73,6 @@ def columns(mask: np.ndarray, indices: np.ndarray) -> np.ndarray:
     length = mask.sum(axis=1).reshape(-1, *extra)
     if ((indices >= length) | (indices < -length)).any():
         raise IndexError(
-            f"indices {indices.tolist()} reach beyond rows of {length.ravel().tolist()} tokens."
+            f"indices {indices.tolist()} are beyond the end of rows of {length.ravel().tolist()} tokens."
         )
     return (first + np.where(indices < 0, indices + length, indices)).astype(np.int32)

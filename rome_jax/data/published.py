@@ -1,4 +1,4 @@
-"""The data files that the authors of ROME publish (Meng et al. 2022), and how records of JSON are read and checked."""
+"""The data files published by the authors of ROME (Meng et al. 2022), and the checked reading of JSON records."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rome_jax.data.request import SLOT
 from rome_jax.files.artifacts import cache_directory, download
 
 ROOT = "https://rome.baulab.info/data/dsets/"
-PUBLISHED = "published"  # instead of a path: download the file
+PUBLISHED = "published"  # given instead of a path to download the file
 _LARGE = 10**8  # bytes; hashing more takes seconds
 
 
 class DataError(ValueError):
-    """A data file that cannot be read, or a record of it that is not what it should be."""
+    """A data file cannot be read, or one of its records is malformed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class PublishedFile:
     """A file under `ROOT`.
 
     Attributes:
-      name: of the file.
-      size: in bytes, if known.
-      sha256: of its content, if known.
+      name: Name of the file.
+      size: Size in bytes, or None if unknown.
+      sha256: SHA-256 of the content, or None if unknown.
     """
 
     name: str
@@ -60,16 +60,19 @@ TFIDF_VOCABULARY = PublishedFile(
 
 
 def fetch(file: PublishedFile) -> Path:
-    """Finds a published file in the cache, or downloads it there.
+    """Finds a published file in the cache, or downloads it to the cache.
 
-    A download is checked by size and SHA-256 as far as they are known. A file that is there is checked again, but a
-    large one by its size alone.
+    A download is checked by size and SHA-256 as far as they are known. A file in the cache is checked again, a large
+    one only by its size.
+
+    Args:
+      file: The published file.
 
     Returns:
-      Its path, in the folder `dsets` of `artifacts.cache_directory()`.
+      The path of the file, in the folder `dsets` of `artifacts.cache_directory()`.
 
     Raises:
-      DownloadError: it cannot be fetched, or is not what it should be.
+      DownloadError: If the file cannot be downloaded, or has the wrong size or content.
 
     Example:
       >>> fetch(COUNTERFACT).name  # doctest: +SKIP
@@ -84,23 +87,29 @@ def fetch(file: PublishedFile) -> Path:
 def read_json(path: Path) -> tuple[Any, str]:
     """Reads a JSON file.
 
+    Args:
+      path: The file.
+
     Returns:
-      What it holds, and the SHA-256 of its bytes.
+      The content, and the SHA-256 of its bytes.
 
     Raises:
-      DataError: there is no such file, or it is not JSON.
+      DataError: If there is no such file, or it is not JSON.
 
     Example:
-      >>> records, sha256 = read_json(Path("counterfact.json"))  # doctest: +SKIP
+      >>> _ = Path("records.json").write_text('[{"subject": "Rome"}]')
+      >>> records, sha256 = read_json(Path("records.json"))
+      >>> records, len(sha256)
+      ([{'subject': 'Rome'}], 64)
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}: give the path of one.")
+        raise DataError(f"there is no file {path}: give the path of a file.")
     content = path.read_bytes()
     try:
         return json.loads(content), hashlib.sha256(content).hexdigest()
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise DataError(
-            f"{path} is not JSON ({error}): it may be cut short; mend it or download it again."
+            f"{path} is not JSON ({error}): it may be truncated; correct it or download it again."
         ) from error
 
 
@@ -108,12 +117,12 @@ def read_json(path: Path) -> tuple[Any, str]:
 class Fields:
     """A record of a JSON file, read field by field.
 
-    Every method raises a DataError that names the record, the field and its value.
+    Every method raises a DataError that names the record, the field and its value if the field is not as requested.
 
     Attributes:
-      values: the record.
-      record: how errors name it.
-      above: what leads to it within the record, as errors name it.
+      values: The record.
+      record: Name of the record in errors.
+      above: Path to the object within the record, as errors name it; empty for the record itself.
 
     Example:
       >>> Fields({"subject": "Rome"}, "case 3").text("subject")
@@ -126,19 +135,19 @@ class Fields:
 
     @classmethod
     def of(cls, value: Any, record: str, above: str = "") -> Fields:
-        """The fields of `value`, which must be an object."""
+        """Returns the fields of `value`, which must be an object."""
         if not isinstance(value, dict):
             name = f"{record}: {above.rstrip('.')}" if above else record
             raise DataError(f"{name} is {_shown(value)}; give an object with fields.")
         return cls(value, record, above)
 
     def error(self, field: str, remedy: str) -> DataError:
-        """What to raise for a field of a wrong value."""
+        """Builds the error for a field with a wrong value."""
         value = _shown(self.values[field])
         return DataError(f"{self.record}: {self.above}{field} is {value}; {remedy}.")
 
     def text(self, field: str, *, blank: bool = False) -> str:
-        """A text that is not blank, unless it may be."""
+        """Reads a text, which must not be blank unless `blank` allows it."""
         self._require(field)
         value = self.values[field]
         if not (_is_text(value) or (blank and isinstance(value, str))):
@@ -146,11 +155,11 @@ class Fields:
         return value
 
     def optional_text(self, field: str) -> str | None:
-        """The same; None if it is missing or null."""
+        """Reads a text that is not blank, or returns None if it is missing or null."""
         return None if self.values.get(field) is None else self.text(field)
 
     def one_text(self, field: str) -> str:
-        """A text, or the only one of a list."""
+        """Reads a text, or the only text of a list."""
         self._require(field)
         value = self.values[field]
         if isinstance(value, list) and len(value) == 1:
@@ -160,7 +169,7 @@ class Fields:
         return value
 
     def template(self, field: str, subject: str, *, slot: bool) -> str:
-        """A text with the first occurrence of the subject as `{}`; with `slot`, `{}` may stand there already."""
+        """Reads a text with the subject's first occurrence replaced by `{}`, which with `slot` it may already have."""
         text = self.text(field)
         if slot and SLOT in text:
             return text
@@ -169,25 +178,26 @@ class Fields:
         return text.replace(subject, SLOT, 1)
 
     def texts(self, field: str, *, optional: bool = False) -> tuple[str, ...]:
-        """A list of texts that are not blank, maybe an empty one; if it is optional, it may be missing or null."""
+        """Reads a list of texts that are not blank; the list may be empty or, if `optional`, missing or null."""
         texts = self._list(field, optional)
         if not all(map(_is_text, texts)):
             raise self.error(field, "give a list of texts that are not empty")
         return tuple(texts)
 
     def object(self, field: str) -> Fields:
-        """An object with fields of its own."""
+        """Reads an object with fields of its own."""
         self._require(field)
         return Fields.of(self.values[field], self.record, f"{self.above}{field}.")
 
     def objects(self, field: str, *, optional: bool = False) -> list[Fields]:
-        """A list of objects, maybe an empty one; if it is optional, it may be missing or null."""
+        """Reads a list of objects; the list may be empty or, if `optional`, missing or null."""
         return [
             Fields.of(value, self.record, f"{self.above}{field}[{index}].")
             for index, value in enumerate(self._list(field, optional))
         ]
 
     def _list(self, field: str, optional: bool) -> list[Any]:
+        """Reads a list; if `optional`, a missing or null one is empty."""
         if optional and self.values.get(field) is None:
             return []
         self._require(field)
@@ -196,16 +206,18 @@ class Fields:
         return self.values[field]
 
     def _require(self, field: str) -> None:
+        """Raises a DataError if a field is missing."""
         if field not in self.values:
             found = ", ".join(sorted(self.values)) or "no field"
             raise DataError(f"{self.record}: {self.above}{field} is missing; there is {found}.")
 
 
 def _is_text(value: Any) -> bool:
+    """Returns whether a value is a text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def _shown(value: Any) -> str:
-    """A value as an error shows it, not longer than a line."""
+    """Shows a value in an error, on at most one line."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,4 +1,4 @@
-"""What a user asks for: make the model say `target_new` after `prompt` about `subject`."""
+"""Edit requests: the model should produce `target_new` after `prompt` about `subject`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ SLOT = "{}"
 
 
 class RequestError(ValueError):
-    """A request that cannot be meant as it stands."""
+    """An edit request is incomplete or ambiguous."""
 
 
 class EditWarning(UserWarning):
-    """An edit that was computed as asked and will probably disappoint.
+    """An edit was computed as requested but will probably not work well.
 
     Example:
-      >>> warnings.simplefilter("ignore", EditWarning)  # doctest: +SKIP
+      >>> import warnings
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("ignore", EditWarning)
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class EditRequest:
-    """One fact to write.
+    """One fact to write into a model.
 
     Attributes:
-      prompt: text with exactly one `{}` where the subject stands; any other brace is literal text.
-      subject: what the fact is about; braces are literal text.
-      target_new: the target the model should produce; one leading space is added if there is none.
-      target_true: what it says now, if known; only reports use it.
-      case_id: number of the record in its data set; seeds of independent edits are derived from it.
+      prompt: Text with exactly one `{}` in the place of the subject; any other brace is literal text.
+      subject: What the fact is about; braces are literal text.
+      target_new: The target the model should produce; a leading space is added if there is none.
+      target_true: The target the model produces now, if known; only reports use it.
+      case_id: Number of the record in its data set; the seeds of independent edits are derived from it.
 
     Raises:
-      RequestError: no slot or several, an empty subject or target, white space around the subject or at the end of
-        prompt or target.
+      RequestError: If the prompt does not have exactly one slot, the subject or target is empty, or there is white
+        space around the subject or at the end of the prompt or target.
 
     Example:
       >>> EditRequest("{} plays the sport of", "LeBron James", "football").text
@@ -49,7 +51,7 @@ class EditRequest:
         count = self.prompt.count(SLOT)
         if count != 1:
             raise RequestError(
-                f"prompt={self.prompt!r} has {count} '{{}}'; write exactly one, where the subject stands."
+                f"prompt={self.prompt!r} has {count} '{{}}': write exactly one, in the place of the subject."
             )
         if not self.subject.strip():
             raise RequestError(f"subject={self.subject!r} is empty: name what the fact is about.")
@@ -59,32 +61,30 @@ class EditRequest:
             )
         if self.subject != self.subject.strip():
             raise RequestError(
-                f"subject={self.subject!r} has white space around it, which would be taken for a part of the name: "
-                "remove it."
+                f"subject={self.subject!r} has white space around it, which would become part of the name: remove it."
             )
         if self.target_new != self.target_new.rstrip():
             raise RequestError(
-                f"target_new={self.target_new!r} ends in white space, which the model would have to say: remove it."
+                f"target_new={self.target_new!r} ends in white space, which the model would have to produce: remove it."
             )
         if self.prompt != self.prompt.rstrip():
             raise RequestError(
-                f"prompt={self.prompt!r} ends in white space, but targets bring their own leading space: "
-                "remove it."
+                f"prompt={self.prompt!r} ends in white space, but targets begin with a space: remove it."
             )
 
     @property
     def text(self) -> str:
-        """The prompt with the subject in it."""
+        """The prompt with the subject filled in."""
         return fill(self.prompt, self.subject)
 
     @property
     def target_text(self) -> str:
-        """The target as it is tokenised, with exactly one leading space."""
+        """The target as it is tokenized, with exactly one leading space."""
         return target_text(self.target_new)
 
 
 def fill(template: str, text: str) -> str:
-    """Puts `text` in the place of the one `{}`; unlike `str.format`, other braces mean nothing.
+    """Replaces the one `{}` of a template by a text; unlike in `str.format`, other braces are literal text.
 
     Example:
       >>> fill("f(x) = {x, {}}", "{}")
@@ -95,5 +95,10 @@ def fill(template: str, text: str) -> str:
 
 
 def target_text(target: str) -> str:
-    """A target with one leading space, as GPT tokenizers want words that continue a text."""
+    """Returns a target with exactly one leading space, as GPT tokenizers expect of a word that continues a text.
+
+    Example:
+      >>> target_text("football")
+      ' football'
+    """
     return " " + target.lstrip()

@@ -1,12 +1,13 @@
-"""Text to padded token batches, and character spans to token spans.
+"""Conversion of texts to padded token batches, and of character spans to token spans.
 
-Positions come from offsets and masks, never from counting the tokens of a prefix: they stay right when a tokenizer
+Positions come from offsets and masks, never from counting the tokens of a prefix. They stay right when a tokenizer
 merges across words, adds a begin-of-text token or pads on the left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,20 +19,21 @@ class TokenBatch:
     """Token ids of B sequences.
 
     Attributes:
-      ids: int32 [B, T]; anything in the padding.
-      mask: bool [B, T], True for real tokens, which are contiguous; padding may be left or right.
-      case: int32 [B] or None: which of N deltas each row sees.
-      segments: int32 [B, T] or None: which document of its row each token belongs to, where several are packed into
-        one. Documents do not see each other and their positions begin at 0.
-      branches: int32 [B, T] or None; with `segments` only. 0 is what a document begins with; tokens of branch 1, 2, ...
-        continue it, and do not see each other's branch. Alternative continuations so share one run of the beginning.
+      ids: int32 [B, T]; the values at padding columns are arbitrary.
+      mask: bool [B, T], True for real tokens, which are contiguous in each row; padding may be on either side.
+      case: int32 [B], the index of each row's delta, or None.
+      segments: int32 [B, T], the document that each token belongs to if several are packed into one row, or None.
+        Documents do not attend to each other, and the positions of each begin at 0.
+      branches: int32 [B, T], or None; only with `segments`. Tokens of branch 0 are the beginning of a document. Tokens
+        of branch 1, 2, ... continue it and do not attend to other branches. Alternative continuations of one beginning
+        can share one computation of it in this way.
     """
 
-    ids: jax.Array
-    mask: jax.Array
-    case: jax.Array | None = None
-    segments: jax.Array | None = None
-    branches: jax.Array | None = None
+    ids: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray
+    case: jax.Array | np.ndarray | None = None
+    segments: jax.Array | np.ndarray | None = None
+    branches: jax.Array | np.ndarray | None = None
 
 
 class SequenceTooLongError(ValueError):
@@ -39,7 +41,7 @@ class SequenceTooLongError(ValueError):
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is at least `length`: shapes from few sizes compile few programs.
+    """Rounds a length up to a multiple. With shapes from few sizes, few programs are compiled.
 
     Example:
       >>> round_up(17, 8)
@@ -49,14 +51,14 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def bucket(length: int, sizes: int = 4) -> int:
-    """The least size of 1, 2, ..., 8, 10, 12, 14, 16, 20, 24, ... that is at least `length`.
+    """Rounds a length up to the next of the sizes 1, 2, ..., 8, 10, 12, 14, 16, 20, 24, ...
 
-    Four sizes an octave: few programs, and never more than a quarter of a shape is padding. `round_up` wastes more of
-    short lengths and makes more programs of long ones.
+    Each factor of two has four sizes. This gives few programs, and never more than a quarter of a shape is padding.
+    `round_up` would waste more of short lengths and compile more programs for long ones.
 
     Args:
-      length: at least 1.
-      sizes: an octave, 1, 2 or 4; half as many halve the programs and double the padding.
+      length: The length, at least 1.
+      sizes: Sizes per factor of two: 1, 2 or 4. Half as many sizes give half the programs and twice the padding.
 
     Example:
       >>> [bucket(length) for length in (5, 9, 17)], [bucket(length, 2) for length in (5, 9, 17)]
@@ -72,24 +74,27 @@ def pad(
     multiple: int = 1,
     left: bool = False,
 ) -> TokenBatch:
-    """Stacks id sequences of unequal length.
+    """Stacks sequences of ids of unequal length into a padded batch.
 
     Args:
-      sequences: B lists of ids, none empty.
-      context_length: of the model; None does not check.
-      multiple: the padded length is rounded up to it, though never above `context_length`.
-      left: pad on the left instead of the right.
+      sequences: B sequences of ids, none of them empty.
+      context_length: The model's context length, which sequences must not exceed; None does not check.
+      multiple: The padded length is rounded up to a multiple of this, but never above `context_length`.
+      left: Whether to pad on the left instead of the right.
+
+    Returns:
+      `TokenBatch` on the host.
 
     Raises:
-      ValueError: no sequences, or an empty one, named by its index.
-      SequenceTooLongError: a sequence longer than `context_length`.
+      ValueError: If there are no sequences, or one is empty; the message names its index.
+      SequenceTooLongError: If a sequence is longer than `context_length`.
 
     Example:
       >>> pad([[5, 6], [7]]).mask.tolist()
       [[True, True], [True, False]]
     """
     if not len(sequences):
-        raise ValueError("no sequences: give at least one text.")
+        raise ValueError("no sequences are given: give at least one text.")
     for index, sequence in enumerate(sequences):
         if not len(sequence):
             raise ValueError(
@@ -112,25 +117,43 @@ def pad(
     return TokenBatch(ids, mask)
 
 
-def encode(tokenizer, texts: Sequence[str], **padding) -> TokenBatch:
-    """Tokenises texts without special tokens and pads them; `padding` as for `pad`."""
+def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
+    """Tokenizes texts without special tokens and pads them.
+
+    Args:
+      tokenizer: A tokenizer of `transformers`.
+      texts: B texts, none of them empty.
+      **padding: Options of `pad`.
+
+    Returns:
+      `TokenBatch` on the host.
+
+    Raises:
+      ValueError: If there are no texts, or one has no tokens.
+      SequenceTooLongError: If `context_length` is given and a text has more tokens.
+
+    Example:
+      >>> encode(model.tokenizer, ["Gothulf Punby plays the sport of"]).ids.shape
+      (1, 7)
+    """
     return pad(tokenizer(list(texts), add_special_tokens=False)["input_ids"], **padding)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The tokens that overlap the characters [start, end).
+    """Finds the tokens that overlap the characters [start, end).
 
-    A token that holds a space and a word, or part of a character, counts as soon as one character is shared.
+    A token overlaps if it shares at least one character. It may also hold a space, another word or part of a character.
 
     Args:
-      offsets: character range of each token, as fast tokenizers give.
-      start, end: character range, not empty.
+      offsets: Character range of each token, as given by fast tokenizers.
+      start: First character.
+      end: One more than the last character; the range must not be empty.
 
     Returns:
-      (first, last + 1).
+      The first token and one more than the last token.
 
     Raises:
-      ValueError: no token overlaps.
+      ValueError: If no token overlaps.
 
     Example:
       >>> token_span([(0, 3), (3, 8), (8, 9)], 4, 8)

@@ -1,1 +1,1 @@
-"""Files: downloads and the cache, whole-file writing, safetensors."""
+"""Files: downloads and the cache, atomic writing, safetensors, optional packages, progress bars."""

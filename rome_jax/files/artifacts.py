@@ -1,4 +1,4 @@
-"""Where files that can be made again are kept, downloads, and files that are whole or not there."""
+"""The cache directory, downloads, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,37 +10,48 @@ import urllib.request
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from rome_jax.files.progress import tqdm
 
 _CHUNK = 1 << 20
-_TIMEOUT = 30  # seconds without an answer
+_TIMEOUT = 30  # seconds without a response
 
 
 class DownloadError(OSError):
-    """A file cannot be fetched, or is not what it should be."""
+    """A file cannot be downloaded, or has the wrong size or content."""
 
 
 def cache_directory() -> Path:
-    """`$ROME_JAX_CACHE`, else `$XDG_CACHE_HOME/rome_jax`, else `~/.cache/rome_jax`. It may not exist yet."""
+    """Returns the folder for files that can be downloaded or computed again; it may not exist yet.
+
+    This is `$ROME_JAX_CACHE` if set, otherwise `$XDG_CACHE_HOME/rome_jax`, otherwise `~/.cache/rome_jax`.
+    """
     if place := os.environ.get("ROME_JAX_CACHE"):
         return Path(place).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rome_jax"
 
 
 def trim_directory(directory: str | Path, max_bytes: int) -> None:
-    """Removes files of a cache, those not used for longest first, until the others fit.
+    """Removes the least recently used files of a cache until the others fit.
 
     Args:
-      directory: of the cache; it may not exist.
-      max_bytes: that the files may take together.
+      directory: The cache; it may not exist.
+      max_bytes: Total size that the files may have, in bytes.
 
     Example:
-      >>> trim_directory("cache/xla", 2 << 30)  # doctest: +SKIP
+      >>> cache = Path("cache")
+      >>> cache.mkdir()
+      >>> for time, name in enumerate(["old", "new"]):
+      ...     _ = (cache / name).write_bytes(bytes(100))
+      ...     os.utime(cache / name, (time, time))
+      >>> trim_directory(cache, 150)
+      >>> [path.name for path in cache.iterdir()]
+      ['new']
     """
     found = []
     for path in Path(directory).glob("*"):
-        with contextlib.suppress(OSError):  # another process has removed it
+        with contextlib.suppress(OSError):  # another process has removed the file
             about = path.stat()
             if path.is_file():
                 found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
@@ -53,10 +64,16 @@ def trim_directory(directory: str | Path, max_bytes: int) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a small file, and the folders above it, whole or not at all.
+    """Writes a small file, creating its folder, so that it appears complete or not at all.
+
+    Args:
+      path: The file, which is replaced if it exists.
+      content: The bytes of the whole file.
 
     Example:
-      >>> write_whole(Path("run/run.json"), b"{}")  # doctest: +SKIP
+      >>> write_whole(Path("run/run.json"), b"{}")
+      >>> Path("run/run.json").read_text()
+      '{}'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -65,14 +82,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_writable(directory: str | Path, name: str = "directory") -> Path:
-    """Returns a folder if files can be written there; it may not exist yet.
+    """Checks that files can be written to a folder, which may not exist yet, and returns it as a path.
 
     Args:
-      directory: the folder.
-      name: how the one who gave it calls it, such as "--output_dir".
+      directory: The folder.
+      name: Name of the folder in errors, such as "--output_dir".
 
     Raises:
-      OSError: a folder in which this user may not write, or a file in its place.
+      NotADirectoryError: If a file is in the folder's place.
+      PermissionError: If this user may not write to the folder, or may not create it.
 
     Example:
       >>> check_writable(".", "--output_dir")
@@ -81,9 +99,9 @@ def check_writable(directory: str | Path, name: str = "directory") -> Path:
     directory = Path(directory)
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{name}={directory}: {there} is a file; give a folder.")
+        raise NotADirectoryError(f"{name}={directory}: {there} is a file: give a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{name}={directory}: {there} cannot be written to; give another.")
+        raise PermissionError(f"{name}={directory}: {there} is not writable: give another folder.")
     return directory
 
 
@@ -95,24 +113,24 @@ def download(
     sha256: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Fetches a file, or finds it where it was fetched to.
+    """Downloads a file, or finds it where it was downloaded earlier.
 
-    What has come so far is kept beside `path` as `.part`, and the next call resumes there. The file itself appears
-    when it is whole and right.
+    A partial download is kept next to `path` as `.part`, and the next call resumes it. The file itself appears once it
+    is complete and correct.
 
     Args:
-      url: http or https.
-      path: of the file; its folder is made.
-      size: in bytes, if known; what the server announces is checked in any case.
-      sha256: of the content, if known.
-      progress: show a bar.
+      url: An http or https URL.
+      path: Where to put the file; its folder is created.
+      size: Size in bytes, or None if unknown; the size that the server announces is checked in any case.
+      sha256: SHA-256 of the content, or None if unknown.
+      progress: Whether to show a progress bar.
 
     Returns:
       `path`.
 
     Raises:
-      DownloadError: no network (the sentence gives a command for a machine that has one), no such file, an
-        interrupted transfer, or a file of another size or content.
+      DownloadError: If there is no network (the message gives a command for a machine that has one), there is no such
+        file, the transfer is interrupted, or the file has the wrong size or content.
 
     Example:
       >>> download("https://example.org/stats.npz", "stats.npz", size=163_840_512)  # doctest: +SKIP
@@ -129,22 +147,22 @@ def download(
         size = announced if size is None else size
     if wrong := _what_is_wrong(part, size, sha256):
         part.unlink()
-        raise DownloadError(f"the file from {url} {wrong}: it was thrown away; try again.")
+        raise DownloadError(f"the file from {url} {wrong}: it was removed; download it again.")
     part.replace(path)
     return path
 
 
 def _fetch(url: str, path: Path, part: Path, size: int | None, progress: bool) -> int | None:
-    """Appends to `part` what is missing of it; returns the size of the whole, if the server says it."""
+    """Downloads the rest of a partial file, and returns the size of the whole file if the server announces it."""
     have = part.stat().st_size if part.exists() else 0
     try:
         answer = _open(url, have)
         if answer.status != HTTPStatus.PARTIAL_CONTENT:
-            have = 0  # the server sends all of it, asked or not
+            have = 0  # the server ignored the request for a range and sends the whole file
         total = _announced(answer, have)
         if size is not None and total not in (None, size):
             raise DownloadError(
-                f"{url} has {total} bytes, and {size} are expected: it is another version of the file."
+                f"{url} has {total} bytes instead of {size}: it is another version of the file."
             )
         bar = tqdm(
             total=total,
@@ -159,21 +177,23 @@ def _fetch(url: str, path: Path, part: Path, size: int | None, progress: bool) -
                 file.write(block)
                 bar.update(len(block))
     except urllib.error.HTTPError as error:
-        raise DownloadError(f"{url} cannot be had (HTTP {error.code} {error.reason}).") from error
+        raise DownloadError(
+            f"{url} cannot be downloaded (HTTP {error.code} {error.reason})."
+        ) from error
     except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise DownloadError(
-            f"{url} cannot be reached ({getattr(error, 'reason', error)}): where there is a network, run "
+            f"{url} cannot be reached ({getattr(error, 'reason', error)}): on a machine with a network, run "
             f"`curl -L -C - -o {path.name} {url}` and copy the file to {path}."
         ) from error
     if total is not None and part.stat().st_size < total:
         raise DownloadError(
-            f"{url} broke off after {part.stat().st_size} of {total} bytes: run the same again to go on from there."
+            f"{url} stopped after {part.stat().st_size} of {total} bytes: run the same command again to resume."
         )
     return total
 
 
-def _open(url: str, have: int):
-    """The server's answer, from byte `have` on if it can."""
+def _open(url: str, have: int) -> Any:
+    """Opens a URL, beginning at byte `have` if the server can."""
     request = urllib.request.Request(url, headers={"User-Agent": "rome_jax"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -181,23 +201,23 @@ def _open(url: str, have: int):
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if have and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return _open(url, 0)  # what is here is as long as the file, or longer
+            return _open(url, 0)  # the partial file is already as long as the file, or longer
         raise
 
 
-def _announced(answer, have: int) -> int | None:
-    """The size of the whole file, as the server says."""
+def _announced(answer: Any, have: int) -> int | None:
+    """Returns the size of the whole file if the server announces it."""
     length = answer.headers.get("Content-Length")
     return None if length is None else have + int(length)
 
 
 def _what_is_wrong(path: Path, size: int | None, sha256: str | None) -> str:
-    """How a file differs from what is expected; empty if it does not."""
+    """Describes how a file differs from what is expected; empty if it does not differ."""
     found = path.stat().st_size
     if size is not None and found != size:
-        return f"has {found} bytes, and {size} are expected"
+        return f"has {found} bytes instead of {size}"
     if sha256 is None:
         return ""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return "" if digest == sha256 else f"has SHA-256 {digest}, and {sha256} is expected"
+    return "" if digest == sha256 else f"has SHA-256 {digest} instead of {sha256}"

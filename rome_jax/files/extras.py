@@ -1,34 +1,39 @@
-"""Optional packages: one sentence where one is missing."""
+"""Optional packages: one check and one error message for those that are not installed."""
 
 from __future__ import annotations
 
 import importlib.util
 
-# Names for pip, where they are not those for import.
+# Names of packages for pip that differ from their names for import.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
 class MissingPackageError(ImportError, ValueError):
-    """A package of an extra is not installed."""
+    """An optional package is needed and not installed."""
 
 
 def check(package: str, extra: str, purpose: str) -> None:
-    """Refuses what needs a package that is not installed, without importing it.
+    """Checks that an optional package is installed, without importing it.
+
+    Call it before work that needs the package begins, so that the user learns at once what to install.
 
     Args:
-      package: as it is imported.
-      extra: of rome_jax that brings it.
-      purpose: what needs it, such as "the figure".
+      package: Name of the package for import.
+      extra: The extra of rome_jax that installs it.
+      purpose: What needs the package, such as "the figure"; the subject of the message.
 
     Raises:
-      MissingPackageError: it is not installed; the sentence says how to install it.
+      MissingPackageError: If the package is not installed; the message says how to install it.
 
     Example:
-      >>> check("json", "eval", "the figure")
+      >>> check("no_such_package", "plot", "the figure")
+      Traceback (most recent call last):
+      ...
+      rome_jax.files.extras.MissingPackageError: the figure needs no_such_package: pip install 'rome_jax[plot]'.
     """
     try:
         found = importlib.util.find_spec(package) is not None
-    except ValueError:  # it stands in sys.modules as None, or without a specification
+    except ValueError:  # sys.modules holds None, or a module without a specification
         found = False
     if not found:
         name = _DISTRIBUTIONS.get(package, package)

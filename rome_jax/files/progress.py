@@ -1,4 +1,4 @@
-"""Progress bars: plain ones in a terminal, widgets in a notebook that has them."""
+"""Progress bars: plain bars in a terminal, widgets in a notebook that supports them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    # In a notebook without ipywidgets tqdm falls back to plain bars; its advice to install them is not ours to give.
+    # In a notebook without ipywidgets, tqdm falls back to plain bars and advises the user to install ipywidgets.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 

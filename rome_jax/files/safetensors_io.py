@@ -1,7 +1,7 @@
-"""Safetensors files, one tensor at a time: mapped reading, streamed and atomic writing.
+"""Safetensors files, one tensor at a time: memory-mapped reading, streamed and atomic writing.
 
-The format is eight bytes of header length, a JSON header, then the tensors. The `safetensors` package hands out copies
-and writes only what is all in memory; a model that fills half of the machine needs neither.
+The format is eight bytes of header length, a JSON header, then the tensors. The `safetensors` package returns copies
+and writes only tensors that are all in memory. That is too much for a model that fills half of a machine's memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,18 +34,19 @@ _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, incomplete, or not of the model that its `config.json` describes."""
+    """A checkpoint is damaged, incomplete, or does not fit the model that its `config.json` describes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, not read yet.
+    """A tensor in a file that has not been read yet.
 
     Attributes:
-      path: of the file.
-      name: in the file.
-      dtype, shape: of the tensor.
-      offset: of its first byte in the file.
+      path: The file.
+      name: Name of the tensor in the file.
+      dtype: Type of the tensor.
+      shape: Shape of the tensor.
+      offset: Offset of its first byte in the file.
     """
 
     path: Path
@@ -54,7 +56,7 @@ class StoredTensor:
     offset: int
 
     def read(self) -> np.ndarray:
-        """The tensor as a read-only view of the mapped file: pages are the file's, not the process's own."""
+        """Returns the tensor as a read-only view of the memory-mapped file, which takes no memory of the process."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         raw = np.memmap(
@@ -65,10 +67,10 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name. Reads the header only and checks it against the file's size.
+    """Finds the tensors of a file by name. Only the header is read, and checked against the size of the file.
 
     Raises:
-      CheckpointError: the file is not safetensors, is truncated, or holds a dtype that numpy has not.
+      CheckpointError: If the file is not safetensors, is truncated, or has a dtype that numpy does not support.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -77,15 +79,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             file.seek(0)
             if file.read(23) == b"version https://git-lfs":
                 raise CheckpointError(
-                    f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its directory."
+                    f"{path} is a Git LFS pointer instead of the weights: run `git lfs pull` in its directory."
                 )
             raise _damaged(path, "its header is longer than the file")
         header = file.read(length)
     try:
-        header = json.loads(header)
-        header.pop("__metadata__", None)
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
         tensors = {}
-        for name, entry in header.items():
+        for name, entry in entries.items():
             begin, end = entry["data_offsets"]
             shape = tuple(entry["shape"])
             if entry["dtype"] not in _DTYPES:
@@ -107,6 +109,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
+    """Builds the error for a truncated or damaged file."""
     return CheckpointError(f"{path} is truncated or damaged ({why}): download or copy it again.")
 
 
@@ -116,18 +119,26 @@ def write(
     tensors: Iterable[np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file tensor by tensor under a temporary name, then renames it: a reader sees all or nothing.
+    """Writes a file tensor by tensor under a temporary name and then renames it: readers see all of it or nothing.
 
     Args:
-      path: of the file, replaced if it exists.
-      specs: name -> (dtype, shape) of every tensor, in the order in which they come.
-      tensors: the values in that order; consumed one at a time.
-      metadata: strings for the header; `{"format": "pt"}` is what `transformers` expects.
+      path: The file, which is replaced if it exists.
+      specs: Dtype and shape of every tensor by name, in the order of `tensors`.
+      tensors: The values; they are consumed one at a time.
+      metadata: Strings for the header; `transformers` expects `{"format": "pt"}`.
 
     Raises:
-      CheckpointError: a dtype that the format has not.
+      CheckpointError: If the format does not support a dtype.
+      ValueError: If a tensor does not have its announced dtype and shape.
+
+    Example:
+      >>> weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+      >>> write(Path("w.safetensors"), {"w": (weight.dtype, weight.shape)}, [weight])
+      >>> read_header(Path("w.safetensors"))["w"].read().tolist()
+      [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     """
-    header, offset = {}, 0
+    header: dict[str, Any] = {}
+    offset = 0
     if metadata:
         header["__metadata__"] = dict(metadata)
     for name, (dtype, shape) in specs.items():
@@ -141,7 +152,8 @@ def write(
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # readers map the tensors: keep them aligned
+    # Readers memory-map the tensors, which have to be aligned.
+    encoded += b" " * (-len(encoded) % 8)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -151,15 +163,15 @@ def write(
                     raise ValueError(
                         f"{name} is {tensor.dtype} {tensor.shape}, announced as {dtype} {tuple(shape)}."
                     )
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """The error of a checkpoint that cannot be read."""
-    why = " ".join(str(error).split())[:160]  # Orbax may add pages
+    """Builds the error for a checkpoint that cannot be read because of another error."""
+    why = " ".join(str(error).split())[:160]  # Orbax's errors can be pages long
     return CheckpointError(
         f"{path} is damaged or incomplete ({type(error).__name__}: {why}): copy or save it again."
     )

@@ -1,7 +1,7 @@
-"""GPT models as data and pure functions: load them, run them, look inside and change what they compute.
+"""GPT models as data and pure functions: load them, run them, inspect them and change what they compute.
 
-One module a topic: config, registry (load_model), forward, interventions, generate, logit_lens, sharding. The functions
-`generate` and `logit_lens` are in `rome_jax`, since modules here have these names.
+There is one module per topic: config, registry (`load_model`), forward, interventions, generate, logit_lens, sharding.
+The functions `generate` and `logit_lens` are only in `rome_jax`, because modules of this package have these names.
 """
 
 from typing import TYPE_CHECKING
@@ -122,7 +122,7 @@ __all__ += [
     "RunPatch",
     "Site",
 ]
-# Texts, and what the layers would say
+# Generated texts and the logit lens
 __all__ += [
     "GeneratedBatch",
     "Sampling",
@@ -191,7 +191,7 @@ _HOMES = {
     "PatchMode": "rome_jax.models.interventions",
     "RunPatch": "rome_jax.models.interventions",
     "Site": "rome_jax.models.interventions",
-    # Texts, and what the layers would say
+    # Generated texts and the logit lens
     "GeneratedBatch": "rome_jax.models.generate",
     "Sampling": "rome_jax.models.generate",
     "clean_text": "rome_jax.models.generate",

@@ -1,8 +1,8 @@
-"""What a GPT is, in one frozen record, and how Hugging Face's `config.json` says it.
+"""The config of a GPT model in one frozen record, and its conversion from and to Hugging Face's `config.json`.
 
-`ModelConfig` is hashable: it is the static argument of every compiled function. `from_hf` is strict. An
-attribute of `config.json` is handled, known not to change the forward pass, or an error that names it:
-a model that is computed wrongly is worse than one that does not load.
+`ModelConfig` is hashable: it is the static argument of every compiled function. `from_hf` is strict: every attribute of
+`config.json` is used, known not to change the forward pass, or refused by name. A model that does not load does less
+harm than one that is computed wrongly.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import jax
 
 
 class Family(enum.Enum):
-    """Architectures, by the `model_type` of their `config.json`."""
+    """Architectures, named by the `model_type` of their `config.json`."""
 
     GPT2 = "gpt2"  # learned positions, attention then MLP, fused query-key-value projection
     GPTJ = "gptj"  # rotary positions, attention and MLP in parallel, untied head with a bias
 
 
 class Activation(enum.Enum):
-    """Non-linearities of the MLP, by one of their names in `config.json`."""
+    """Non-linearities of the MLP, named by one of their names in `config.json`."""
 
-    GELU_TANH = "gelu_new"  # the tanh approximation, which GPT-2 and GPT-J were trained with
+    GELU_TANH = "gelu_new"  # tanh approximation; GPT-2 and GPT-J were trained with it
     GELU = "gelu"  # exact, through erf
     RELU = "relu"
     SILU = "silu"
@@ -43,7 +43,7 @@ _ACTIVATION_NAMES = {
 
 
 class UnsupportedConfigError(ValueError):
-    """A `config.json` asks for something that this library does not compute."""
+    """A config asks for something that this library does not implement, or its sizes do not fit together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +51,25 @@ class ModelConfig:
     """Shapes and choices of one model.
 
     Attributes:
-      family: the architecture.
-      num_layers: L, blocks.
-      width: D, of the residual stream.
-      num_heads: H, each D / H wide.
-      mlp_width: F, of the MLP's hidden layer.
-      vocab_size: V, rows of the embedding (GPT-J: 50,400, more than its 50,257 tokens).
-      context_length: most positions that a sequence may have.
-      rotary_dim: leading dimensions of each head that are rotated; 0 means learned positions.
-      activation: of the MLP.
-      layer_norm_epsilon: added to the variance.
-      tie_embeddings: whether the head is the transposed embedding.
-      precision: of every matrix product. `HIGHEST` is true float32; the defaults of GPUs and TPUs are less.
+      family: Architecture.
+      num_layers: Number of blocks, L.
+      width: Width of the residual stream, D.
+      num_heads: Number of attention heads, H, each of width D / H.
+      mlp_width: Width of the MLP's hidden layer, F.
+      vocab_size: Number of rows of the embedding, V. GPT-J has 50,400, which is more than its 50,257 tokens.
+      context_length: Largest number of positions in a sequence.
+      rotary_dim: Number of leading dimensions of each head that are rotated; 0 means learned positions.
+      activation: Non-linearity of the MLP.
+      layer_norm_epsilon: Constant that LayerNorm adds to the variance.
+      tie_embeddings: Whether the head is the transposed embedding.
+      precision: Precision of every matrix product. `HIGHEST` is true float32; GPUs and TPUs use less by default.
 
     Raises:
-      UnsupportedConfigError: sizes that do not fit together.
+      UnsupportedConfigError: If the sizes do not fit together.
+
+    Example:
+      >>> model.config.family, model.config.num_layers, model.config.head_dim
+      (<Family.GPT2: 'gpt2'>, 6, 32)
     """
 
     family: Family
@@ -109,10 +113,10 @@ class ModelConfig:
         return self.width // self.num_heads
 
     def check_layer(self, layer: int, argument: str = "layer") -> int:
-        """Returns `layer` if this model has it.
+        """Checks that the model has a layer, and returns it.
 
         Raises:
-          ValueError: naming `argument`, the value and the layers there are.
+          ValueError: If the model does not have the layer; the message names `argument` and the layers there are.
         """
         if not 0 <= layer < self.num_layers:
             raise ValueError(
@@ -121,7 +125,7 @@ class ModelConfig:
         return layer
 
 
-# Attributes that say nothing about the forward pass at inference: training, bookkeeping, generation defaults.
+# Attributes that do not affect the forward pass at inference: training, bookkeeping, defaults of generation.
 _IGNORED = frozenset(
     """
     _name_or_path _num_labels architectures attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
@@ -136,10 +140,10 @@ _IGNORED = frozenset(
     num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
     suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
     """.split()
-)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are float32 here anyway.
+)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are always float32 here.
 
-# Attributes that change the maths, with the one value that is computed here.
-_REQUIRED = {
+# Attributes that change the computation, with the one value that is implemented here.
+_REQUIRED: dict[str, Any] = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -152,8 +156,8 @@ _REQUIRED = {
     "rope_scaling": None,
     "rope_parameters": None,
 }
-# Values that also mean "as usual" though they differ from the one above.
-_HARMLESS = {"is_decoder": (False,), "pruned_heads": (None, [])}
+# Other values that mean the same as those above.
+_HARMLESS: dict[str, tuple[Any, ...]] = {"is_decoder": (False,), "pruned_heads": (None, [])}
 
 _HANDLED = frozenset(
     """
@@ -167,14 +171,14 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     """Reads the content of a Hugging Face `config.json`.
 
     Args:
-      config: the parsed file.
+      config: The parsed file.
 
     Returns:
       The `ModelConfig` of the same model.
 
     Raises:
-      UnsupportedConfigError: an unknown `model_type`, a missing size, an attribute with a value that changes
-        the forward pass in a way that is not computed here, or an attribute never heard of.
+      UnsupportedConfigError: If `model_type` is unknown, a size is missing, or an attribute is unknown or has a value
+        that changes the forward pass in a way that is not implemented here.
 
     Example:
       >>> from_hf({"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 9,
@@ -233,9 +237,14 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that makes `transformers` compute the same model; `from_hf` reads it back."""
+    """Builds the `config.json` with which `transformers` computes the same model; `from_hf` reads it back.
+
+    Example:
+      >>> from_hf(to_hf(model.config)) == model.config
+      True
+    """
     gptj = config.family is Family.GPTJ
-    hf = {
+    hf: dict[str, Any] = {
         "activation_function": config.activation.value,
         "architectures": ["GPTJForCausalLM" if gptj else "GPT2LMHeadModel"],
         "attn_pdrop": 0.0,
@@ -257,10 +266,11 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _gpt2(num_layers: int, width: int, num_heads: int) -> ModelConfig:
+    """Builds the config of a GPT-2 of any size."""
     return ModelConfig(Family.GPT2, num_layers, width, num_heads, 4 * width, 50257, 1024)
 
 
-# Published models by hub name: what their config.json says, for work with random weights and for tests.
+# Configs of published models by their names on the hub, for work with random weights and for tests.
 PRESETS: Mapping[str, ModelConfig] = {
     "distilgpt2": _gpt2(6, 768, 12),
     "gpt2": _gpt2(12, 768, 12),

@@ -1,7 +1,8 @@
-"""pytorch_model.bin -> safetensors, once; and the tensors of other PyTorch files. The only module that imports torch.
+"""Conversion of pytorch_model.bin to safetensors, and the tensors of other PyTorch files.
 
-A `.bin` file is a pickle, so it is read by torch's own loader, restricted to tensors and mapped from the disk. Training
-checkpoints hold objects of other packages, too: those are read as nothing, and no code of theirs runs.
+This is the only module that imports torch. A `.bin` file is a pickle, so torch's own loader reads it, restricted to
+tensors and memory-mapped. Training checkpoints also hold objects of other packages. These are replaced by placeholders,
+and none of their code runs.
 """
 
 from __future__ import annotations
@@ -11,34 +12,37 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from rome_jax.files import extras
 from rome_jax.files.artifacts import cache_directory
 from rome_jax.files.safetensors_io import CheckpointError, write
 
 
 def convert(directory: Path) -> Path:
-    """Converts the pytorch_model.bin files of a directory, or finds what an earlier call converted.
+    """Converts the pytorch_model.bin files of a directory, or finds the result of an earlier conversion.
 
     Args:
-      directory: with pytorch_model.bin, or shards and pytorch_model.bin.index.json.
+      directory: A directory with pytorch_model.bin, or with shards and pytorch_model.bin.index.json.
 
     Returns:
-      A safetensors file with the same tensors under the same names, in `directory`/.rome_jax or, where that cannot be
-      written, in the library's cache directory. A file of another size or date is converted anew.
+      A safetensors file with the same tensors under the same names. It is in `directory`/.rome_jax or, if that is not
+      writable, in the library's cache directory. A file whose size or date has changed is converted again.
 
     Raises:
-      CheckpointError: torch is not installed; a file is absent, damaged, or holds more than tensors.
+      CheckpointError: If a file is missing, damaged, or holds more than tensors.
+      MissingPackageError: If torch is not installed.
     """
     files = _binaries(directory)
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = f"converted-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}.safetensors"
     places = [directory / ".rome_jax" / name, cache_directory() / "converted" / name]
-    for target in places:
-        if target.is_file():
-            return target
+    for place in places:
+        if place.is_file():
+            return place
     tensors = _load(files)
     target = next((place for place in places if _writable(place.parent)), None)
     if target is None:
@@ -52,13 +56,17 @@ def convert(directory: Path) -> Path:
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a training checkpoint, by their path in its dictionaries.
+    """Reads all tensors of a training checkpoint.
 
     Args:
-      path: of a file that `torch.save` wrote. Objects in it that are neither tensors nor plain data are left out.
+      path: A file written by `torch.save`. Objects in it that are neither tensors nor plain data are ignored.
+
+    Returns:
+      Tensors by their path in the checkpoint's dictionaries, joined by "/".
 
     Raises:
-      CheckpointError: torch is not installed, no such file, or a damaged one.
+      CheckpointError: If the file is missing or damaged.
+      MissingPackageError: If torch is not installed.
 
     Example:
       >>> read_tensors("mend-10tok-gpt2-xl.pt")["model/edit_lrs"].shape  # doctest: +SKIP
@@ -69,7 +77,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly
         )
-    except Exception as error:  # whatever a damaged file makes it raise
+    except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
             f"{path} is absent or damaged ({error}): download it again."
         ) from error
@@ -77,7 +85,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _Ignored:
-    """Stands for an object of a class that is not loaded; takes whatever a pickle does to it."""
+    """A placeholder for an object whose class is not loaded; it accepts everything that a pickle does to it."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -98,7 +106,7 @@ class _Ignored:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Looks up the few functions that tensors are made with; every other name gives `_Ignored`."""
+    """An unpickler that finds only the functions that build tensors; every other name gives `_Ignored`."""
 
     def find_class(self, module, name):
         known = {
@@ -113,18 +121,19 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _TensorsOnly:
-    """A `pickle` for `torch.load` that builds tensors and plain containers alone."""
+    """A replacement of the `pickle` module for `torch.load` that builds only tensors and plain containers."""
 
     __name__ = "tensors only"
     Unpickler, UnpicklingError = _Unpickler, pickle.UnpicklingError
 
     @staticmethod
     def load(file, **options):
-        """As `pickle.load`: torch begins to read files of its old format with it."""
+        """Loads as `pickle.load` does; torch calls it for the beginning of files in its old format."""
         return _Unpickler(file, **options).load()
 
 
-def _tensors(content, path: str) -> Iterator[tuple[str, object]]:
+def _tensors(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the tensors in nested dictionaries with their paths."""
     import torch
 
     if isinstance(content, torch.Tensor):
@@ -134,17 +143,16 @@ def _tensors(content, path: str) -> Iterator[tuple[str, object]]:
             yield from _tensors(value, f"{path}/{name}" if path else str(name))
 
 
-def _import_torch(path: str | Path):
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f'{path} is in PyTorch\'s format, which has to be converted once: pip install "rome_jax[convert]".'
-        ) from None
+def _import_torch(path: str | Path) -> Any:
+    """Imports torch, or raises a MissingPackageError that names the file."""
+    extras.check("torch", "convert", f"{path}, which is in PyTorch's format,")
+    import torch
+
     return torch
 
 
 def _binaries(directory: Path) -> list[Path]:
+    """Lists the pytorch_model.bin files of a directory."""
     if (directory / "pytorch_model.bin").is_file():
         return [directory / "pytorch_model.bin"]
     from rome_jax.models.huggingface import shard_paths
@@ -152,10 +160,10 @@ def _binaries(directory: Path) -> list[Path]:
     return shard_paths(directory / "pytorch_model.bin.index.json")
 
 
-def _load(files: list[Path]) -> dict:
-    """name -> torch tensor, mapped from the disk."""
+def _load(files: list[Path]) -> dict[str, Any]:
+    """Loads torch tensors by name, memory-mapped."""
     torch = _import_torch(files[0])
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for file in files:
         try:
             try:
@@ -163,11 +171,11 @@ def _load(files: list[Path]) -> dict:
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):
                     raise
-                # The format before PyTorch 1.6 cannot be mapped.
+                # The format before PyTorch 1.6 cannot be memory-mapped.
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
             if not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
                 raise pickle.UnpicklingError
-        except Exception as error:  # whatever a damaged file makes it raise
+        except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(
                 f"{file} is damaged or holds more than tensors, which is not safe to open: download it again, or "
                 "save the model as safetensors."
@@ -176,13 +184,14 @@ def _load(files: list[Path]) -> dict:
     return tensors
 
 
-def _dtype(tensor) -> np.dtype:
-    """numpy's dtype of a torch tensor, by name: numpy itself has no bfloat16."""
+def _dtype(tensor: Any) -> np.dtype:
+    """Returns the numpy dtype of a torch tensor, looked up by name because numpy has no bfloat16 of its own."""
     name = str(tensor.dtype).removeprefix("torch.")
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def _numpy(tensor) -> np.ndarray:
+def _numpy(tensor: Any) -> np.ndarray:
+    """Converts a torch tensor to numpy, bfloat16 included."""
     import torch
 
     tensor = tensor.detach().contiguous()
@@ -192,6 +201,7 @@ def _numpy(tensor) -> np.ndarray:
 
 
 def _writable(directory: Path) -> bool:
+    """Returns whether files can be written to a directory, which is created if necessary."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

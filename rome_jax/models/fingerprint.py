@@ -1,4 +1,4 @@
-"""One number for a model's weights and shape, so that artefacts say which model they came from."""
+"""A checksum of a model's config and weights, with which artifacts name the model they came from."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import numpy as np
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params
 
-_CHUNK = 1 << 26  # bytes on the host at a time
+_CHUNK = 1 << 26  # bytes copied to the host at a time
 
 
 def fingerprint(params: Params, config: ModelConfig) -> str:
-    """SHA-256 over the config and every leaf's path, dtype, shape and bytes.
+    """Computes the SHA-256 of the config and of every leaf's path, dtype, shape and bytes.
 
-    The precision of matrix products is left out: it is a choice of the run, not of the model. Nothing is cached: each
-    call reads all of the weights, some rows at a time (GPT-2 XL: a few seconds).
+    The precision of matrix products is excluded: it belongs to a run, not to the model. Nothing is cached: each call
+    reads all weights, some rows at a time, which takes a few seconds for GPT-2 XL.
 
     Args:
-      params: of the whole model; where they lie and how they are sharded makes no difference.
-      config: of the model.
+      params: Params of the whole model; their devices and shardings make no difference.
+      config: The model's config.
 
     Returns:
       64 hexadecimal digits.
 
     Example:
-      >>> fingerprint(model.params, model.config)[:12]  # doctest: +SKIP
+      >>> fingerprint(model.params, model.config)[:12]
+      'a6e05b724b3d'
     """
     sha = hashlib.sha256(_describe(config).encode())
     for path, leaf in sorted(
@@ -41,12 +42,12 @@ def fingerprint(params: Params, config: ModelConfig) -> str:
         rows = max(1, _CHUNK * leaf.shape[0] // max(1, leaf.nbytes))
         for start in range(0, leaf.shape[0], rows):
             part = np.ascontiguousarray(leaf[start : start + rows])
-            sha.update(part.reshape(-1).view(np.uint8))
+            sha.update(part.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
 def _describe(config: ModelConfig) -> str:
-    """The config as text. Fields at their default are left out, so that a later field changes no old fingerprint."""
+    """Describes the config as text, without fields at their defaults: a new field then changes no old fingerprint."""
     values = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)

@@ -1,10 +1,11 @@
-"""The functional driver: embed, any range of layers, unembed.
+"""The functional driver: embed tokens, run any range of layers, unembed.
 
-Params are one nested dict with the layers stacked: every leaf below `blocks` has a leading axis [L, ...] and
-kernels are [in, out]. The driver loops over that axis and applies the family's linen Block, so a model of 48 layers
-compiles as fast as one of two. Everything here is pure and meant to run under `jax.jit`.
+Params are one nested dict with the layers stacked: every leaf below `blocks` has a leading axis [L, ...], and kernels
+are [in, out]. The driver loops over that axis and applies the family's linen Block, so a model of 48 layers compiles
+as fast as a model of two. Everything here is pure and meant to run under `jax.jit`.
 
-Axes: L layers, B rows, T tokens, D width, V vocabulary.
+Axes: L layers, B rows, T tokens that are run, P tokens that are read, C columns of a cache, H heads, K head width,
+D width of the residual stream, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models import gpt2, gptj
 from rome_jax.models.config import Family, ModelConfig
-from rome_jax.models.interventions import Delta, Patch, Site, apply_patches
+from rome_jax.models.interventions import Delta, Patch, RunPatch, Site, apply_patches
 from rome_jax.models.layers import (
     Attention,
     BlockOutput,
@@ -36,17 +38,21 @@ from rome_jax.models.layers import (
 
 Params = dict[str, Any]
 
-BLOCKS: dict[Family, type[nn.Module]] = {Family.GPT2: gpt2.Block, Family.GPTJ: gptj.Block}
+BLOCKS: dict[Family, type[gpt2.Block | gptj.Block]] = {
+    Family.GPT2: gpt2.Block,
+    Family.GPTJ: gptj.Block,
+}
 
 
 @struct.dataclass
 class LayersOutput:
-    """What a range of layers returns.
+    """The result of a range of layers.
 
     Attributes:
-      hidden: [B, T, D], the residual stream after the last of them.
-      captures: by site, [layers run, B, T, ...]; ATTN_PATTERN [layers run, B, H, T, C + T].
-      cache: [layers run, B, H, T, K], keys and values of the columns that ran, if `keep_cache`.
+      hidden: [B, T, D], the residual stream after the last of the layers.
+      captures: The values at each captured site, [layers run, B, T, ...]; `Site.ATTN_PATTERN` gives
+        [layers run, B, H, T, C + T].
+      cache: [layers run, B, H, T, K], keys and values of the tokens that were run, or None without `keep_cache`.
     """
 
     hidden: jax.Array
@@ -57,11 +63,27 @@ class LayersOutput:
 def embed(
     params: Params,
     config: ModelConfig,
-    ids: jax.Array,
+    ids: jax.Array | np.ndarray,
     positions: jax.Array,
-    patches: Sequence[Patch] = (),
+    patches: Sequence[Patch | RunPatch] = (),
 ) -> jax.Array:
-    """ids and positions int32 [B, T] -> residual stream [B, T, D] before layer 0."""
+    """Computes the residual stream before layer 0.
+
+    Args:
+      params: Params of the whole model.
+      config: The model's config.
+      ids: int32 [B, T], token ids.
+      positions: int32 [B, T], the position of each token in its sequence.
+      patches: Patches; those at `Site.EMBED` change the token embeddings before positions are added.
+
+    Returns:
+      [B, T, D].
+
+    Example:
+      >>> ids = jnp.array([[5, 6, 7]])
+      >>> embed(model.params, model.config, ids, jnp.arange(3)[None]).shape
+      (1, 3, 128)
+    """
     hidden = params["wte"]["embedding"][ids]
     hidden = apply_patches(patches, Site.EMBED, None, hidden)
     if not config.rotary_dim:
@@ -78,17 +100,29 @@ def run_layer(
     *,
     interventions: Interventions = Interventions(),
     cache: KVCache | None = None,
+    read: jax.Array | None = None,
 ) -> BlockOutput:
-    """Runs one layer of the stack; `layer` may be traced, so that one program serves them all.
+    """Runs one layer of the stack.
 
     Args:
-      params, config, hidden, attention, interventions: as for `run_layers`.
-      layer: its index.
-      cache: of this layer alone, [B, H, C, K].
+      params, config, hidden, attention: As in `run_layers`.
+      layer: The layer's index; it may be traced, so that one program serves all layers.
+      interventions: As in `run_layers`; with `read`, patches are P columns wide.
+      cache: Keys and values of this layer alone, [B, H, C, K].
+      read: int32 [B, P], the columns to compute the layer's output for, or [1, P] for all rows; None means all T.
+        All T columns give keys and values in either case.
+
+    Returns:
+      `BlockOutput` for the columns in `read`.
     """
     block = BLOCKS[config.family](config)
     weights = _at(params["blocks"], layer)
-    return block.apply({"params": weights}, hidden, attention, cache, layer, interventions)
+    return _apply(block, weights, hidden, attention, cache, layer, interventions, read)
+
+
+def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
+    """Applies a linen module to its params."""
+    return module.apply({"params": params}, *arguments)
 
 
 # Keeps matrix products for the backward pass and recomputes the rest, above all each layer's slice of the weights.
@@ -98,7 +132,7 @@ checkpoint = functools.partial(
 
 
 def _at(stack: Any, index: int | jax.Array) -> Any:
-    """One layer of a stacked tree. Indexing dynamically copies one; slicing out a range would copy them all."""
+    """Takes one layer of a stacked tree. Dynamic indexing copies one layer; slicing out a range would copy them all."""
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack
     )
@@ -122,25 +156,37 @@ def run_layers(
     """Runs the layers start, ..., stop - 1.
 
     Args:
-      params: of the whole model.
-      config: static.
+      params: Params of the whole model.
+      config: The model's config (static).
       hidden: [B, T, D], the residual stream before layer `start`.
-      attention: positions, and the mask over the cache's columns and those that run.
-      start, stop: Python integers, or arrays (one program for every range), which allow no captures and no
-        reverse-mode gradient.
-      interventions: patches and deltas; deltas with case axis B.
-      capture: sites to return; RESIDUAL after layer i is the input of layer i + 1.
-      cache: [layers, B, H, C, K], keys and values of earlier columns in the layers from `cache.first` on; only read.
-      keep_cache: return the keys and values of the columns that run; with Python bounds only.
-      remat: `checkpoint` each layer instead of storing all that it computes and a copy of its weights; set it where
-        gradients are taken.
-      unroll: compile every layer apart: slower to compile, about twice as fast to train a small model on a CPU.
+      attention: Positions of the T tokens, and their mask over the cache's columns and the tokens themselves.
+      start: First layer, 0 by default. A Python integer compiles one program per range. An array lets one program
+        serve every range, but allows neither captures nor a kept cache nor a reverse-mode gradient.
+      stop: One more than the last layer, as `start`; None means all layers.
+      interventions: Patches and deltas; deltas need case axis B.
+      capture: Sites to return; `Site.RESIDUAL` after layer i is the input of layer i + 1.
+      cache: [layers, B, H, C, K], keys and values of earlier columns in the layers that begin with `cache.first`; it
+        is only read.
+      keep_cache: Whether to return the keys and values of the T tokens.
+      remat: Whether to `checkpoint` each layer instead of storing everything it computes and a copy of its weights.
+        Set it where gradients are taken.
+      unroll: Whether to compile the layers one after another instead of as a loop. This compiles more slowly, but
+        trains a small model on a CPU about twice as fast.
 
     Returns:
-      `LayersOutput`; captures have one entry for each layer that ran.
+      `LayersOutput`, with one entry in `captures` for each layer that was run.
 
     Raises:
-      ValueError: bounds outside the model, or captures with traced bounds.
+      ValueError: If the bounds are outside the model, or if they are arrays and `capture` or `keep_cache` is given.
+
+    Example:
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> attention = plain_attention(batch)
+      >>> hidden = embed(model.params, model.config, batch.ids, attention.positions)
+      >>> below = run_layers(model.params, model.config, hidden, attention, stop=4).hidden
+      >>> hidden = run_layers(model.params, model.config, below, attention, start=4).hidden
+      >>> model.tokenizer.decode([int(unembed(model.params, model.config, hidden[0, -1]).argmax())])
+      ' rowing'
     """
     stop = config.num_layers if stop is None else stop
     capture = tuple(capture)
@@ -155,22 +201,20 @@ def run_layers(
             interventions=interventions,
             cache=None if cache is None else _at(cache, layer - cache.first),
         )
-        return out.hidden, (
-            {site: out.sites[site] for site in capture},
-            out.cache if keep_cache else None,
-        )
+        captured = {site: out.sites[site] for site in capture}
+        return out.hidden, (captured, out.cache if keep_cache else None)
 
     if not (isinstance(start, int) and isinstance(stop, int)):
         if capture or keep_cache:
             raise ValueError(
-                "start and stop must be Python integers when capture or keep_cache is given."
+                f"start={start} and stop={stop} must be Python integers when capture or keep_cache is given."
             )
         last = jax.lax.fori_loop(start, stop, lambda i, h: run(h, i)[0], hidden)
         return LayersOutput(last, {})
 
     if not 0 <= start <= stop <= config.num_layers:
         raise ValueError(
-            f"start={start}, stop={stop}: the range must lie within 0 to {config.num_layers}."
+            f"start={start}, stop={stop}: the range must be within 0 to {config.num_layers}."
         )
     if start == stop and not (capture or keep_cache):
         return LayersOutput(hidden, {})
@@ -191,60 +235,78 @@ def run_last_layer(
     interventions: Interventions = Interventions(),
     cache: KVCache | None = None,
 ) -> jax.Array:
-    """The last layer, for the columns alone whose logits are wanted; the others give keys and values.
+    """Runs the last layer for those columns only that logits are needed for.
+
+    No layer follows that would attend to the other columns, so they only give keys and values. With T = 6 and
+    `read` = [2, 5]:
+
+        column                     0  1  2  3  4  5
+        hidden, [B, T, D]          x  x  x  x  x  x
+        keys and values            x  x  x  x  x  x
+        queries                          x        x
+        attention and MLP                x        x
+        result, [B, P, D]                x        x
 
     Args:
-      params, config, hidden, attention, cache: as for `run_layers`.
-      read: int32 [B, P], or [P] for all rows, the columns that are wanted.
-      interventions: deltas, and patches of the columns that are read: P columns wide; none at ATTN_PATTERN.
+      params, config, hidden, attention, cache: As in `run_layers`.
+      read: int32 [B, P], the columns to return, or [P] for all rows.
+      interventions: Deltas, and patches of the columns in `read`, which are P columns wide.
 
     Returns:
-      [B, P, D], the residual stream after the model.
+      [B, P, D], the residual stream after the last layer.
 
-    Raises:
-      ValueError: a patch at ATTN_PATTERN, whose columns are not those that it has in other layers.
+    Example:
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> states = capture(model.params, model.config, batch, (Site.RESIDUAL, Site.ATTN_PATTERN))
+      >>> hidden = states[Site.RESIDUAL][4]  # after the last layer but one
+      >>> run = jax.jit(run_last_layer, static_argnames="config")
+      >>> run(model.params, model.config, hidden, plain_attention(batch), read=jnp.array([6])).shape
+      (1, 1, 128)
     """
-    if any(patch.site is Site.ATTN_PATTERN for patch in interventions.patches):
-        raise ValueError("patterns of attention cannot be patched here: use run_layers.")
     last = config.num_layers - 1
-    read = jnp.broadcast_to(read, (hidden.shape[0], read.shape[-1]))
-    cache = None if cache is None else _at(cache, last - cache.first)
-    deltas = Interventions((), interventions.deltas)
-    own = run_layer(
-        params, config, hidden, attention, last, interventions=deltas, cache=cache
-    ).cache
-    if cache is not None:
-        parts = ((cache.keys, own.keys), (cache.values, own.values))
-        own = KVCache(*(jnp.concatenate(pair, axis=2) for pair in parts))
-    rows = len(attention.mask)
-    mask = jnp.take_along_axis(attention.mask, read[:rows, :, None], axis=1)
-    # Keys and values of what is read are among these; their second computation goes unseen.
-    attention = Attention(
-        jnp.take_along_axis(attention.positions, read[: len(attention.positions)], axis=1),
-        jnp.pad(mask, ((0, 0), (0, 0), (0, read.shape[1]))),
-    )
-    hidden = jnp.take_along_axis(hidden, read[..., None], axis=1)
     return run_layer(
-        params, config, hidden, attention, last, interventions=interventions, cache=own
+        params,
+        config,
+        hidden,
+        attention,
+        last,
+        interventions=interventions,
+        cache=None if cache is None else _at(cache, last - cache.first),
+        read=jnp.atleast_2d(read),
     ).hidden
 
 
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Residual stream [..., D] -> float32 logits [..., V]. Give only the positions whose logits are needed."""
-    hidden = layer_norm(config, "ln_f").apply({"params": params["ln_f"]}, hidden)
-    head = {"params": params.get("lm_head", {})}  # GPT-2's tied head has none of its own
-    return Head(config).apply(head, hidden, params["wte"]["embedding"])
+    """Computes next-token logits from the residual stream after the last layer.
+
+    Args:
+      params: Params of the whole model.
+      config: The model's config.
+      hidden: [..., D]. Pass only the positions whose logits are needed: V is large.
+
+    Returns:
+      float32 [..., V].
+    """
+    hidden = _apply(layer_norm(config, "ln_f"), params["ln_f"], hidden)
+    head = params.get("lm_head", {})  # GPT-2's tied head has no params of its own
+    return _apply(Head(config), head, hidden, params["wte"]["embedding"])
 
 
 def plain_attention(batch: TokenBatch) -> Attention:
-    """Positions and causal mask of a batch, padded or packed."""
+    """Builds the positions and the causal mask of a batch, padded or packed.
+
+    Example:
+      >>> batch = rome_jax.data.tokens.pad([[5, 6], [7, 8, 9]], left=True)
+      >>> plain_attention(batch).positions.tolist()
+      [[0, 0, 1], [0, 1, 2]]
+    """
     mask = jnp.asarray(batch.mask)
     if batch.segments is None:
         return Attention(position_ids(mask), causal_mask(mask))
     visible = causal_mask(mask) & segment_mask(jnp.asarray(batch.segments))
     if batch.branches is not None:
         visible &= branch_mask(jnp.asarray(batch.branches))
-    # A token comes after all that it sees.
+    # The position of a token is the number of tokens it sees before itself.
     return Attention(jnp.maximum(visible.sum(axis=-1, dtype=jnp.int32) - 1, 0), visible)
 
 
@@ -258,12 +320,20 @@ def hidden_states(
     deltas: Delta | None = None,
     capture: Sequence[Site] = (),
 ) -> LayersOutput:
-    """Embeds a batch and runs the layers below `stop` (all of them by default); see `run_layers`.
+    """Embeds a batch and runs the layers below `stop`.
+
+    Args:
+      params, config, batch, patches, deltas: As in `logits`.
+      stop: See `run_layers`; None means all layers.
+      capture: See `run_layers`.
+
+    Returns:
+      `LayersOutput`.
 
     Raises:
-      SequenceTooLongError: more columns than the model has positions.
+      SequenceTooLongError: If the batch has more columns than the model has positions.
     """
-    # Branches stand side by side: no token comes after all columns before it.
+    # Branches are alternative continuations of one beginning: a token's position can be less than its column.
     if batch.branches is None and batch.ids.shape[1] > config.context_length:
         raise SequenceTooLongError(
             f"a batch of {batch.ids.shape[1]} columns is longer than the model's context of "
@@ -289,21 +359,27 @@ def logits(
     patches: tuple[Patch, ...] = (),
     deltas: Delta | None = None,
 ) -> jax.Array:
-    """Next-token logits of a batch, each row under its own edit if deltas are given.
+    """Computes next-token logits of a batch; each row sees its own edit if deltas are given.
 
     Args:
-      params, config: the model.
-      batch: B rows of T tokens; `batch.case` says which delta each row sees.
-      positions: int32 [B, P], the columns whose logits are wanted; None means all T.
-      patches: interventions at named sites.
-      deltas: one edit, or N with a case axis: N edited models without one copied weight.
+      params: Params of the whole model.
+      config: The model's config (static).
+      batch: B rows of T tokens; `batch.case` assigns a delta to each row.
+      positions: int32 [B, P], the columns whose logits are needed; None means all T.
+      patches: Values to replace or add at named sites.
+      deltas: One edit, or N edits with a case axis. N edited models then run without a copy of any weight.
 
     Returns:
-      float32 [B, P, V], or [B, T, V]. Values in the padding mean nothing.
+      float32 [B, P, V], or [B, T, V]. Values at padding columns are meaningless.
+
+    Raises:
+      SequenceTooLongError: If the batch has more columns than the model has positions.
+      ValueError: If the deltas do not fit the rows, or a delta is dense; see `Delta.rows`.
 
     Example:
-      >>> logits(model.params, model.config, encode(model.tokenizer, ["The"])).shape  # doctest: +SKIP
-      (1, 1, 50257)
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> logits(model.params, model.config, batch).shape
+      (1, 7, 1536)
     """
     hidden = hidden_states(params, config, batch, patches=patches, deltas=deltas).hidden
     if positions is not None:
@@ -322,13 +398,22 @@ def capture(
     patches: tuple[Patch, ...] = (),
     deltas: Delta | None = None,
 ) -> dict[Site, jax.Array]:
-    """The values at named sites in every layer below `stop`: by site, [layers, B, T, ...].
+    """Computes the values at named sites in every layer below `stop`.
 
-    `Site.ATTN_PATTERN` gives [layers, B, H, T, T]. Values in the padding mean nothing.
+    Args:
+      params, config, batch, patches, deltas: As in `logits`.
+      sites: The sites to return (static).
+      stop: One more than the last layer (static); None means all layers.
+
+    Returns:
+      [layers, B, T, ...] by site; `Site.ATTN_PATTERN` gives [layers, B, H, T, T]. Values at padding columns are
+      meaningless.
 
     Example:
-      >>> kept = capture(model.params, model.config, batch, (Site.RESIDUAL, Site.ATTN_PATTERN))  # doctest: +SKIP
-      >>> kept[Site.ATTN_PATTERN][5, 0, :, -1]  # doctest: +SKIP
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> values = capture(model.params, model.config, batch, (Site.RESIDUAL, Site.ATTN_PATTERN))
+      >>> values[Site.ATTN_PATTERN][5, 0, :, -1].shape  # layer 5, row 0, all heads, the last token
+      (4, 7)
     """
     out = hidden_states(
         params, config, batch, stop=stop, patches=patches, deltas=deltas, capture=sites
@@ -337,16 +422,19 @@ def capture(
 
 
 class Transformer(nn.Module):
-    """The same model as one linen module, `nn.scan` over the same Block: the same params, the same logits.
+    """The same model as one linen module, with `nn.scan` over the same Block, the same params and the same logits.
 
-    For initialisation (`Transformer(config).init(key, ids, mask)["params"]`) and for users of plain linen.
+    It initializes params (`Transformer(config).init(key, ids, mask)["params"]`) and serves users of plain linen.
+
+    Attributes:
+      config: The model's config.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """ids int32 [B, T], mask bool [B, T] -> float32 logits [B, T, V]."""
+        """Computes logits: ids int32 [B, T], mask bool [B, T] -> float32 [B, T, V]."""
         config = self.config
         attention = plain_attention(TokenBatch(ids, mask))
         normal = nn.initializers.normal(0.02)
@@ -367,13 +455,17 @@ class Transformer(nn.Module):
 
 
 class Head(nn.Module):
-    """The unembedding: its own kernel, or the transposed embedding if tied. GPT-J's has a bias in both cases."""
+    """The unembedding: a kernel of its own, or the transposed embedding if tied. GPT-J's has a bias in both cases.
+
+    Attributes:
+      config: The model's config.
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """hidden [..., D], embedding [V, D] -> float32 logits [..., V]."""
+        """Computes logits: hidden [..., D], embedding [V, D] -> float32 [..., V]."""
         config = self.config
         kernel = embedding.T
         if not config.tie_embeddings:
@@ -388,11 +480,32 @@ class Head(nn.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Random params of the right shapes: normal(0.02) kernels, as GPT-2 was initialised."""
+    """Draws random params: kernels and embeddings from a normal distribution of standard deviation 0.02, as GPT-2.
+
+    Args:
+      config: The model's config.
+      key: PRNG key.
+
+    Returns:
+      float32 params with stacked layers; `param_shapes` gives their shapes.
+    """
     token = jnp.zeros((1, 1), jnp.int32)
     return jax.jit(Transformer(config).init)(key, token, jnp.ones((1, 1), bool))["params"]
 
 
 def param_shapes(config: ModelConfig) -> Params:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`s: nothing is computed."""
+    """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`s, without computing anything.
+
+    Example:
+      >>> param_shapes(model.config)["wte"]["embedding"].shape
+      (1536, 128)
+    """
+    return jax.tree.map(
+        lambda shape: shape, _param_shapes(config)
+    )  # a copy that the caller may change
+
+
+@functools.lru_cache(maxsize=16)
+def _param_shapes(config: ModelConfig) -> Params:
+    """Traces `init_params` once per config."""
     return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))

@@ -1,8 +1,8 @@
-"""Text generation with a key-value cache: greedy or top-k, many rows at once, each under its own edit.
+"""Text generation with a key-value cache: greedy or top-k, many rows at once, each with its own edit.
 
-Prompts are aligned on the right, so that all rows write the same cache column at each step; the prompt goes through
-the layers once, then one compiled loop adds a token at a time. What a row becomes depends on its prompt, its edit
-and its random key alone: not on padding, nor on the other rows.
+Prompts are right-aligned, so that all rows write the same cache column at each step. The prompts go through the layers
+once; then one compiled loop adds a token at a time. The text of a row depends only on its prompt, its edit and its
+random key, not on padding or on the other rows.
 
 Axes: B rows, P prompt columns, C cache columns, T tokens, N new tokens, V vocabulary.
 """
@@ -14,6 +14,7 @@ import functools
 import math
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,10 @@ from rome_jax.models.forward import Params, embed, plain_attention, run_layers, 
 from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Attention, Interventions
 
-# Prompts and caches come in few sizes, so that few programs are compiled.
+if TYPE_CHECKING:
+    from rome_jax.models.registry import LanguageModel
+
+# Widths of prompts and caches are rounded up to multiples of these, so that few programs are compiled.
 _PROMPT_MULTIPLE = 16
 _CACHE_MULTIPLE = 32
 _NO_STOP = -1  # no token has this id
@@ -37,14 +41,14 @@ class Sampling:
     """How the next token is chosen from the logits.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token and ignores the key.
-      top_k: draw among the k most likely tokens only; None, or more than there are, means all.
+      temperature: Divisor of the logits; 0 takes the most likely token and ignores the key.
+      top_k: Number of most likely tokens to draw from; None, or more than there are, means all tokens.
 
     Raises:
-      ValueError: a temperature below 0 or not finite, a top_k below 1.
+      ValueError: If the temperature is negative or not finite, or top_k is below 1.
 
     Example:
-      >>> Sampling(top_k=5)  # what the original draws its context templates and evaluation texts with
+      >>> rome_jax.Sampling(top_k=5)  # as the original samples its context templates and evaluation texts
       Sampling(temperature=1.0, top_k=5)
     """
 
@@ -61,18 +65,31 @@ class Sampling:
 
     @classmethod
     def greedy(cls) -> Sampling:
-        """The most likely token at each step."""
+        """Returns the sampling that takes the most likely token at each step."""
         return cls(temperature=0.0)
 
     def draw(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
-        """Float logits [B, V] and B keys -> int32 token ids [B]; row i depends on row i and key i alone."""
+        """Draws the next token of each row.
+
+        Args:
+          logits: float [B, V].
+          keys: B PRNG keys.
+
+        Returns:
+          int32 [B]; row i depends only on row i of the logits and on key i.
+
+        Example:
+          >>> logits = jnp.array([[0.0, 2.0, 1.0]])
+          >>> rome_jax.Sampling.greedy().draw(logits, key[None]).tolist()
+          [1]
+        """
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         top_k = min(self.top_k or logits.shape[-1], logits.shape[-1])
         candidates = None
         if top_k < logits.shape[-1]:
             logits, candidates = jax.lax.top_k(logits, top_k)
-        # The maximum becomes 0 first: a temperature close to 0 then gives -inf elsewhere and never NaN.
+        # With a maximum of 0, a temperature close to 0 gives -inf for the other tokens and never NaN.
         scaled = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
         drawn = jax.vmap(jax.random.categorical)(keys, scaled)
         if candidates is not None:
@@ -82,12 +99,12 @@ class Sampling:
 
 @struct.dataclass
 class GeneratedBatch:
-    """Prompts and their continuations, each row contiguous and padded on the right, on the host.
+    """Prompts and their continuations on the host; each row is contiguous and padded on the right.
 
     Attributes:
       ids: int32 [B, T].
       mask: bool [B, T], True for real tokens.
-      prompt_lengths: int32 [B], how many of them are the prompt's.
+      prompt_lengths: int32 [B], the number of tokens in each row's prompt.
     """
 
     ids: np.ndarray
@@ -95,13 +112,13 @@ class GeneratedBatch:
     prompt_lengths: np.ndarray
 
     def tokens(self, *, with_prompt: bool = True) -> list[list[int]]:
-        """The ids of each row without padding, from its prompt or from its first new token on."""
+        """Returns the ids of each row without padding, beginning with its prompt or with its first new token."""
         starts = np.zeros_like(self.prompt_lengths) if with_prompt else self.prompt_lengths
         ends = self.mask.sum(axis=-1)
         return [row[a:b].tolist() for row, a, b in zip(self.ids, starts, ends, strict=True)]
 
-    def texts(self, tokenizer, *, with_prompt: bool = True) -> list[str]:
-        """Each row decoded, special tokens included; see `tokens`."""
+    def texts(self, tokenizer: Any, *, with_prompt: bool = True) -> list[str]:
+        """Decodes each row, including special tokens; see `tokens`."""
         return [
             tokenizer.decode(row, clean_up_tokenization_spaces=False)
             for row in self.tokens(with_prompt=with_prompt)
@@ -122,35 +139,37 @@ def generate(
 ) -> GeneratedBatch:
     """Continues every row of a batch.
 
-    The randomness of a token comes from the row's key and the token's place in its own sequence. So row i of 5 draws
-    what row i of 10 draws, and generating from a generated text continues as one longer run would have.
+    The randomness of a token comes from its row's key and its position in the row's sequence. Row i of 5 therefore
+    draws what row i of 10 draws, and continuing a generated text gives what one longer run would have given.
 
     Args:
-      params, config: the model.
-      batch: B prompts, padded on either side; `batch.case` says which delta each row sees.
-      max_length: fill each row up to this many tokens, ITS PROMPT INCLUDED, as the original does; a row whose prompt
-        is that long already stays as it is. (The original then adds nothing to any row.)
-      max_new_tokens: add this many tokens to each row. Give this or `max_length`.
-      sampling: greedy by default.
-      key: one PRNG key, of which row i takes `fold_in(key, i)`, or B keys, one a row. Greedy needs none.
-      deltas: one edit, or N with a case axis: N edited models generate in one batch.
-      stop_token: a row ends after this token, which is kept; None never stops early, as in the original.
+      params: Params of the whole model.
+      config: The model's config (static).
+      batch: B prompts, padded on either side; `batch.case` assigns a delta to each row.
+      max_length: Number of tokens to fill each row up to, INCLUDING ITS PROMPT, as in the original. A row whose prompt
+        already has this length stays as it is. (The original would then add nothing to any row.)
+      max_new_tokens: Number of tokens to add to each row. Give either this or `max_length`.
+      sampling: How the next token is chosen; greedy by default.
+      key: One PRNG key, of which row i uses `fold_in(key, i)`, or B keys, one per row. Greedy sampling needs none.
+      deltas: One edit, or N edits with a case axis. N edited models then generate in one batch.
+      stop_token: Token that ends a row and is kept; None never stops early, as in the original.
 
     Returns:
-      `GeneratedBatch` with B rows in the order given.
+      `GeneratedBatch` with B rows in the order of the prompts.
 
     Raises:
-      ValueError: both or neither of the two limits, a limit below 1, sampling without a key, a number of keys other
-        than B, a `case` that names no delta, or a mask that is not one run of real tokens in each row.
-      SequenceTooLongError: a row would outgrow the model's context; raised before anything is compiled.
+      ValueError: If both or neither of the two limits are given, a limit is below 1, sampling has no key, the number of
+        keys is not B, a `case` has no delta, or the real tokens of a row are not contiguous.
+      SequenceTooLongError: If a row would outgrow the model's context. This is checked before anything is compiled.
 
     Example:
-      >>> prompts = encode(model.tokenizer, ["The Space Needle is in"])  # doctest: +SKIP
-      >>> out = generate(model.params, model.config, prompts, max_new_tokens=5)  # doctest: +SKIP
-      >>> out.texts(model.tokenizer)  # doctest: +SKIP
+      >>> prompts = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> out = rome_jax.generate(model.params, model.config, prompts, max_new_tokens=2)
+      >>> out.texts(model.tokenizer)
+      ['Gothulf Punby plays the sport of rowing.']
 
-    Source: top-k sampling is from Fan et al., "Hierarchical Neural Story Generation" (2018); top_k=5 and a
-    `max_length` that counts the prompt are what the ROME paper's evaluation uses (Meng et al., 2022).
+    Source: Top-k sampling is from Fan et al., "Hierarchical Neural Story Generation" (2018). The ROME paper's
+    evaluation (Meng et al., 2022) uses top_k=5 and a `max_length` that includes the prompt.
     """
     prompts, lengths = _align_right(batch, config.context_length)
     num_rows, width = prompts.ids.shape
@@ -160,7 +179,8 @@ def generate(
         case = np.asarray(batch.case)
         if case.min() < 0 or case.max() >= len(deltas):
             raise ValueError(
-                f"batch.case holds {case.min()} to {case.max()}, but the deltas are 0 to {len(deltas) - 1}."
+                f"batch.case has values from {case.min()} to {case.max()}: give the indices of the deltas, 0 to "
+                f"{len(deltas) - 1}."
             )
     new, counts = np.zeros((num_rows, 0), np.int32), np.zeros(num_rows, np.int32)
     if limits.max() > 0:
@@ -175,7 +195,7 @@ def generate(
             np.int32(_NO_STOP if stop_token is None else stop_token),
             deltas,
             sampling=sampling,
-            # Padding may push this beyond the context: it is columns, not positions.
+            # With padding this can exceed the context length: it counts columns, not positions.
             columns=round_up(width + int(limits.max()), _CACHE_MULTIPLE),
         )
         new, counts = np.asarray(new), np.asarray(counts)
@@ -188,26 +208,27 @@ def generate(
     return GeneratedBatch(ids, mask, lengths)
 
 
-def generate_text(model, prompts: Sequence[str], **options) -> list[str]:
-    """Prompts and their continuations as text, of a model with `.params`, `.config` and `.tokenizer`.
+def generate_text(model: LanguageModel, prompts: Sequence[str], **options: Any) -> list[str]:
+    """Continues prompts given as text.
 
     Args:
-      model: what `load_model` returns.
-      prompts: B texts, none empty.
-      **options: as for `generate`; deltas are one edit or B, one a prompt.
+      model: A `LanguageModel`, or any object with `params`, `config` and `tokenizer`.
+      prompts: B texts, none of them empty.
+      **options: Options of `generate`; deltas are one edit, or B edits, one per prompt.
 
     Returns:
       B texts, each beginning with its prompt.
 
     Example:
-      >>> generate_text(model, ["The Space Needle is in"], max_new_tokens=5)  # doctest: +SKIP
+      >>> rome_jax.generate_text(model, ["Gothulf Punby plays the sport of"], max_new_tokens=2)
+      ['Gothulf Punby plays the sport of rowing.']
     """
     batch = encode(model.tokenizer, prompts, context_length=model.config.context_length)
     return generate(model.params, model.config, batch, **options).texts(model.tokenizer)
 
 
 def clean_text(text: str) -> str:
-    r"""Generated text as the original keeps it: NFKD, paragraph breaks to spaces, no `<|endoftext|>`.
+    r"""Cleans generated text as the original does: NFKD, paragraph breaks to spaces, no `<|endoftext|>`.
 
     Example:
       >>> clean_text("<|endoftext|>One.\n\nTwo.")
@@ -228,7 +249,19 @@ def _continue(
     sampling: Sampling,
     columns: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Right-aligned prompts [B, P], limits [B], keys [B] -> new tokens [B, columns - P] and how many count [B]."""
+    """Continues right-aligned prompts.
+
+    Args:
+      params, config, stop_token, sampling: As in `generate`; stop_token is `_NO_STOP` to never stop early.
+      prompts: B prompts of P columns.
+      limits: int32 [B], the number of tokens to add to each row.
+      keys: [B], one PRNG key per row.
+      deltas: One edit, or N edits with a case axis, or None.
+      columns: Number of cache columns, C (static).
+
+    Returns:
+      New tokens, int32 [B, C - P], and how many of them are valid in each row, int32 [B].
+    """
     num_rows, width = prompts.ids.shape
     lengths = prompts.mask.sum(axis=-1, dtype=jnp.int32)
     column = jnp.arange(columns)
@@ -252,15 +285,15 @@ def _continue(
 
     def record(logits, step, new, counts, alive):
         token = sampling.draw(logits, jax.vmap(jax.random.fold_in)(keys, lengths + step))
-        # What is written after a row has ended is nobody's: `counts` leaves it out.
+        # Tokens written after a row has ended are meaningless, and `counts` excludes them.
         new = new.at[:, step].set(token)
         return new, counts + alive, alive & (token != stop_token) & (step + 1 < limits)
 
     def add_token(state):
         step, cache, new, counts, alive = state
-        newest = width + step - 1  # the column that goes in now
+        newest = width + step - 1  # the column of the token that is fed in now
         earlier = is_prompt | ((column >= width) & (column < newest))  # [B, C]
-        # Rows that have ended run on, with positions that may not exist.
+        # Rows that have ended keep running, so their positions are clipped to the context.
         positions = jnp.minimum(lengths + step - 1, config.context_length - 1)
         attention = Attention(
             positions[:, None], jnp.pad(earlier, ((0, 0), (0, 1)), constant_values=True)[:, None]
@@ -285,39 +318,41 @@ def _continue(
 
 _jit = functools.partial(jax.jit, _continue, static_argnames=("config", "sampling", "columns"))
 _compiled = _jit()
-# CPUs multiply half precision in float32, and XLA would move that conversion of ALL weights and the whole cache out of
-# the loop: three times the memory. Measured on a small GPT-2, the temporaries fall from 205 to 65 MB without this pass.
+# CPUs multiply half precision in float32, and XLA would hoist the conversion of ALL weights and of the whole cache out
+# of the loop, at three times the memory. Without this pass, the temporaries of a small GPT-2 are 65 MB instead of 205.
 _compiled_half_on_cpu = _jit(
     compiler_options={"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 )
 
 
 def _align_right(batch: TokenBatch, context_length: int) -> tuple[TokenBatch, np.ndarray]:
-    """The same prompts, on the host, with their padding on the left and a width from few sizes; their lengths [B]."""
+    """Moves padding to the left, on the host, at a width from a small set of sizes; also returns the lengths [B]."""
     ids, mask = np.asarray(batch.ids), np.asarray(batch.mask, bool)
     lengths = mask.sum(axis=-1, dtype=np.int32)
     for row, (length, real) in enumerate(zip(lengths, mask, strict=True)):
         first = int(real.argmax())
         if not length or not real[first : first + length].all():
             raise ValueError(
-                f"row {row} of the mask must be one run of real tokens, at least one long."
+                f"row {row} of batch.mask must have contiguous real tokens, and at least one."
             )
     width = max(lengths.max(), min(round_up(lengths.max(), _PROMPT_MULTIPLE), context_length))
     aligned = np.arange(width) >= width - lengths[:, None]
     moved = np.zeros(aligned.shape, np.int32)
-    moved[aligned] = ids[mask]  # both in row-major order, with as many tokens in each row
+    moved[aligned] = ids[
+        mask
+    ]  # both in row-major order, with the same number of tokens in each row
     return TokenBatch(moved, aligned, batch.case), lengths
 
 
 def _new_tokens(
     lengths: np.ndarray, max_length: int | None, max_new_tokens: int | None, context_length: int
 ) -> np.ndarray:
-    """How many tokens each row [B] may gain."""
-    if (max_length is None) == (max_new_tokens is None):
+    """Computes how many tokens to add to each row, int32 [B]."""
+    limit = max_length if max_new_tokens is None else max_new_tokens
+    if limit is None or None not in (max_length, max_new_tokens):
         raise ValueError(
             f"max_length={max_length}, max_new_tokens={max_new_tokens}: give exactly one of the two."
         )
-    limit = max_length if max_new_tokens is None else max_new_tokens
     if limit < 1:
         name = "max_length" if max_new_tokens is None else "max_new_tokens"
         raise ValueError(f"{name}={limit}: it must be at least 1.")
@@ -334,7 +369,7 @@ def _new_tokens(
 
 
 def _row_keys(key: jax.Array | None, num_rows: int, sampling: Sampling) -> jax.Array:
-    """One typed key a row, [B]."""
+    """Builds one typed key per row, [B]."""
     if key is None:
         if sampling.temperature > 0:
             raise ValueError(
@@ -346,5 +381,7 @@ def _row_keys(key: jax.Array | None, num_rows: int, sampling: Sampling) -> jax.A
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     if key.shape != (num_rows,):
-        raise ValueError(f"key has shape {key.shape}: give one key, or {num_rows}, one a row.")
+        raise ValueError(
+            f"key has shape {key.shape}: give one key, or {num_rows} keys, one per row."
+        )
     return key

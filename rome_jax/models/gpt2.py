@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019): pre-norm blocks, attention first, then the MLP on what attention has written."""
+"""GPT-2 (Radford et al., 2019): pre-norm blocks in which the MLP reads the output of attention."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rome_jax.models.layers import (
     BlockOutput,
     Interventions,
     KVCache,
+    LayerInterventions,
     SelfAttention,
+    columns,
     layer_norm,
-    patched,
 )
 
 
@@ -32,14 +33,16 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: jax.Array | int = 0,
         interventions: Interventions = Interventions(),
+        read: jax.Array | None = None,
     ) -> BlockOutput:
-        at = (layer, interventions)
+        """Runs the layer; see `rome_jax.models.forward.run_layer`."""
+        here = LayerInterventions(layer, interventions)
         normed = layer_norm(self.config, "ln_1")(hidden)
-        attn, cache, attn_sites = SelfAttention(
-            self.config, fused=True, use_bias=True, name="attn"
-        )(normed, attention, cache, at)
-        hidden = hidden + attn
+        attn, own, attn_sites = SelfAttention(self.config, fused=True, use_bias=True, name="attn")(
+            normed, attention, here, cache=cache, read=read
+        )
+        hidden = columns(hidden, read) + attn
         normed = layer_norm(self.config, "ln_2")(hidden)
-        value, mlp_sites = MLP(self.config, name="mlp")(normed, at)
-        hidden = patched(at, Site.RESIDUAL, hidden + value)
-        return BlockOutput(hidden, cache, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})
+        value, mlp_sites = MLP(self.config, name="mlp")(normed, here)
+        hidden = here.patch(Site.RESIDUAL, hidden + value)
+        return BlockOutput(hidden, own, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})

@@ -1,4 +1,4 @@
-"""GPT-J (Wang and Komatsuzaki, 2021): rotary positions; attention and MLP read the same norm, side by side."""
+"""GPT-J (Wang and Komatsuzaki, 2021): rotary positions, and attention and MLP in parallel on the same norm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rome_jax.models.layers import (
     BlockOutput,
     Interventions,
     KVCache,
+    LayerInterventions,
     SelfAttention,
+    columns,
     layer_norm,
-    patched,
 )
 
 
@@ -32,12 +33,14 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: jax.Array | int = 0,
         interventions: Interventions = Interventions(),
+        read: jax.Array | None = None,
     ) -> BlockOutput:
-        at = (layer, interventions)
+        """Runs the layer; see `rome_jax.models.forward.run_layer`."""
+        here = LayerInterventions(layer, interventions)
         normed = layer_norm(self.config, "ln_1")(hidden)
-        attn, cache, attn_sites = SelfAttention(
+        attn, own, attn_sites = SelfAttention(
             self.config, fused=False, use_bias=False, name="attn"
-        )(normed, attention, cache, at)
-        value, mlp_sites = MLP(self.config, name="mlp")(normed, at)
-        hidden = patched(at, Site.RESIDUAL, hidden + attn + value)
-        return BlockOutput(hidden, cache, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})
+        )(normed, attention, here, cache=cache, read=read)
+        value, mlp_sites = MLP(self.config, name="mlp")(columns(normed, read), here)
+        hidden = here.patch(Site.RESIDUAL, columns(hidden, read) + attn + value)
+        return BlockOutput(hidden, own, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})

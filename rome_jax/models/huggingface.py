@@ -1,9 +1,9 @@
-"""Weights between Hugging Face directories and stacked params: a table for each family, read both ways.
+"""Conversion of weights between Hugging Face directories and stacked params, by one table per family for both ways.
 
-Loading is strict: every tensor of the model is there in the right shape and nothing unknown is, or nothing is loaded.
-It writes each tensor straight into its place in the stack: the process holds the weights once and one tensor more.
+Loading is strict: it fails unless every tensor of the model is there in the right shape and there are no others. Each
+tensor is written straight into its place in the stack, so the process holds the weights once and one tensor more.
 
-Axes: L layers. A checkpoint has one tensor for each layer; params have one leaf [L, ...] for all of them.
+Axes: L layers. A checkpoint has one tensor for each layer; params have one leaf [L, ...] for all layers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.files.artifacts import write_whole
 from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, read_header, write
 from rome_jax.models.config import Family, ModelConfig, to_hf
 from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.interventions import Leaf
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SMALL = 1 << 24  # bytes of a leaf up to which it is put together, or taken apart, on the host
+_SMALL = 1 << 24  # bytes; leaves up to this size are assembled and split on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Weight:
     """One row of a family's table.
 
     Attributes:
-      path: of our leaf, joined by "/"; leaves below `blocks` have a leading axis [L].
-      name: of the checkpoint's tensor; `{}` stands for the layer.
-      transposed: whether the checkpoint stores [out, in]. Our kernels are [in, out].
+      path: Path of our leaf, joined by "/"; leaves below `blocks` have a leading axis [L].
+      name: Name of the checkpoint's tensor, in which `{}` is the layer.
+      transposed: Whether the checkpoint stores [out, in]. Our kernels are [in, out].
     """
 
     path: str
@@ -47,6 +48,7 @@ class Weight:
 
 
 def _norms(*names: str) -> tuple[Weight, ...]:
+    """Builds the rows of LayerNorms: their scales and biases."""
     return tuple(
         Weight(f"{'' if name == 'ln_f' else 'blocks/'}{name}/{ours}", f"{prefix}{name}.{theirs}")
         for name in names
@@ -85,46 +87,48 @@ WEIGHTS: dict[Family, tuple[Weight, ...]] = {
         Weight("lm_head/bias", "lm_head.bias"),
     ),
 }
-# Causal masks that old versions of transformers saved with the weights.
+# Causal masks that old versions of transformers saved with the weights; they are ignored.
 _BUFFERS = ("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Where one tensor of the checkpoint goes: layer `layer` of a leaf, or all of it if None."""
+    """The place of one tensor of the checkpoint: layer `layer` of a leaf, or the whole leaf if it is None."""
 
     weight: Weight
     layer: int | None
-    shape: tuple[int, ...]  # in the checkpoint
+    shape: tuple[int, ...]  # as stored in the checkpoint
 
 
 def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -> Params:
     """Reads the weights of a Hugging Face directory.
 
     Args:
-      directory: with model.safetensors, or shards and model.safetensors.index.json, or pytorch_model.bin files,
-        which the `convert` extra turns into safetensors once. Names may lack the prefix `transformer.`.
-      config: of the model, from its config.json.
-      dtype: of the params; None keeps what is stored, float16 and bfloat16 included.
+      directory: A directory with model.safetensors, with shards and model.safetensors.index.json, or with
+        pytorch_model.bin files, which the `convert` extra converts to safetensors once. Names of tensors may lack the
+        prefix `transformer.`.
+      config: The model's config, from its config.json.
+      dtype: Type of the params; None keeps the stored type, including float16 and bfloat16.
 
     Returns:
       Params with stacked leaves on the default device.
 
     Raises:
-      CheckpointError: a file is absent or damaged; tensors are missing, unexpected (both are listed) or of another
-        shape; a dtype that params cannot have.
+      CheckpointError: If a file is missing or damaged, tensors are missing, unexpected or of another shape (all of them
+        are listed), or params cannot have their dtype.
 
     Example:
-      >>> params = load_params("gpt2-xl", config, dtype=jnp.bfloat16)  # doctest: +SKIP
-      >>> params["blocks"]["mlp"]["down"]["kernel"].shape  # doctest: +SKIP
-      (48, 6400, 1600)
+      >>> rome_jax.save_hf("model", model)
+      >>> params = load_params("model", model.config, dtype=jnp.bfloat16)
+      >>> params["blocks"]["mlp"]["down"]["kernel"].shape
+      (6, 512, 128)
     """
     stored = _match(open_checkpoint(Path(directory)), config, Path(directory))
     leaves: dict[Weight, list[tuple[_Slot, StoredTensor]]] = {}
     for slot, tensor in stored:
         leaves.setdefault(slot.weight, []).append((slot, tensor))
     shapes = _leaf_shapes(config)
-    # Largest tensor first: a source may be copied while it moves, which costs least before the rest is there.
+    # Largest tensor first: a source may be copied while it moves, which matters least before the others are loaded.
     order = sorted(leaves, key=lambda weight: -math.prod(leaves[weight][0][0].shape))
     params: Params = {}
     for weight in order:
@@ -136,7 +140,7 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
             leaf = jnp.zeros(shape, target)
             for slot, tensor in leaves[weight]:
                 leaf = _put(leaf, tensor.read(), slot.layer, transposed=weight.transposed)
-                leaf.block_until_ready()  # else copies of the sources queue up
+                leaf.block_until_ready()  # otherwise copies of the sources pile up in memory
         _set(params, weight.path, leaf)
     return params
 
@@ -144,7 +148,7 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
 def _assemble(
     tensors: list[tuple[_Slot, StoredTensor]], shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
-    """A small leaf put together on the host: moving it twice costs less than compiling a program for it."""
+    """Assembles a small leaf on the host, which costs less than compiling a program for it."""
     leaf = np.empty(shape, dtype)
     for slot, tensor in tensors:
         source = tensor.read()
@@ -158,7 +162,7 @@ def _assemble(
 def _put(
     leaf: jax.Array, tensor: jax.Array, layer: jax.Array | None, *, transposed: bool
 ) -> jax.Array:
-    """Writes one tensor into its donated leaf, in place."""
+    """Writes one tensor into its donated leaf in place."""
     tensor = (tensor.T if transposed else tensor).astype(leaf.dtype)
     if layer is None:
         return jax.lax.dynamic_update_slice(leaf, tensor, (0,) * leaf.ndim)
@@ -173,16 +177,21 @@ def save_params(
 ) -> None:
     """Writes model.safetensors and config.json, which `load_params` and `transformers` both read.
 
-    Each file appears whole or not at all. One layer at a time is copied to the host.
+    Each file appears complete or not at all. One layer at a time is copied to the host.
 
     Args:
-      directory: created if need be.
-      params: of the whole model.
-      config: of the model.
-      attributes: more entries of config.json, such as `eos_token_id`.
+      directory: The directory; it is created if necessary.
+      params: Params of the whole model.
+      config: The model's config.
+      attributes: Further entries of config.json, such as `eos_token_id`.
 
     Raises:
-      CheckpointError: params that are not of this config.
+      CheckpointError: If the params do not fit the config.
+
+    Example:
+      >>> save_params("model", model.params, model.config)
+      >>> sorted(path.name for path in Path("model").iterdir())
+      ['config.json', 'model.safetensors']
     """
     directory = Path(directory)
     shapes = _leaf_shapes(config)
@@ -211,18 +220,21 @@ def save_params(
 
     directory.mkdir(parents=True, exist_ok=True)
     write(directory / _SINGLE, specs, tensors(), {"format": "pt"})
-    stored = {"dtype": str(leaves["wte/embedding"].dtype)}  # transformers loads in it
+    stored = {"dtype": str(leaves["wte/embedding"].dtype)}  # the dtype in which transformers loads
     content = json.dumps(to_hf(config) | stored | dict(attributes or {}), indent=2, sort_keys=True)
-    temporary = directory / ".config.json.tmp"
-    temporary.write_text(content + "\n")
-    temporary.replace(directory / "config.json")
+    write_whole(directory / "config.json", f"{content}\n".encode())
 
 
 def layer_name(config: ModelConfig, leaf: Leaf, layer: int) -> str:
-    """The name that Hugging Face gives the module of a projection; files of statistics are called after it.
+    """Returns the name that Hugging Face gives the module of a projection; files of statistics are named after it.
+
+    Args:
+      config: The model's config.
+      leaf: The projection.
+      layer: The layer's index.
 
     Raises:
-      ValueError: a layer or a leaf that the model does not have.
+      ValueError: If the model does not have the layer or the leaf.
 
     Example:
       >>> from rome_jax.models.config import PRESETS
@@ -237,15 +249,16 @@ def layer_name(config: ModelConfig, leaf: Leaf, layer: int) -> str:
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The checkpoint of a model: name -> shape of every tensor, as Hugging Face stores it."""
+    """Returns the shape of every tensor of a model's checkpoint, by name, as Hugging Face stores it."""
     return {name: slot.shape for name, slot in _slots(config).items()}
 
 
 def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of a directory by name, not read yet. Headers and sizes of all files are checked.
+    """Finds the tensors of a directory by name, without reading them. Headers and sizes of all files are checked.
 
     Raises:
-      CheckpointError: no weights, a shard that is absent, a damaged file, a tensor stored twice.
+      CheckpointError: If there are no weights, a shard is missing, a file is damaged, or a tensor is stored twice.
+      MissingPackageError: If the weights are in PyTorch's format and torch is not installed.
     """
     if (directory / _SINGLE).is_file():
         return read_header(directory / _SINGLE)
@@ -256,7 +269,7 @@ def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{directory} has no weights: expected {_SINGLE}, {_INDEX} or pytorch_model.bin in it."
             )
-        from rome_jax.models import convert_torch  # nothing else needs it
+        from rome_jax.models import convert_torch  # only needed here
 
         return read_header(convert_torch.convert(directory))
     tensors: dict[str, StoredTensor] = {}
@@ -264,17 +277,17 @@ def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
         for name, tensor in read_header(shard).items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{name} is in {tensors[name].path} and in {shard}: remove the shards that are not of this model."
+                    f"{name} is in {tensors[name].path} and in {shard}: remove the shards of other models."
                 )
             tensors[name] = tensor
     return tensors
 
 
 def shard_paths(index: Path) -> list[Path]:
-    """The files that an index names.
+    """Lists the files named by an index.
 
     Raises:
-      CheckpointError: an index that does not parse, or files that are absent.
+      CheckpointError: If the index does not parse, or files are missing.
     """
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -291,7 +304,7 @@ def shard_paths(index: Path) -> list[Path]:
 def _match(
     tensors: Mapping[str, StoredTensor], config: ModelConfig, directory: Path
 ) -> list[tuple[_Slot, StoredTensor]]:
-    """Pairs every slot with its tensor, or raises with everything that is wrong."""
+    """Pairs every slot with its tensor, or raises an error that lists all problems."""
     slots = _slots(config)
     buffers = {buffer.format(i) for buffer in _BUFFERS for i in range(config.num_layers)}
     full = {name: _with_prefix(name) for name in tensors}
@@ -325,18 +338,18 @@ def _match(
     ]
     if problems:
         raise CheckpointError(
-            f"the weights in {directory} are not those of its config.json: {'; '.join(problems)}."
+            f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}."
         )
     return [(slot, by_name[name]) for name, slot in slots.items()]
 
 
 def _with_prefix(name: str) -> str:
-    """GPT-2's files on the hub lack the prefix that today's have."""
+    """Adds the prefix that GPT-2's files on the hub lack and newer files have."""
     return name if re.match(r"transformer\.|lm_head\.", name) else f"transformer.{name}"
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
-    """Whether two tensors are equal, compared some rows at a time."""
+    """Returns whether two tensors are equal, comparing some rows at a time."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     a, b = first.read(), second.read()
@@ -344,13 +357,13 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _listed(names: list[str], limit: int = 40) -> str:
-    """All names, within reason: a checkpoint of another family has them all wrong."""
+    """Lists names, up to a limit: in a checkpoint of another family, all names are wrong."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
 
 
 def _leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """path -> shape of every leaf, as the linen model would make it."""
+    """Returns the shape of every leaf by its path, as the linen model would create it."""
     return {
         "/".join(key.key for key in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config))
@@ -358,11 +371,11 @@ def _leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _slots(config: ModelConfig) -> dict[str, _Slot]:
-    """The checkpoint of a model: name -> slot of every tensor."""
+    """Returns the slot of every tensor of a model's checkpoint by its name."""
     shapes = _leaf_shapes(config)
     slots = {}
     for weight in WEIGHTS[config.family]:
-        if weight.path not in shapes:  # the head of a model that ties it
+        if weight.path not in shapes:  # a tied head has no weights of its own
             continue
         stacked = weight.path.startswith("blocks/")
         shape = shapes[weight.path][1:] if stacked else shapes[weight.path]
@@ -374,6 +387,7 @@ def _slots(config: ModelConfig) -> dict[str, _Slot]:
 
 
 def _set(params: Params, path: str, leaf: jax.Array) -> None:
+    """Stores a leaf under its path."""
     *parents, last = path.split("/")
     for key in parents:
         params = params.setdefault(key, {})

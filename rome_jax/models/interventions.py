@@ -1,16 +1,17 @@
 """What can be read and changed inside a forward pass, as data.
 
-A `Patch` sets or adds values at a named `Site`; a `Delta` adds low-rank terms to named weights, one set per row of
-the batch, or dense ones, which have to be merged. Both are frozen pytrees whose only static parts are names: layers,
-positions and values are arrays, so one compiled program serves every intervention of the same shape. Nothing is
-stored in a model and nothing is mutated.
+A `Patch` sets or adds values at a named `Site`. A `Delta` changes named weights: by low-rank terms, one set per row of
+the batch, or by dense ones, which have to be merged into the weights first. Both are frozen pytrees in which only names
+are static: layers, positions and values are arrays, so one compiled program serves every intervention of the same
+shape. Nothing is stored in a model and nothing is mutated.
 
-Axes: N cases (edits), B rows of the batch, T tokens, C columns of a cache (0 without one), H heads, D width, F MLP
-width, r rank.
+Axes: N cases (edits), B rows of the batch, T tokens that are run, C columns of a cache (0 without one), H heads, D
+width of the residual stream, F width of the MLP, r rank.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import operator
 from collections.abc import Sequence
@@ -22,19 +23,18 @@ from flax import struct
 
 
 class Site(enum.StrEnum):
-    """Places in a forward pass that can be captured and patched; all but EMBED exist once a layer."""
+    """Places in a forward pass that can be captured and patched. Each layer has all of them but EMBED."""
 
-    EMBED = "embed"  # token embeddings, before positions are added [B, T, D]
-    # Probabilities after the softmax: how much each token (a row) takes from each of the columns that it sees.
+    EMBED = "embed"  # token embeddings before positions are added [B, T, D]
+    # Probabilities after the softmax: how much each token (a row) takes from each column that it sees.
     ATTN_PATTERN = "attn_pattern"  # [B, H, T, C + T]
     ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
     MLP_IN = "mlp_in"  # input of the up-projection [B, T, D]
-    MLP_PRE = "mlp_pre"  # up-projection, before the activation [B, T, F]
+    MLP_PRE = "mlp_pre"  # up-projection before the activation [B, T, F]
     MLP_KEY = "mlp_key"  # input of the down-projection: the key k of the paper [B, T, F]
-    MLP_OUT = (
-        "mlp_out"  # what the MLP adds to the residual stream: the value v of the paper [B, T, D]
-    )
-    RESIDUAL = "residual"  # the block's output: the hidden state h of the paper [B, T, D]
+    # What the MLP adds to the residual stream: the value v of the paper [B, T, D].
+    MLP_OUT = "mlp_out"
+    RESIDUAL = "residual"  # the output of the block: the hidden state h of the paper [B, T, D]
 
 
 class Leaf(enum.Enum):
@@ -68,49 +68,67 @@ class Patch:
     """New values at one site.
 
     Attributes:
-      site: where (static).
-      mode: replace or add (static).
-      layer: int32 [] or [B]; ignored at `Site.EMBED`.
-      mask: bool [B, T], the positions that are changed; at `Site.ATTN_PATTERN` the tokens that look, in all heads.
-      values: broadcastable to the site's [B, T, ...], or [B, H, T, C + T].
+      site: The site that is changed (static).
+      mode: Whether the values replace the site's or are added to them (static).
+      layer: int32 [] or [B], the layer that is changed; ignored at `Site.EMBED`.
+      mask: bool [B, T], the tokens that are changed. At `Site.ATTN_PATTERN` these are the attending tokens, in all
+        heads.
+      values: Values that broadcast to the site's [B, T, ...], or to [B, H, T, C + T].
 
     Example:
-      Add `delta` [D] to the MLP output of layer 5 at position 3 of every row:
-      >>> Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(5), jnp.arange(8)[None] == 3, delta)  # doctest: +SKIP
+      Add a vector [D] to the MLP output of layer 5 at column 3 of every row:
+
+      >>> from rome_jax.models.interventions import Patch, PatchMode, Site
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> mask = jnp.arange(batch.ids.shape[1])[None] == 3
+      >>> patch = Patch(Site.MLP_OUT, PatchMode.ADD, jnp.int32(5), mask, jnp.arange(128.0))
+      >>> before = rome_jax.logits(model.params, model.config, batch)
+      >>> after = rome_jax.logits(model.params, model.config, batch, patches=(patch,))
+      >>> np.flatnonzero(np.abs(after - before)[0].max(axis=-1) > 0.1).tolist()  # layer 5 is the last layer
+      [3]
     """
 
     site: Site = struct.field(pytree_node=False)
     mode: PatchMode = struct.field(pytree_node=False)
     layer: jax.Array
-    mask: jax.Array
+    mask: jax.Array | np.ndarray
     values: jax.Array
 
     def apply(self, layer: jax.Array | int | None, value: jax.Array) -> jax.Array:
-        """`value` [B, T, ...] of the site at `layer`, or [B, H, T, C + T], changed."""
-        mask = self.mask
-        if self.site is not Site.EMBED:
-            mask = mask & (jnp.asarray(self.layer) == layer).reshape(-1, 1)
+        """Changes the value of the site in a layer.
+
+        Args:
+          layer: The layer that is being run; None at `Site.EMBED`.
+          value: [B, T, ...], or [B, H, T, C + T] at `Site.ATTN_PATTERN`.
+
+        Returns:
+          The patched value, in the shape and dtype of `value`.
+        """
+        mask = jnp.asarray(self.mask)
+        if layer is not None:
+            mask = mask & jnp.equal(self.layer, layer).reshape(-1, 1)
         new = self.values if self.mode is PatchMode.REPLACE else value + self.values
         if self.site is Site.ATTN_PATTERN:
-            mask = mask[:, None]  # heads
+            mask = mask[:, None]  # all heads
         return jnp.where(mask[..., None], new.astype(value.dtype), value)
 
 
 @struct.dataclass
 class RunPatch:
-    """Values of another run put in at one site, column by column, each in its own range of layers.
+    """Values of another run at one site; each column takes them in a range of layers of its own.
 
-    Not for `Site.ATTN_PATTERN`, whose rows belong to the columns of their own run.
+    It is not for `Site.ATTN_PATTERN`, whose rows belong to the columns of their own run.
 
     Axes: R rows and C columns of the other run.
 
     Attributes:
-      site: where (static).
-      mode: replace or add (static).
-      start, stop: int32 [T], the layers from start to stop - 1 are changed.
+      site: The site that is changed (static).
+      mode: Whether the values replace the site's or are added to them (static).
+      start: int32 [T], the first layer that is changed in each column.
+      stop: int32 [T], one more than the last layer that is changed in each column.
       mask: bool [T], the columns that are changed.
-      column: int32 [T], the other run's column that each takes its values from.
-      values: [L, R, C, ...] of the other run; R is B, or 1.
+      column: int32 [T], the other run's column that each column takes its values from.
+      values: [L, R, C, ...], the other run's values at the site; R is B or 1.
     """
 
     site: Site = struct.field(pytree_node=False)
@@ -121,14 +139,21 @@ class RunPatch:
     column: jax.Array
     values: jax.Array
 
-    def apply(self, layer: jax.Array | int, value: jax.Array) -> jax.Array:
-        """`value` [B, T, ...] of the site at `layer`, changed.
+    def apply(self, layer: jax.Array | int | None, value: jax.Array) -> jax.Array:
+        """Changes the value of the site in a layer.
+
+        Args:
+          layer: The layer that is being run.
+          value: [B, T, ...].
+
+        Returns:
+          The patched value, in the shape and dtype of `value`.
 
         Raises:
-          ValueError: the site is ATTN_PATTERN.
+          ValueError: If the site is EMBED, which has no layers, or ATTN_PATTERN.
         """
-        if self.site is Site.ATTN_PATTERN:
-            raise ValueError("a RunPatch has no patterns of attention: use a Patch.")
+        if layer is None or self.site is Site.ATTN_PATTERN:
+            raise ValueError(f"a RunPatch cannot change Site.{self.site.name}: use a Patch.")
         active = self.mask & (self.start <= layer) & (layer < self.stop)
         new = jnp.take(self.values, layer, axis=0, mode="clip")[:, self.column]
         if self.mode is PatchMode.ADD:
@@ -136,18 +161,18 @@ class RunPatch:
         return jnp.where(active[:, None], new.astype(value.dtype), value)
 
     def take(self, columns: jax.Array) -> RunPatch:
-        """The same for some of the columns alone, int32 [P]."""
+        """Returns the patch of some columns alone, int32 [P]."""
         names = ("start", "stop", "mask", "column")
-        return self.replace(**{name: getattr(self, name)[columns] for name in names})
+        return dataclasses.replace(self, **{name: getattr(self, name)[columns] for name in names})
 
 
 @struct.dataclass
 class LowRankUpdate:
-    """ΔW = Σ_r left_r ⊗ right_r at one weight: a projection's output x W gains Σ_r (x · left_r) right_r.
+    """ΔW = Σ_r left_r ⊗ right_r at one weight: the output x W of a projection gains Σ_r (x · left_r) right_r.
 
     Attributes:
-      leaf: which weight (static); kernels are stored [in, out].
-      layer: int32 [*N].
+      leaf: The weight that is changed (static); kernels are stored [in, out].
+      layer: int32 [*N], the layer of each update.
       left: [*N, in, r].
       right: [*N, out, r].
     """
@@ -160,12 +185,14 @@ class LowRankUpdate:
 
 @struct.dataclass
 class DenseUpdate:
-    """ΔW of a whole kernel, or Δb of a bias. Only `apply_delta` takes it: N of them are as large as N weights.
+    """ΔW of a whole kernel, or Δb of a bias.
+
+    Only `apply_delta` takes it: in a forward pass, N of them would need as much memory as N weights.
 
     Attributes:
-      leaf: which projection (static); kernels are stored [in, out].
-      part: its kernel or its bias (static).
-      layer: int32 [*N].
+      leaf: The projection that is changed (static); kernels are stored [in, out].
+      part: Whether its kernel or its bias is changed (static).
+      layer: int32 [*N], the layer of each update.
       change: [*N, in, out], or [*N, out].
     """
 
@@ -176,7 +203,7 @@ class DenseUpdate:
 
 
 def _described(update: LowRankUpdate | DenseUpdate) -> str:
-    """What an update changes: its weight, shape, rank and layers."""
+    """Describes what an update changes: its weight, shape, rank and layers."""
     if isinstance(update, LowRankUpdate):
         rows, columns, rank = update.left.shape[-2], update.right.shape[-2], update.left.shape[-1]
         what = f"{update.leaf.name} [{rows}, {columns}] rank {rank}"
@@ -191,9 +218,12 @@ def _described(update: LowRankUpdate | DenseUpdate) -> str:
 
 @struct.dataclass
 class Delta:
-    """An edit, or N of them: updates that share one leading case axis, or have none.
+    """One edit without a case axis, or N edits in which all updates have a leading case axis.
 
-    `deltas[i]` is one edit, `deltas[i:j]` several; `len(deltas)` is N.
+    `deltas[i]` is one edit, `deltas[i:j]` is several, and `len(deltas)` is N.
+
+    Attributes:
+      updates: The changes of weights that make up the edit.
     """
 
     updates: tuple[LowRankUpdate | DenseUpdate, ...]
@@ -205,11 +235,11 @@ class Delta:
 
     @property
     def factored(self) -> bool:
-        """Whether all updates are low-rank, so that a forward pass can take it unmerged."""
+        """Whether all updates are low-rank, so that a forward pass can take the delta unmerged."""
         return all(isinstance(update, LowRankUpdate) for update in self.updates)
 
     def __repr__(self) -> str:
-        """One line: how many edits, and what each update changes, without its numbers.
+        """Describes in one line how many edits there are and what each update changes, without its numbers.
 
         Example:
           >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(5), jnp.ones((8, 1)), jnp.ones((4, 1)))
@@ -220,46 +250,55 @@ class Delta:
         return f"Delta({edits}: {', '.join(map(_described, self.updates)) or 'of nothing'})"
 
     def __len__(self) -> int:
+        """Returns the number of edits, N."""
         if not self.batched:
-            raise TypeError("this Delta is a single edit: it has no case axis and no length.")
+            raise TypeError("this Delta is a single edit without a case axis, so it has no length.")
         return self.updates[0].layer.shape[0]
 
-    def __getitem__(self, index) -> Delta:
+    def __getitem__(self, index: int | slice) -> Delta:
+        """Returns one edit without the case axis, or the edits of a slice."""
         if not self.batched:
-            raise TypeError("this Delta is a single edit: it has no case axis to index.")
+            raise TypeError("this Delta is a single edit without a case axis, so it has no index.")
         if not isinstance(index, slice):
             index = operator.index(index)
             if not -len(self) <= index < len(self):
-                raise IndexError(f"case {index} of {len(self)}.")  # jax would clamp it silently
+                raise IndexError(
+                    f"case {index} of {len(self)}."
+                )  # jax would clamp the index silently
         return jax.tree.map(lambda leaf: leaf[index], self)
 
-    def rows(self, case: jax.Array | None, num_rows: int) -> Delta:
-        """Spreads the edits over the rows of a batch.
+    def rows(self, case: jax.Array | np.ndarray | None, num_rows: int) -> Delta:
+        """Assigns an edit to each row of a batch.
+
+        A case of N or more gives NaN. A compiled program cannot raise an error, and the row must not get another edit.
 
         Args:
-          case: int32 [B], the edit that each row sees; None if there is one edit, or one a row.
-          num_rows: B.
+          case: int32 [B], the index of each row's edit; None if there is one edit, or one edit per row.
+          num_rows: The number of rows, B.
 
         Returns:
           A Delta with case axis B.
 
         Raises:
-          ValueError: no `case` though N is neither 1 nor B, or a dense update.
+          ValueError: If `case` is None although N is neither 1 nor B, or if an update is dense.
 
-        A case beyond N gives NaN: inside a compiled program it can be no error, and must not be another edit.
+        Example:
+          >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.array([4, 5]), jnp.ones((2, 8, 1)), jnp.ones((2, 4, 1)))
+          >>> Delta((update,)).rows(jnp.array([1, 1, 0]), 3).updates[0].layer.tolist()
+          [5, 5, 4]
         """
         if not self.updates:
             return self
         if not self.factored:
             raise ValueError(
-                "a dense delta cannot enter a forward pass by rows: merge it with apply_delta."
+                "a dense delta cannot be used in a forward pass: merge it into the weights with apply_delta."
             )
         deltas = self if self.batched else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self)
         if case is None:
             if len(deltas) not in (1, num_rows):
                 raise ValueError(
-                    f"{len(deltas)} deltas and {num_rows} rows: set `case` of the TokenBatch, [B] int32, to say "
-                    "which edit each row sees."
+                    f"{len(deltas)} deltas and {num_rows} rows: set `case` of the TokenBatch, int32 [B], to the index "
+                    "of each row's edit."
                 )
             case = (
                 jnp.arange(num_rows) if len(deltas) == num_rows else jnp.zeros(num_rows, jnp.int32)
@@ -273,7 +312,17 @@ def apply_patches(
     layer: jax.Array | int | None,
     value: jax.Array,
 ) -> jax.Array:
-    """`value` of `site` at `layer` after the patches that aim there, in their order."""
+    """Applies the patches of one site and layer in their order.
+
+    Args:
+      patches: Patches of any sites and layers.
+      site: The site that `value` belongs to.
+      layer: The layer that is being run; None at `Site.EMBED`.
+      value: The site's value.
+
+    Returns:
+      The patched value.
+    """
     for patch in patches:
         if patch.site is site:
             value = patch.apply(layer, value)
@@ -288,10 +337,29 @@ def add_deltas(
     outputs: jax.Array,
     precision: jax.lax.Precision,
 ) -> jax.Array:
-    """`outputs` [B, T, out] of the projection `leaf` at `layer`, plus what the deltas (case axis B) add to it."""
+    """Adds what low-rank deltas contribute to the outputs of one projection.
+
+    Args:
+      deltas: Edits with case axis B, or None.
+      leaf: The projection's weight.
+      layer: The layer that is being run.
+      inputs: [B, T, in].
+      outputs: [B, T, out], of the unedited projection.
+      precision: Precision of the matrix products.
+
+    Returns:
+      [B, T, out], in the dtype of `outputs`.
+
+    Raises:
+      ValueError: If an update is dense.
+    """
     for update in () if deltas is None else deltas.updates:
         if update.leaf is not leaf:
             continue
+        if not isinstance(update, LowRankUpdate):
+            raise ValueError(
+                f"the delta of {leaf.name} is dense: merge it into the weights with apply_delta."
+            )
         active = (update.layer == layer).astype(update.left.dtype)[:, None, None]
         coefficient = jnp.einsum("bti,bir->btr", inputs, update.left * active, precision=precision)
         added = jnp.einsum("btr,bor->bto", coefficient, update.right, precision=precision)

@@ -1,12 +1,13 @@
-"""Linen modules that the families share. Each is ONE layer's; nothing here knows of the stack.
+"""Linen modules that the model families share. Each module describes one layer and knows nothing about the stack.
 
-Axes: B rows, T tokens that run, C columns of the cache (0 without one), H heads, K head width, D width, F MLP width.
+Axes: B rows, T tokens that are run, P tokens that are read (all T unless `read` is given), C columns of the cache (0
+without a cache), H heads, K head width, D width of the residual stream, F width of the MLP.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from rome_jax.models.interventions import (
     apply_patches,
 )
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.GELU_TANH: functools.partial(nn.gelu, approximate=True),
     Activation.GELU: functools.partial(nn.gelu, approximate=False),
     Activation.RELU: nn.relu,
@@ -34,11 +35,11 @@ ACTIVATIONS = {
 
 @struct.dataclass
 class Attention:
-    """Who attends to whom.
+    """Which token attends to which column, and where each token is in its sequence.
 
     Attributes:
-      positions: int32 [B, T], each token's place in its sequence.
-      mask: bool [B, T, C + T], True where a token may look: at the cache's columns, then at those that run.
+      positions: int32 [B, T], each token's position in its sequence.
+      mask: bool [B, T, C + T], True where a token may attend: first the cache's columns, then those that are run.
     """
 
     positions: jax.Array
@@ -47,13 +48,15 @@ class Attention:
 
 @struct.dataclass
 class KVCache:
-    """Keys (rotated) and values of C columns that have run: [B, H, C, K] for one layer, [L, B, H, C, K] for a stack.
+    """Keys (already rotated) and values of C columns that have been run.
 
-    Heads come before columns because both products of attention read the cache that way: no transposed copy a step.
+    One layer's arrays are [B, H, C, K] and a stack's are [L, B, H, C, K]. Heads come before columns because both
+    products of attention read the cache in this order, so no step has to transpose it.
 
     Attributes:
-      keys, values: the arrays.
-      first: the layer (static) that a stack begins with.
+      keys: The keys.
+      values: The values, in the same shape.
+      first: The layer that index 0 of a stack belongs to (static).
     """
 
     keys: jax.Array
@@ -63,23 +66,78 @@ class KVCache:
 
 @struct.dataclass
 class Interventions:
-    """Everything that a layer is asked to do differently: patches, and deltas with case axis B."""
+    """Everything that a forward pass does differently.
+
+    Attributes:
+      patches: Values that are replaced or added at named sites.
+      deltas: Edits of the weights with case axis B, or None.
+    """
 
     patches: tuple[Patch | RunPatch, ...] = ()
     deltas: Delta | None = None
 
 
-class BlockOutput(struct.PyTreeNode):
-    """What a Block returns. `sites` holds every site's value: jit drops those that nobody reads."""
+@struct.dataclass
+class LayerInterventions:
+    """The interventions of a forward pass, as seen from one layer.
 
-    hidden: jax.Array  # [B, T, D]
-    cache: KVCache  # of the T tokens alone
+    Attributes:
+      layer: The index of the layer; it may be traced.
+      interventions: The interventions in all layers.
+    """
+
+    layer: jax.Array | int
+    interventions: Interventions
+
+    def patch(self, site: Site, value: jax.Array) -> jax.Array:
+        """Returns the `value` of a site after the patches that apply to it in this layer."""
+        return apply_patches(self.interventions.patches, site, self.layer, value)
+
+    def add_deltas(
+        self, leaf: Leaf, inputs: jax.Array, outputs: jax.Array, precision: jax.lax.Precision
+    ) -> jax.Array:
+        """Returns the `outputs` of a projection plus what the deltas add to them in this layer."""
+        deltas = self.interventions.deltas
+        return add_deltas(deltas, leaf, self.layer, inputs, outputs, precision)
+
+
+class BlockOutput(struct.PyTreeNode):
+    """The result of one Block.
+
+    Attributes:
+      hidden: [B, P, D], the residual stream after the layer.
+      cache: Keys and values of the T tokens that were run, [B, H, T, K].
+      sites: The value at every site; `jax.jit` drops those that are not used.
+    """
+
+    hidden: jax.Array
+    cache: KVCache
     sites: dict[Site, jax.Array]
 
 
 def layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
-    """GPT's LayerNorm; linen's defaults (fast variance, epsilon 1e-6) are not it."""
+    """Builds GPT's LayerNorm, which is not linen's default (fast variance, epsilon 1e-6)."""
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
+
+
+def columns(values: jax.Array, read: jax.Array | None) -> jax.Array:
+    """Selects columns of `values` [B, T, ...] for each row.
+
+    Args:
+      values: [B, T, ...], or [1, T, ...] if all rows share it.
+      read: int32 [B, P], the columns of each row, or [1, P] for all rows; None selects all T columns.
+
+    Returns:
+      [B, P, ...].
+
+    Example:
+      >>> values = jnp.array([[10, 11, 12], [20, 21, 22]])
+      >>> columns(values, jnp.array([[2], [0]])).tolist()
+      [[12], [20]]
+    """
+    if read is None:
+        return values
+    return jnp.take_along_axis(values, read.reshape(read.shape + (1,) * (values.ndim - 2)), axis=1)
 
 
 def dense(
@@ -87,12 +145,11 @@ def dense(
     leaf: Leaf,
     features: int,
     inputs: jax.Array,
-    at: tuple,
+    here: LayerInterventions,
     *,
     use_bias: bool = True,
 ) -> jax.Array:
-    """A projection named by its leaf, with what the deltas add. Called inside a compact module."""
-    layer, interventions = at
+    """Applies the projection of a leaf and adds what the deltas contribute. Call it inside a compact module."""
     outputs = nn.Dense(
         features,
         use_bias=use_bias,
@@ -100,16 +157,26 @@ def dense(
         kernel_init=nn.initializers.normal(0.02),
         name=leaf.value[-1],
     )(inputs)
-    return add_deltas(interventions.deltas, leaf, layer, inputs, outputs, config.precision)
+    return here.add_deltas(leaf, inputs, outputs, config.precision)
 
 
 def rotate(heads: jax.Array, positions: jax.Array, rotary_dim: int) -> jax.Array:
-    """Rotary position embedding over INTERLEAVED pairs (2i, 2i+1), as GPT-J was trained (Su et al., 2021, eq. 34).
+    """Applies rotary position embedding to INTERLEAVED pairs (2i, 2i + 1) of dimensions, as GPT-J was trained.
 
     Args:
       heads: [B, T, H, K] queries or keys.
       positions: int32 [B, T].
-      rotary_dim: the leading dimensions that are rotated; the rest pass.
+      rotary_dim: How many leading dimensions are rotated; the others are returned unchanged.
+
+    Returns:
+      [B, T, H, K], of the dtype of `heads`.
+
+    Example:
+      >>> heads = jnp.array([1.0, 0.0, 5.0]).reshape(1, 1, 1, 3)
+      >>> rotate(heads, jnp.array([[1]]), rotary_dim=2).round(3).tolist()  # cos 1, sin 1, unchanged
+      [[[[0.54..., 0.84..., 5.0]]]]
+
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), equation 34.
     """
     frequency = 10000.0 ** (-jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
     angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, rotary_dim / 2]
@@ -122,7 +189,13 @@ def rotate(heads: jax.Array, positions: jax.Array, rotary_dim: int) -> jax.Array
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention; the query, key and value projections are `fused` in one leaf (GPT-2) or three (GPT-J)."""
+    """Multi-head attention over the cached columns and the tokens that are run.
+
+    Attributes:
+      config: The model's config.
+      fused: Whether one leaf projects to queries, keys and values (GPT-2), or three leaves do (GPT-J).
+      use_bias: Whether the projections have biases.
+    """
 
     config: ModelConfig
     fused: bool
@@ -130,89 +203,173 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, attention: Attention, cache: KVCache | None, at: tuple
+        self,
+        hidden: jax.Array,
+        attention: Attention,
+        here: LayerInterventions,
+        *,
+        cache: KVCache | None = None,
+        read: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache, dict[Site, jax.Array]]:
+        """Computes keys and values of all T tokens, and the attention of those in `read` over them.
+
+        Args:
+          hidden: [B, T, D], the normalized residual stream.
+          attention: Positions and mask of all T tokens.
+          here: The interventions in this layer; patches are P columns wide.
+          cache: [B, H, C, K], keys and values of earlier columns.
+          read: See `columns`.
+
+        Returns:
+          What attention adds to the residual stream [B, P, D], the keys and values [B, H, T, K] of the tokens that
+          were run, and the values at the sites of attention.
+        """
         config = self.config
-        project = functools.partial(dense, config, at=at, use_bias=self.use_bias)
+        project = functools.partial(dense, config, here=here, use_bias=self.use_bias)
         if self.fused:
-            query, key, value = jnp.split(
-                project(Leaf.ATTN_QKV, 3 * config.width, hidden), 3, axis=-1
-            )
+            fused = project(Leaf.ATTN_QKV, 3 * config.width, hidden)
+            query, key, value = jnp.split(fused, 3, axis=-1)
+            query = columns(query, read)
         else:
-            leaves = (Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE)
-            query, key, value = (project(leaf, config.width, hidden) for leaf in leaves)
+            query = project(Leaf.ATTN_QUERY, config.width, columns(hidden, read))
+            key = project(Leaf.ATTN_KEY, config.width, hidden)
+            value = project(Leaf.ATTN_VALUE, config.width, hidden)
         query, key, value = (
             x.reshape(*x.shape[:2], config.num_heads, config.head_dim) for x in (query, key, value)
         )
         if config.rotary_dim:
-            query = rotate(query, attention.positions, config.rotary_dim)
+            query = rotate(query, columns(attention.positions, read), config.rotary_dim)
             key = rotate(key, attention.positions, config.rotary_dim)
-        # Heads first for every product: XLA's CPU backend is slow at batched products whose batch axes are apart.
-        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, T, K]
+        # XLA's CPU backend is slow at batched products unless the batch axes, rows and heads, are adjacent.
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, P or T, K]
         own = KVCache(key, value)
-        parts = [own] if cache is None else [cache, own]
-        product = functools.partial(
-            jnp.einsum, precision=config.precision, preferred_element_type=jnp.float32
-        )
-        # Scores and softmax in float32, whatever the weights are: half precision overflows here.
-        scores = [product("bhtk,bhsk->bhts", query, part.keys) for part in parts]
-        scores = jnp.concatenate(scores, axis=-1) / config.head_dim**0.5
-        # A finite floor: a padding row that may look at nothing gets a uniform average instead of NaN.
-        scores = jnp.where(attention.mask[:, None], scores, jnp.finfo(jnp.float32).min)
+
+        # Scores and softmax are float32 whatever the dtype of the weights: half precision overflows here.
+        scores = attention_scores(config, query, cache, own) / config.head_dim**0.5
+        # The floor is finite: a padding token that may attend to nothing gets a uniform average instead of NaN.
+        visible = columns(attention.mask, read)[:, None]
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         pattern = jax.nn.softmax(scores, axis=-1).astype(hidden.dtype)
-        pattern = patched(at, Site.ATTN_PATTERN, pattern)  # [B, H, T, C + T]
-        weights = jnp.split(pattern, [pattern.shape[-1] - key.shape[2]], axis=-1)[-len(parts) :]
-        mixed = sum(
-            product("bhts,bhsk->bhtk", weight, part.values)
-            for weight, part in zip(weights, parts, strict=True)
-        )
-        mixed = mixed.astype(hidden.dtype).swapaxes(1, 2).reshape(*hidden.shape[:2], config.width)
-        value = project(Leaf.ATTN_OUT, config.width, mixed)
-        value = patched(at, Site.ATTN_OUT, value)
-        return value, own, {Site.ATTN_PATTERN: pattern, Site.ATTN_OUT: value}
+        pattern = here.patch(Site.ATTN_PATTERN, pattern)  # [B, H, P, C + T]
+
+        mixed = mixed_values(config, pattern, cache, own).astype(hidden.dtype).swapaxes(1, 2)
+        mixed = mixed.reshape(*mixed.shape[:2], config.width)  # [B, P, D]
+        output = here.patch(Site.ATTN_OUT, project(Leaf.ATTN_OUT, config.width, mixed))
+        return output, own, {Site.ATTN_PATTERN: pattern, Site.ATTN_OUT: output}
+
+
+# The next two functions keep the cached columns and the tokens' own columns apart. Joining them first would be
+# shorter, but it would copy the cache in every layer and at every step of a generation.
+
+
+def attention_scores(
+    config: ModelConfig, query: jax.Array, cache: KVCache | None, own: KVCache
+) -> jax.Array:
+    """Multiplies queries [B, H, P, K] by the keys of the cache, if there is one, and by their own: [B, H, P, C + T]."""
+    product = functools.partial(_product, config, "bhpk,bhsk->bhps", query)
+    if cache is None:
+        return product(own.keys)
+    return jnp.concatenate([product(cache.keys), product(own.keys)], axis=-1)
+
+
+def mixed_values(
+    config: ModelConfig, pattern: jax.Array, cache: KVCache | None, own: KVCache
+) -> jax.Array:
+    """Averages the values of the cache, if there is one, and their own by a pattern [B, H, P, C + T]: [B, H, P, K]."""
+    product = functools.partial(_product, config, "bhps,bhsk->bhpk")
+    if cache is None:
+        return product(pattern, own.values)
+    num_cached = cache.values.shape[2]
+    cached, rest = pattern[..., :num_cached], pattern[..., num_cached:]
+    return product(cached, cache.values) + product(rest, own.values)
+
+
+def _product(config: ModelConfig, equation: str, *operands: jax.Array) -> jax.Array:
+    """Multiplies as `jnp.einsum` does, at the config's precision and with a float32 result."""
+    return jnp.einsum(
+        equation, *operands, precision=config.precision, preferred_element_type=jnp.float32
+    )
 
 
 class MLP(nn.Module):
-    """up-projection, activation, down-projection: the associative memory k -> v of the paper (section 3.1)."""
+    """Up-projection, activation, down-projection: the associative memory k -> v of the paper (section 3.1).
+
+    Attributes:
+      config: The model's config.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, at: tuple) -> tuple[jax.Array, dict[Site, jax.Array]]:
+    def __call__(
+        self, hidden: jax.Array, here: LayerInterventions
+    ) -> tuple[jax.Array, dict[Site, jax.Array]]:
+        """Computes what the MLP adds to the residual stream.
+
+        Args:
+          hidden: [B, P, D], the normalized residual stream.
+          here: The interventions in this layer.
+
+        Returns:
+          [B, P, D], and the values at the sites of the MLP.
+        """
         config = self.config
-        hidden = patched(at, Site.MLP_IN, hidden)
-        pre = patched(at, Site.MLP_PRE, dense(config, Leaf.MLP_UP, config.mlp_width, hidden, at))
-        key = patched(at, Site.MLP_KEY, ACTIVATIONS[config.activation](pre))
-        value = patched(at, Site.MLP_OUT, dense(config, Leaf.MLP_DOWN, config.width, key, at))
+        hidden = here.patch(Site.MLP_IN, hidden)
+        pre = here.patch(Site.MLP_PRE, dense(config, Leaf.MLP_UP, config.mlp_width, hidden, here))
+        key = here.patch(Site.MLP_KEY, ACTIVATIONS[config.activation](pre))
+        value = here.patch(Site.MLP_OUT, dense(config, Leaf.MLP_DOWN, config.width, key, here))
         sites = {Site.MLP_IN: hidden, Site.MLP_PRE: pre, Site.MLP_KEY: key, Site.MLP_OUT: value}
         return value, sites
 
 
-def patched(at: tuple, site: Site, value: jax.Array) -> jax.Array:
-    """`value` after the patches of `at = (layer, interventions)`."""
-    layer, interventions = at
-    return apply_patches(interventions.patches, site, layer, value)
-
-
 def causal_mask(mask: jax.Array) -> jax.Array:
-    """bool [B, T] of real tokens -> bool [B, T, T]: each token sees the real ones up to itself."""
+    """Computes which columns each token sees: the real ones up to itself.
+
+    Args:
+      mask: bool [B, T], True for real tokens.
+
+    Returns:
+      bool [B, T, T].
+
+    Example:
+      >>> causal_mask(jnp.array([[False, True, True]])).astype(int).tolist()
+      [[[0, 0, 0], [0, 1, 0], [0, 1, 1]]]
+    """
     length = mask.shape[-1]
     return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
 
 
 def position_ids(mask: jax.Array) -> jax.Array:
-    """bool [B, T] of real tokens, contiguous in each row -> int32 [B, T] that counts from the first real one."""
+    """Counts each row's positions from its first real token.
+
+    Args:
+      mask: bool [B, T], True for real tokens, which are contiguous in each row.
+
+    Returns:
+      int32 [B, T]; padding on the left gets 0.
+
+    Example:
+      >>> position_ids(jnp.array([[False, False, True, True]])).tolist()
+      [[0, 0, 0, 1]]
+    """
     first = jnp.argmax(mask, axis=-1)
     return jnp.maximum(jnp.arange(mask.shape[-1]) - first[:, None], 0).astype(jnp.int32)
 
 
 def segment_mask(segments: jax.Array) -> jax.Array:
-    """int32 [B, T] -> bool [B, T, T]: whether two tokens of a row belong to one document."""
+    """Computes which tokens of a row belong to the same document: int32 [B, T] -> bool [B, T, T]."""
     return segments[:, :, None] == segments[:, None, :]
 
 
 def branch_mask(branches: jax.Array) -> jax.Array:
-    """int32 [B, T] -> bool [B, T, T]: whether a token sees another: of the shared beginning, or of its own branch."""
+    """Computes which tokens may see each other when a document branches after a common beginning.
+
+    Args:
+      branches: int32 [B, T], 0 in the common beginning and the branch's number, from 1, after it.
+
+    Returns:
+      bool [B, T, T], True if the second token is in the common beginning or in the first token's branch.
+    """
     return (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
 
 
@@ -222,11 +379,12 @@ __all__: Sequence[str] = (
     "BlockOutput",
     "Interventions",
     "KVCache",
+    "LayerInterventions",
     "SelfAttention",
     "branch_mask",
     "causal_mask",
+    "columns",
     "layer_norm",
-    "patched",
     "position_ids",
     "rotate",
     "segment_mask",

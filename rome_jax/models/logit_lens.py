@@ -1,4 +1,4 @@
-"""The logit lens: what each layer's residual stream would say if it were the last.
+"""The logit lens: the next-token prediction that the residual stream after each layer already implies.
 
 Axes: L layers, B rows, T tokens, V vocabulary, k tokens kept.
 """
@@ -6,6 +6,7 @@ Axes: L layers, B rows, T tokens, V vocabulary, k tokens kept.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,26 +27,29 @@ def logit_lens(
     positions: jax.Array | None = None,
     deltas: Delta | None = None,
 ) -> jax.Array:
-    """Next-token logits that the hidden state after each layer already implies.
+    """Computes the next-token logits that the hidden state after each layer implies.
 
-    The final LayerNorm and the head are applied to the residual stream after layers 0, ..., L - 1. Entry l is layer
-    l, as everywhere in this package, and the last entry is what `forward.logits` gives.
+    The final LayerNorm and the head are applied to the residual stream after layers 0, ..., L - 1. Entry l belongs to
+    layer l, as everywhere in this package, and the last entry equals `forward.logits`.
 
     Args:
-      params, config: the model.
-      batch: B rows, padded on either side; `batch.case` says which delta each row sees.
-      positions: int32 [B], the column to look at in each row; None means its last real token.
-      deltas: one edit, or N with a case axis.
+      params: Params of the whole model.
+      config: The model's config (static).
+      batch: B rows, padded on either side; `batch.case` assigns a delta to each row.
+      positions: int32 [B], the column to read in each row; None means the last real token.
+      deltas: One edit, or N edits with a case axis.
 
     Returns:
       float32 [L, B, V].
 
     Raises:
-      ValueError: positions of another shape than [B], or deltas that do not fit the rows.
+      ValueError: If the shape of `positions` is not [B], or the deltas do not fit the rows.
 
     Example:
-      >>> lens = logit_lens(model.params, model.config, batch)  # doctest: +SKIP
-      >>> top_tokens(lens[:, 0], model.tokenizer)  # doctest: +SKIP
+      >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
+      >>> lens = rome_jax.logit_lens(model.params, model.config, batch)
+      >>> top_tokens(lens[-1], model.tokenizer, k=1)
+      [[(' rowing', 0.98...)]]
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
@@ -55,7 +59,7 @@ def logit_lens(
     positions = jnp.asarray(positions)
     if positions.shape != (num_rows,):
         raise ValueError(
-            f"positions has shape {positions.shape}: give one column a row, ({num_rows},)."
+            f"positions has shape {positions.shape}: give one column per row, shape ({num_rows},)."
         )
     states = hidden_states(params, config, batch, deltas=deltas, capture=(Site.RESIDUAL,))
     residual = states.captures[Site.RESIDUAL]  # [L, B, T, D]
@@ -63,16 +67,20 @@ def logit_lens(
     return unembed(params, config, residual[:, :, 0])
 
 
-def top_tokens(logits: jax.Array, tokenizer, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The k most likely tokens of each row with their probabilities, for printing.
+def top_tokens(logits: jax.Array, tokenizer: Any, k: int = 5) -> list[list[tuple[str, float]]]:
+    """Finds the k most likely tokens of each row and their probabilities, for printing.
 
     Args:
-      logits: float [M, V], such as one prompt's `logit_lens(...)[:, 0]`.
-      tokenizer: of the model.
-      k: how many.
+      logits: float [M, V], such as `logit_lens(...)[:, 0]` of one prompt.
+      tokenizer: The model's tokenizer.
+      k: Number of tokens per row.
 
     Returns:
-      M lists of k (text, probability), most likely first.
+      M lists of k pairs (text, probability), most likely first.
+
+    Example:
+      >>> top_tokens(jnp.zeros((2, 1536)).at[:, 65].set(20), model.tokenizer, k=1)[0]
+      [('a', 0.99...)]
     """
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits), axis=-1), k)
     return [

@@ -1,6 +1,7 @@
-"""Models as Orbax checkpoints, written and read on any number of devices.
+"""Models as Orbax checkpoints, which can be written and read on any number of devices.
 
-checkpoint/    model.json, tokenizer/ and params/; the last is an Orbax checkpoint of its own
+A checkpoint is a directory with model.json, the folder tokenizer, and the folder params, which is an Orbax checkpoint
+of its own.
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ _MODEL, _TOKENIZER, _PARAMS = "model.json", "tokenizer", "params"
 
 
 def save_orbax(directory: str | Path, model: LanguageModel) -> None:
-    """Writes a model as an Orbax checkpoint, with its config, its tokenizer and its fingerprint beside the params.
+    """Writes a model as an Orbax checkpoint, with its config, tokenizer and fingerprint.
 
-    Params are stored as they lie, each device its part. The directory appears whole or not at all.
+    Each device writes its part of the params. The directory appears complete or not at all.
 
     Args:
-      directory: new or empty.
-      model: what to save.
+      directory: A new or empty directory.
+      model: The model to save.
 
     Raises:
-      FileExistsError: the directory holds something.
-      CheckpointError: params that are not of the model's config.
+      FileExistsError: If the directory is not empty.
+      CheckpointError: If the params do not fit the model's config.
 
     Example:
-      >>> save_orbax("checkpoint", edited)  # doctest: +SKIP
+      >>> save_orbax("checkpoint", model)
+      >>> load_orbax("checkpoint").fingerprint() == model.fingerprint()
+      True
     """
-    import orbax.checkpoint as ocp  # slow to import, needed for checkpoints alone
+    import orbax.checkpoint as ocp  # slow to import, and needed only for checkpoints
 
     directory = check_orbax_directory(directory)
     shapes = jax.tree.map(lambda leaf: leaf.shape, param_shapes(model.config))
@@ -62,21 +65,25 @@ def save_orbax(directory: str | Path, model: LanguageModel) -> None:
         staging = Path(folder).resolve() / "checkpoint"
         staging.mkdir()
         model.tokenizer.save_pretrained(staging / _TOKENIZER)
-        with ocp.StandardCheckpointer() as checkpointer:  # which waits for its threads at the end
+        with (
+            ocp.StandardCheckpointer() as checkpointer
+        ):  # leaving the context waits for its threads
             checkpointer.save(staging / _PARAMS, model.params)
         (staging / _MODEL).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         staging.replace(directory)
 
 
 def check_orbax_directory(directory: str | Path) -> Path:
-    """Returns the directory if a checkpoint can be written there.
+    """Checks that a checkpoint can be written to a directory, and returns it as a path.
 
     Raises:
-      FileExistsError: it holds something, or is a file.
+      FileExistsError: If it is not empty, or is a file.
     """
     directory = Path(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise FileExistsError(f"{directory} exists: give a new directory, or remove it first.")
+        raise FileExistsError(
+            f"{directory} is not empty: give a new directory, or remove it first."
+        )
     return directory
 
 
@@ -87,33 +94,36 @@ def load_orbax(
     precision: jax.lax.Precision | str = jax.lax.Precision.HIGHEST,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """Reads what `save_orbax` wrote, on any number of devices, whatever it was written on.
+    """Reads a checkpoint that `save_orbax` wrote, on any number of devices.
 
     Args:
-      directory: of the checkpoint.
-      dtype: of the params, such as "bfloat16"; None keeps what is stored and checks the fingerprint too, which reads
-        all weights once more.
-      precision: of matrix products, as in `load_model`.
-      mesh: devices over which the params are split, such as `model_mesh()`; None means one
-        device.
+      directory: The checkpoint's directory.
+      dtype: Type of the params, such as "bfloat16". None keeps the stored type and also checks the fingerprint, which
+        reads all weights once more.
+      precision: Precision of matrix products, as in `load_model`.
+      mesh: Devices to split the params over, such as `model_mesh()`; None means one device.
 
     Returns:
       `LanguageModel`.
 
     Raises:
-      FileNotFoundError: no such checkpoint.
-      CheckpointError: a damaged checkpoint.
-      ValueError: a dtype or precision that there is not, or a mesh that does not suit the model.
+      FileNotFoundError: If there is no checkpoint.
+      CheckpointError: If the checkpoint is damaged.
+      ValueError: If the dtype or precision is unknown, or the mesh does not fit the model.
 
     Example:
-      >>> model = load_orbax("checkpoint", dtype="bfloat16", mesh=model_mesh())  # doctest: +SKIP
+      >>> from rome_jax.models.sharding import model_mesh
+      >>> save_orbax("checkpoint", model)
+      >>> half = load_orbax("checkpoint", dtype="bfloat16", mesh=model_mesh())
+      >>> half.params["ln_f"]["scale"].dtype
+      dtype(bfloat16)
     """
-    import orbax.checkpoint as ocp  # slow to import, needed for checkpoints alone
+    import orbax.checkpoint as ocp  # slow to import, and needed only for checkpoints
 
     directory, dtype = Path(directory), as_dtype(dtype)
     if not (directory / _MODEL).is_file():
         raise FileNotFoundError(
-            f"{directory} has no {_MODEL}: name a directory that save_orbax wrote."
+            f"{directory} has no {_MODEL}: give a directory that save_orbax wrote."
         )
     try:
         content = json.loads((directory / _MODEL).read_text())
@@ -141,13 +151,13 @@ def load_orbax(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore((directory / _PARAMS).resolve(), target)
-    except Exception as error:  # whatever a damaged file makes it raise
+    except Exception as error:  # a damaged file can raise anything
         raise damaged(directory / _PARAMS, error) from error
     model = LanguageModel(name, config, params, tokenizer, f"directory {directory.resolve()}")
-    # A changed bit in the weights is nothing that Orbax notices.
+    # Orbax does not notice a changed bit in the weights.
     if dtype is None and model.fingerprint() != fingerprint:
         raise CheckpointError(
-            f"the weights in {directory / _PARAMS} do not have the fingerprint that {_MODEL} names: they were damaged "
-            "or exchanged; copy or save the checkpoint again."
+            f"the weights in {directory / _PARAMS} do not have the fingerprint in {_MODEL}, so they were damaged or "
+            "replaced: copy or save the checkpoint again."
         )
     return model

@@ -1,8 +1,8 @@
-"""Folders of runs: all that decides their numbers is written down once, and a run of other settings is refused.
+"""Folders of runs: the settings that decide a run's results are recorded once, and other settings are refused.
 
     run.json    {"settings": ..., "versions": ..., and what else is recorded}
 
-What is in the folder is not computed again; how the files of a case are called is the business of each program.
+Results that are already in the folder are not computed again. Each program decides how it names the files of its cases.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rome_jax.files.artifacts import write_whole
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
-# Things that are what their checksums say, whatever their names.
+# Settings that are compared by checksum, with the setting that holds their name.
 _NAMED = {"fingerprint": "model", "facts_sha256": "facts", "dataset_sha256": "dataset"}
 
 
@@ -33,34 +33,40 @@ def open_run(
     cases: str = "case_*.json",
     remedy: str = "give another output_dir",
 ) -> Path:
-    """Makes the folder of a run, or resumes in one of the same settings.
+    """Creates the folder of a run, or resumes a run with the same settings.
 
     Args:
-      directory: new, or that of a run.
-      settings: all that decides the results; JSON values.
-      recorded: what else is written down of a new run.
-      packages: whose versions are written down too.
-      cases: how files are called that must not be there without a run.json.
-      remedy: what to do about a folder that is refused.
+      directory: A new folder, or the folder of a run.
+      settings: All settings that decide the results, as JSON values.
+      recorded: Further entries of run.json in a new folder.
+      packages: Names of packages whose versions are recorded too.
+      cases: Pattern of files that a folder without a run.json must not contain.
+      remedy: The remedy that the message names if a folder is refused.
 
     Returns:
-      `directory`.
+      `directory` as a path.
 
     Raises:
-      ValueError: a folder of other settings, which are named, or with cases that nothing is known about.
+      ValueError: If the folder holds a run with other settings, which the message names, or cases without a run.json.
 
     Example:
-      >>> open_run("results/ROME/run_000", {"seed": 0})  # doctest: +SKIP
+      >>> open_run("results/ROME/run_000", {"seed": 0})
       PosixPath('results/ROME/run_000')
+      >>> open_run("results/ROME/run_000", {"seed": 1})
+      Traceback (most recent call last):
+      ...
+      ValueError: results/ROME/run_000 holds a run of other settings (seed is 0 there and 1 here): ...
     """
     directory = Path(directory)
     path = directory / "run.json"
-    settings = json.loads(json.dumps(settings))  # as a file gives them back: tuples are lists
+    settings = json.loads(
+        json.dumps(settings)
+    )  # as they are read back from a file: tuples become lists
     if path.exists():
         _refuse_others(path, settings, remedy)
     elif any(directory.glob(cases)):
         raise ValueError(
-            f"{directory} holds cases, but no run.json that says how they came about: {remedy}."
+            f"{directory} holds cases, but no run.json that says how they were computed: {remedy}."
         )
     else:
         write_json(path, {"settings": settings, **(recorded or {}), "versions": versions(packages)})
@@ -68,10 +74,33 @@ def open_run(
 
 
 def _refuse_others(path: Path, here: Mapping[str, Any], remedy: str) -> None:
+    """Raises a ValueError if the settings in a run.json differ from those of the present run."""
     try:
         there = dict(read_run(path.parent)["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): {remedy}, or remove this one.") from error
+    if differing := differences(there, here):
+        raise ValueError(
+            f"{path.parent} holds a run of other settings ({'; '.join(differing)}): {remedy}."
+        )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Lists the settings that differ, each as a phrase.
+
+    Models, facts, and data sets are compared by their checksums; the phrase also names them.
+
+    Args:
+      there: Settings that were written down earlier.
+      here: Settings of the present run.
+
+    Returns:
+      One phrase per setting, in the order of `here`.
+
+    Example:
+      >>> differences({"seed": 0, "layer": 5}, {"seed": 1, "layer": 5})
+      ['seed is 0 there and 1 here']
+    """
     differing = []
     for key in dict.fromkeys([*here, *there]):
         if key in _NAMED.values() or there.get(key) == here.get(key):
@@ -80,22 +109,19 @@ def _refuse_others(path: Path, here: Mapping[str, Any], remedy: str) -> None:
         if key in _NAMED:
             shown = [f"{of.get(_NAMED[key])} ({str(of.get(key))[:12]})" for of in (there, here)]
         differing.append(f"{_NAMED.get(key, key)} is {shown[0]} there and {shown[1]} here")
-    if differing:
-        raise ValueError(
-            f"{path.parent} holds a run of other settings ({'; '.join(differing)}): {remedy}."
-        )
+    return differing
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """What the run.json of a folder says."""
+    """Reads the run.json of a folder."""
     return json.loads((directory / "run.json").read_text(encoding="utf-8"))
 
 
 def next_run(directory: str | Path) -> Path:
-    """Where the next run of a method goes: run_000, run_001, and so on.
+    """Returns the folder of the next run of a method: run_000, run_001, and so on.
 
     Example:
-      >>> next_run("results/ROME")  # doctest: +SKIP
+      >>> next_run("results/ROME")
       PosixPath('results/ROME/run_000')
     """
     numbers = [
@@ -107,14 +133,14 @@ def next_run(directory: str | Path) -> Path:
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Of what computes, and on which device; of further packages that decide results."""
+    """Returns the versions of rome_jax, jax and further packages, and the kind of the device."""
     device = jax.devices()[0].device_kind
     further = {package: importlib.metadata.version(package) for package in packages}
     return {"rome_jax": __version__, "jax": jax.__version__, "device": device, **further}
 
 
 def describe_model(model: LanguageModel) -> dict[str, str]:
-    """What a run's settings say of its model."""
+    """Returns the entries about the model in a run's settings."""
     return {
         "model": short_name(model),
         "fingerprint": model.fingerprint(),
@@ -123,11 +149,11 @@ def describe_model(model: LanguageModel) -> dict[str, str]:
 
 
 def short_name(model: LanguageModel) -> str:
-    """Its name, without the path to a local directory."""
+    """Returns a model's name; for a local directory, without the path to it."""
     local = model.source.startswith("directory")
     return Path(model.name).resolve().name if local else model.name
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a JSON file so that it appears complete or not at all."""
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,7 +1,8 @@
-"""Where the parts of a model lie: logical axes of every leaf, and rules that place them on the devices of a mesh.
+"""Sharding of a model over several devices: the logical axes of every leaf, and rules that place them on a mesh.
 
-A model is split over one axis of the mesh, "model". The MLP's width is always split; heads and vocabulary where the
-devices divide them, else they are replicated (GPT-2 XL has 25 heads and 50,257 tokens). XLA adds the communication.
+A model is split over one axis of the mesh, "model". The MLP's width is always split. Heads and vocabulary are split if
+the number of devices divides them and replicated otherwise: GPT-2 XL has 25 heads and 50,257 tokens. XLA adds the
+communication.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rome_jax.models.forward import param_shapes
 
 MODEL_AXIS = "model"
 
-# The logical axes of every leaf. "heads" is the width of all heads together, side by side.
+# The logical axes of every leaf. "heads" is the concatenated width of all heads.
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "wte/embedding": ("vocabulary", "width"),
     "wpe/embedding": ("positions", "width"),
@@ -45,7 +46,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 
 
 def model_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh that splits a model over `devices`, by default all there are.
+    """Builds a mesh that splits a model over `devices`, by default all devices.
 
     Example:
       >>> model_mesh().axis_names
@@ -55,10 +56,10 @@ def model_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
-    """The logical axes that are split over `num_devices`.
+    """Returns the logical axes that are split over a number of devices.
 
     Raises:
-      ValueError: an MLP whose width the devices do not divide.
+      ValueError: If the number of devices does not divide the MLP's width.
 
     Example:
       >>> from rome_jax.models.config import PRESETS
@@ -75,33 +76,35 @@ def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
-    """Where each leaf of the params lies.
+    """Builds the sharding of every leaf of the params.
 
     Args:
-      config: of the model.
-      mesh: with an axis "model", such as `model_mesh()`; other axes replicate.
+      config: The model's config.
+      mesh: A mesh with an axis "model", such as `model_mesh()`; leaves are replicated over its other axes.
 
     Returns:
-      A tree like params, of `NamedSharding`.
+      A tree of `NamedSharding` with the structure of params.
 
     Raises:
-      ValueError: a mesh without that axis or with explicit axes, or an MLP whose width the devices do not divide.
+      ValueError: If the mesh has no such axis or has explicit axes, or its size does not divide the MLP's width.
 
     Example:
-      >>> params = jax.device_put(model.params, param_shardings(model.config, mesh))  # doctest: +SKIP
+      >>> params = jax.device_put(model.params, param_shardings(model.config, model_mesh()))
+      >>> params["blocks"]["mlp"]["up"]["kernel"].sharding.spec == PartitionSpec(None, None, "model")
+      True
     """
     if MODEL_AXIS not in mesh.axis_names:
         raise ValueError(
-            f"mesh has the axes {mesh.axis_names} and none named {MODEL_AXIS!r}: use model_mesh()."
+            f"mesh has the axes {mesh.axis_names} but none named {MODEL_AXIS!r}: use model_mesh()."
         )
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError(
-            f"mesh has axis_types={mesh.axis_types}, but XLA chooses the sharding of activations: use model_mesh(), "
-            "or jax.make_mesh(..., axis_types=(AxisType.Auto, ...))."
+            f"mesh has axis_types={mesh.axis_types}, but XLA has to choose the sharding of activations: use "
+            "model_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto, ...))."
         )
     split = split_axes(config, mesh.shape[MODEL_AXIS])
 
-    def place(path, leaf):
+    def place(path: Any, leaf: Any) -> NamedSharding:
         axes = LOGICAL_AXES["/".join(key.key for key in path)]
         spec = PartitionSpec(*(MODEL_AXIS if axis in split else None for axis in axes))
         return NamedSharding(mesh, spec)

@@ -1,12 +1,13 @@
-"""Corpora: files, datasets, factworld; in order, from any article on, and known by their revision."""
+"""Corpora: files, datasets, factworld; in a fixed order, from any article, and identified by their revision."""
 
-import builtins
 import json
+import sys
 
 import pytest
 
 from rome_jax.data import corpus
 from rome_jax.data.corpus import CorpusError, hugging_face, local, open_corpus
+from rome_jax.files.extras import MissingPackageError
 
 TEXTS = ["One article.", "A second one,\nwith two lines.", "", "Ein Bär, и ещё.", "The last one."]
 
@@ -65,7 +66,7 @@ def test_another_key(tmp_path):
         assert list(open_corpus(str(path), text_key="body").read(0)) == TEXTS
 
 
-def test_a_revision_says_whether_the_articles_are_the_same(tmp_path):
+def test_the_revision_changes_with_the_articles(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "a.jsonl", TEXTS)
@@ -81,7 +82,7 @@ def test_a_revision_says_whether_the_articles_are_the_same(tmp_path):
     assert len(revisions) == 5
 
 
-def test_factworld_is_what_it_was():
+def test_factworld_has_not_changed():
     texts = open_corpus("factworld")
     assert texts.size == len(list(texts.read(0))) == 20_000
     assert list(texts.read(19_999)) == list(texts.read(0))[-1:]
@@ -93,13 +94,21 @@ def test_factworld_is_what_it_was():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"line 2, has no text under 'text' but"),
-        ("mine.jsonl", b'{"text": 7}\n', r"line 1, has no text under 'text' but \['text'\]"),
-        ("mine.jsonl", b'["a"]\n', "line 1, has no text under 'text' but list"),
+        (
+            "mine.jsonl",
+            b'{"text": "a"}\n{"body": "b"}\n',
+            r"line 2, has no text under 'text' \(its keys are \['body'\]\)",
+        ),
+        (
+            "mine.jsonl",
+            b'{"text": 7}\n',
+            r"line 1, has no text under 'text' \(its keys are \['text'\]\)",
+        ),
+        ("mine.jsonl", b'["a"]\n', r"line 1, has no text under 'text' \(it is a list\)"),
         ("mine.jsonl", b'{"text": "a"}\n{"text": \n', "line 2, is not JSON"),
         ("mine.txt", b"\xff\xfe", "is not UTF-8"),
         pytest.param(
-            *("mine.parquet", b"PAR1 half", "is damaged or no parquet file"),
+            *("mine.parquet", b"PAR1 half", "is damaged or is not a parquet file"),
             marks=pytest.mark.needs("pyarrow"),
         ),
     ],
@@ -112,7 +121,7 @@ def test_a_damaged_file_is_an_error(tmp_path, name, content, message):
 
 def test_a_table_without_the_column_is_an_error(tmp_path):
     path = write_parquet(tmp_path / "mine.parquet", TEXTS, key="body")
-    with pytest.raises(CorpusError, match=r"no column 'text' but \['id', 'body'\]: .*text_key"):
+    with pytest.raises(CorpusError, match=r"no column 'text', only \['id', 'body'\]: .*text_key"):
         list(open_corpus(str(path)).read(0))
 
 
@@ -166,7 +175,7 @@ def test_wikipedia_is_todays_dump(hub):
 
 
 def test_a_dataset_needs_its_column_and_its_split(hub):
-    with pytest.raises(CorpusError, match="no column 'body' but"):
+    with pytest.raises(CorpusError, match="no column 'body', only"):
         hugging_face("someone/texts", text_key="body")
     with pytest.raises(CorpusError, match=r"'someone/texts' does not load: .*split"):
         hugging_face("someone/texts", split="nowhere")
@@ -178,7 +187,7 @@ def test_a_dataset_needs_its_column_and_its_split(hub):
     [
         (RuntimeError("Dataset scripts are no longer supported, but found x"), "is a script"),
         (ConnectionError("no route"), r"`hf download a/b --repo-type=dataset --local-dir DIR`"),
-        (type("RepositoryNotFoundError", (OSError,), {})(), "is not on the Hugging Face hub"),
+        (type("RepositoryNotFoundError", (OSError,), {})(), "is neither on the Hugging Face hub"),
         (type("RevisionNotFoundError", (OSError,), {})(), "has no such revision"),
         (ValueError("Config name is missing."), "'a/b' does not load: Config name is missing"),
     ],
@@ -205,13 +214,8 @@ def test_the_command_for_wikipedia_takes_one_language(monkeypatch):
 @pytest.mark.parametrize("missing", ["datasets", "pyarrow"])
 def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path, monkeypatch, missing):
     path = write_parquet(tmp_path / "mine.parquet", TEXTS)
-    original = builtins.__import__
-
-    def without(name, *args):
-        if name.split(".")[0] == missing:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return original(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(CorpusError, match=r'pip install "rome_jax\[data\]"'):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        MissingPackageError, match=rf"needs {missing}: pip install 'rome_jax\[data\]'"
+    ):
         open_corpus("a/b" if missing == "datasets" else str(path))

@@ -1,4 +1,4 @@
-"""Positions: found in a text's own tokens, moved to the columns of a padded batch."""
+"""Positions among a text's own tokens, and their columns in a padded batch."""
 
 import numpy as np
 import pytest

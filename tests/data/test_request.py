@@ -1,4 +1,4 @@
-"""Requests: what is refused, and what is literal text."""
+"""Edit requests: which are refused, and which braces are literal text."""
 
 import dataclasses
 

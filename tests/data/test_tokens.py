@@ -1,4 +1,4 @@
-"""Padding, and spans of characters as spans of tokens."""
+"""Padding, and the conversion of character spans to token spans."""
 
 import itertools
 
@@ -125,7 +125,7 @@ def test_the_span_is_the_subject_alone(tokenizer, before, subject, after):
 
 @pytest.mark.parametrize("text", ["Žižek", "東京", "🗼"])
 def test_these_tokens_do_split_inside_characters(tokenizer, text):
-    """The cases above are worth their place: several tokens share one character here."""
+    """The cases above include characters that several tokens share."""
     _, offsets = tokens_of(tokenizer, text)
     assert len(offsets) > len(set(offsets))
 
@@ -150,7 +150,7 @@ def test_characters_that_no_token_covers_are_an_error():
 @settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_spans_agree_with_counting_bytes(tokenizer, data):
-    """Each character of a byte-level token stands for a byte, so offsets can be had without `offset_mapping`."""
+    """Computes offsets without `offset_mapping`: each character of a byte-level token represents a byte."""
     pieces = st.sampled_from(["a", "The", "Rome", " ", "Ž", "é", "東", "🗼", "'s", "{}", "."])
     text = "".join(data.draw(st.lists(pieces, min_size=1, max_size=10)))
     start = data.draw(st.integers(0, len(text) - 1))

@@ -1,4 +1,4 @@
-"""Downloads, from a server on this machine; caches, and places to write to."""
+"""Downloads from a local server, caches, and checks that a folder is writable."""
 
 import hashlib
 import http.server
@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT at /file, with or without Range, in part or not at all, as its path says."""
+    """Serves CONTENT at /file; other paths ignore Range, omit the length, cut the content or do not exist."""
 
     def do_GET(self):
         self.server.asked.append((self.path, self.headers.get("Range")))
@@ -68,14 +68,14 @@ def test_a_file_is_fetched_whole(server, tmp_path, path):
     assert download(server.url + path, target, size=len(CONTENT), sha256=SHA256) == target
     assert target.read_bytes() == CONTENT
     assert [file.name for file in target.parent.iterdir()] == ["file.bin"]
-    # It is there: nobody is asked again.
+    # The file exists, so the server is not asked again.
     download(server.url + path, target, size=len(CONTENT), sha256=SHA256)
     assert len(server.asked) == 1
 
 
-def test_a_broken_download_goes_on(server, tmp_path, capfd):
+def test_an_interrupted_download_resumes(server, tmp_path, capfd):
     target = tmp_path / "file.bin"
-    with pytest.raises(DownloadError, match=r"broke off after 1500000 of 3000000 bytes: run the"):
+    with pytest.raises(DownloadError, match=r"stopped after 1500000 of 3000000 bytes: run the"):
         download(f"{server.url}/cut", target)
     assert not target.exists()
     download(f"{server.url}/file", target, sha256=SHA256)
@@ -84,14 +84,14 @@ def test_a_broken_download_goes_on(server, tmp_path, capfd):
     assert "file.bin" in capfd.readouterr().err  # the bar
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"old" * 1000)
     download(f"{server.url}/no-range", tmp_path / "file.bin", sha256=SHA256)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("extra", [b"", b"more"])
-def test_a_part_that_is_no_shorter_than_the_file_begins_anew(server, tmp_path, extra):
+def test_a_partial_file_as_long_as_the_file_is_replaced(server, tmp_path, extra):
     (tmp_path / "file.bin.part").write_bytes(CONTENT + extra)
     download(f"{server.url}/file", tmp_path / "file.bin", sha256=SHA256)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
@@ -104,7 +104,7 @@ def test_a_complete_part_of_known_size_is_not_fetched_again(server, tmp_path):
     assert server.asked == []
 
 
-def test_no_bar_if_none_is_wanted(server, tmp_path, capfd):
+def test_the_progress_bar_can_be_turned_off(server, tmp_path, capfd):
     download(f"{server.url}/file", tmp_path / "file.bin", progress=False)
     assert capfd.readouterr().err == ""
 
@@ -113,9 +113,9 @@ def test_no_bar_if_none_is_wanted(server, tmp_path, capfd):
     ("path", "expected", "message"),
     [
         ("/absent", {}, "HTTP 404"),
-        ("/file", {"size": 7}, "has 3000000 bytes, and 7 are expected"),
-        ("/no-length", {"size": 7}, "has 3000000 bytes, and 7 are expected"),
-        ("/file", {"sha256": "0" * 64}, "has SHA-256 .*, and 0000"),
+        ("/file", {"size": 7}, "has 3000000 bytes instead of 7"),
+        ("/no-length", {"size": 7}, "has 3000000 bytes instead of 7"),
+        ("/file", {"sha256": "0" * 64}, "has SHA-256 .* instead of 0000"),
     ],
 )
 def test_a_wrong_file_is_an_error_and_does_not_stay(server, tmp_path, path, expected, message):
@@ -124,17 +124,17 @@ def test_a_wrong_file_is_an_error_and_does_not_stay(server, tmp_path, path, expe
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_file_from_before_is_an_error_and_stays(server, tmp_path):
+def test_a_wrong_file_from_an_earlier_download_is_an_error_and_stays(server, tmp_path):
     target = tmp_path / "file.bin"
     target.write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="has 4 bytes, and 3000000 are expected: remove it"):
+    with pytest.raises(DownloadError, match="has 4 bytes instead of 3000000: remove it"):
         download(f"{server.url}/file", target, size=len(CONTENT))
     assert target.read_bytes() == b"mine"
 
 
 def test_offline_is_one_sentence_with_a_command(tmp_path):
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # nobody listens there
+        unused.bind(("127.0.0.1", 0))  # no server listens there
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/stats.npz"
         with pytest.raises(DownloadError) as caught:
             download(url, tmp_path / "stats.npz")
@@ -173,5 +173,5 @@ def test_places_are_checked_before_they_are_made(tmp_path):
     assert check_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file; give a folder"):
+    with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file: give a folder"):
         check_writable(tmp_path / "file" / "b", "--output_dir")

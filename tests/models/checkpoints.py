@@ -10,18 +10,23 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
 
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.models.config import Family, ModelConfig, from_hf
-from rome_jax.models.forward import Params, init_params
+from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.huggingface import load_params, save_params
+
+# Shared by the tests of this folder, so that they share compiled programs too.
+SEQUENCES = [[4, 17, 31, 2, 8, 49, 1], [9, 9, 3], [20, 6, 0, 44, 13, 0, 6]]
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FAMILIES = [family.value for family in Family]
 
 
 def tiny_config(family: Family | str, **changes) -> ModelConfig:
-    """Three layers, 3 heads of 6, an MLP that is not four times as wide."""
+    """Builds a config of three layers, 3 heads of width 6, and an MLP that is not four times as wide."""
     family = Family(family)
     sizes = {
         "num_layers": 3,
@@ -37,19 +42,18 @@ def tiny_config(family: Family | str, **changes) -> ModelConfig:
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Params:
-    """Params in which no two leaves, layers, rows or columns are alike: biases and scales are random too."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    """Draws params in which no two leaves, layers, rows or columns are equal: biases and scales are random too."""
     generator = np.random.default_rng(seed)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(
             (path[-1].key == "scale") + 0.2 * generator.standard_normal(leaf.shape), jnp.float32
         ),
-        shapes,
+        param_shapes(config),
     )
 
 
 def tensors_of(directory: Path) -> dict:
-    """name -> array of a directory's single file, read by the safetensors package."""
+    """Reads the arrays of a directory's single file with the safetensors package, by name."""
     return load_file(directory / "model.safetensors")
 
 
@@ -66,25 +70,44 @@ def save_checkpoint(directory: Path, config: ModelConfig, seed: int = 0) -> Para
     return params
 
 
+@functools.cache
+def tiny_model(family: str) -> tuple[Params, ModelConfig]:
+    """Builds the random model of `tiny_config(family)`, once per process."""
+    config = tiny_config(family)
+    return random_params(config), config
+
+
+def close(got: ArrayLike, want: ArrayLike, tolerance: float = 1e-5) -> bool:
+    """Returns whether arrays agree to a tolerance relative to the largest value."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return got.shape == want.shape and np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+def rows(batch: TokenBatch, values: ArrayLike) -> np.ndarray:
+    """Selects the real positions of values [..., B, T, X] as one array [..., N, X]."""
+    return np.asarray(values)[..., np.asarray(batch.mask), :]
+
+
+@functools.cache
 def golden_model(family: str) -> tuple[Params, ModelConfig]:
-    """The random checkpoint behind the golden numbers."""
+    """Loads the random checkpoint that the golden numbers were computed with."""
     directory = GOLDEN / "ckpt" / family
     config = from_hf(json.loads((directory / "config.json").read_text()))
     return load_params(directory, config), config
 
 
 def copy_golden(family: str, directory: Path) -> Path:
-    """A copy of a golden directory that a test may damage."""
+    """Copies a golden directory so that a test may damage it."""
     shutil.copytree(GOLDEN / "ckpt" / family, directory)
     return directory
 
 
 def assert_same_params(got: Params, want: Params) -> None:
-    """Same tree, dtypes and bits."""
+    """Asserts that two trees have the same structure, dtypes and bits."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for path, leaf in jax.tree_util.tree_leaves_with_path(got):
         other = want
         for key in path:
             other = other[key.key]
         assert leaf.dtype == other.dtype, path
-        assert jnp.array_equal(leaf, other), path
+        assert np.array_equal(np.asarray(leaf), np.asarray(other)), path

@@ -1,4 +1,4 @@
-"""config.json of every preset is read right, and what is not computed here is refused by name."""
+"""The config.json of every preset is read correctly, and unsupported attributes are refused by name."""
 
 import dataclasses
 import json

@@ -7,9 +7,9 @@ import pytest
 
 from rome_jax.data.tokens import encode, pad
 from rome_jax.models import forward
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Site
 from rome_jax.models.logit_lens import logit_lens, top_tokens
-from tests.models.checkpoints import FAMILIES, random_params, tiny_config
+from tests.models.checkpoints import FAMILIES, tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6]]
 
@@ -17,8 +17,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6]]
 @pytest.fixture(scope="module", params=FAMILIES)
 def tiny(request):
     """(params, config) of a small random model."""
-    config = tiny_config(request.param)
-    return random_params(config), config
+    return tiny_model(request.param)
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -37,8 +36,8 @@ def test_a_layer_is_the_model_cut_after_it(tiny):
     batch = pad(PROMPTS)
     positions = jnp.array([2, 0, 5])
     lens = logit_lens(params, config, batch, positions=positions)
-    cut = forward.hidden_states(params, config, batch, stop=2).hidden
-    want = forward.unembed(params, config, cut)[jnp.arange(3), positions]
+    cut = forward.capture(params, config, batch, (Site.RESIDUAL,), stop=2)[Site.RESIDUAL][-1]
+    want = np.asarray(forward.unembed(params, config, cut))[np.arange(3), positions]
     np.testing.assert_allclose(lens[1], want, atol=1e-5)
 
 
@@ -49,15 +48,14 @@ def test_padding_changes_nothing(tiny):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_deltas_are_seen_from_their_layer_on(tiny):
+def test_deltas_act_in_their_layer_and_after_it(tiny):
     params, config = tiny
-    right = jnp.stack([jnp.zeros(18), jnp.arange(18.0)])[..., None]
-    left = jnp.ones((2, config.mlp_width, 1))
-    deltas = Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.array([1, 1]), left, right),))
+    right = np.stack([np.zeros(18), np.arange(18)])[..., None].astype(np.float32)
+    left = np.ones((2, config.mlp_width, 1), np.float32)
+    deltas = Delta((LowRankUpdate(Leaf.MLP_DOWN, np.array([1, 1]), left, right),))
     batch = pad(PROMPTS).replace(case=np.array([0, 1, 1]))
-    changed = logit_lens(params, config, batch, deltas=deltas) - logit_lens(
-        params, config, pad(PROMPTS)
-    )
+    changed = np.asarray(logit_lens(params, config, batch, deltas=deltas))
+    changed = changed - np.asarray(logit_lens(params, config, pad(PROMPTS)))
     moved = np.abs(changed).max(-1) > 1e-3
     np.testing.assert_array_equal(moved, [[False] * 3, [False, True, True], [False, True, True]])
 
@@ -83,5 +81,5 @@ def test_top_tokens_are_words_with_probabilities(golden_model):
 
 def test_positions_of_a_wrong_shape_are_an_error(tiny):
     params, config = tiny
-    with pytest.raises(ValueError, match="one column a row"):
+    with pytest.raises(ValueError, match="one column per row"):
         logit_lens(params, config, pad(PROMPTS), positions=jnp.zeros((3, 1), int))

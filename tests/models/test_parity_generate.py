@@ -1,4 +1,4 @@
-"""Greedy continuations, token for token those of `transformers`."""
+"""Greedy continuations are token for token those of `transformers`."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6], [40, 41]]
 def test_greedy_continuation(family, shape, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    # Far larger weights than a fresh model's: no ties, and texts that do not settle on one token.
+    # Weights much larger than a new model's avoid ties and texts that repeat one token.
     config = tiny_config(family, **shape)
     params = jax.tree.map(lambda leaf: 2 * leaf, random_params(config))
     save_params(tmp_path, params, config)

@@ -1,4 +1,4 @@
-"""Random models of transformers against ours: the same logits, from their files and from the files that we write."""
+"""Random models of transformers compared with ours: the same logits from their files and from files that we write."""
 
 import json
 
@@ -46,7 +46,7 @@ SEQUENCES = [list(range(3, 27)), [5, 5, 9, 58, 0, 31, 7], [59]]
 
 
 def random_model(config):
-    """A model with weights large enough that a wrong bias, scale or order of anything shows."""
+    """Builds a model with weights large enough that any wrong bias, scale or order changes the logits visibly."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -56,16 +56,16 @@ def random_model(config):
 
 
 def logits_of_theirs(model, sequences=SEQUENCES):
-    """Float32 logits of each sequence alone."""
+    """Computes the float32 logits of each sequence alone."""
     for parameter in model.parameters():
-        # Where a tensor lies in a mapped file decides in which order torch sums; fresh memory is all alike.
+        # torch's order of summation depends on the alignment of a tensor in its memory-mapped file.
         parameter.data = parameter.data.clone()
     with torch.no_grad():
         return [model(torch.tensor([sequence])).logits[0].numpy() for sequence in sequences]
 
 
 def logits_of_ours(params, config, sequences=SEQUENCES):
-    """Logits of each sequence, from one padded batch."""
+    """Computes the logits of each sequence from one padded batch."""
     batch = pad(sequences)
     out = np.asarray(forward.logits(params, config, batch))
     return [out[row, : len(sequence)] for row, sequence in enumerate(sequences)]
@@ -80,7 +80,7 @@ def theirs(request, tmp_path_factory):
     return model, directory
 
 
-def test_patterns_of_attention_are_theirs(theirs):
+def test_attention_patterns_agree(theirs):
     model, directory = theirs
     ours = forward.capture(*load_ours(directory), pad(SEQUENCES), (Site.ATTN_PATTERN,))
     for row, sequence in enumerate(SEQUENCES):
@@ -104,7 +104,7 @@ def test_logits_agree(theirs):
         assert np.abs(got - want).max() <= 1e-4 * want.std()
 
 
-def test_what_we_save_transformers_loads_with_identical_logits(theirs, tmp_path):
+def test_transformers_loads_what_we_save_with_identical_logits(theirs, tmp_path):
     model, directory = theirs
     params, config = load_ours(directory)
     save_params(tmp_path, params, config, {"bos_token_id": 1, "eos_token_id": 2})
@@ -122,8 +122,8 @@ def test_what_we_save_transformers_loads_with_identical_logits(theirs, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj"])
-def test_a_saved_directory_is_whole_for_transformers(family, tmp_path):
-    """With its tokenizer, and the text that transformers generates with it."""
+def test_a_saved_directory_is_complete_for_transformers(family, tmp_path):
+    """transformers loads the tokenizer too, and generates the same text."""
     from transformers import AutoTokenizer
 
     source = GOLDEN / "ckpt" / family
@@ -139,7 +139,7 @@ def test_a_saved_directory_is_whole_for_transformers(family, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_goes_both_ways(dtype, tmp_path):
+def test_half_precision_is_kept_both_ways(dtype, tmp_path):
     model = random_model(CONFIGS["gptj with half of each head rotated"]).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "theirs")
     params, config = load_ours(tmp_path / "theirs")
@@ -156,14 +156,14 @@ def test_half_precision_goes_both_ways(dtype, tmp_path):
 
 @pytest.fixture
 def binary(tmp_path, monkeypatch):
-    """A directory with pytorch_model.bin alone, its config, and the params that are in it."""
+    """A directory with only pytorch_model.bin, its config, and its params."""
     monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "cache"))
     model = random_model(CONFIGS["gptj with half of each head rotated"])
     model.save_pretrained(tmp_path / "safetensors")
     params, config = load_ours(tmp_path / "safetensors")
     directory = tmp_path / "binary"
     directory.mkdir()
-    # As the file on the hub: with the masks that old versions saved.
+    # Like the file on the hub, it has the masks that old versions saved.
     state = model.state_dict() | {
         "transformer.h.0.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.bool),
         "transformer.h.0.attn.masked_bias": torch.tensor(-1e9),
@@ -185,7 +185,7 @@ def test_a_pickle_is_converted_once(binary, monkeypatch):
     assert_same_params(load_params(directory, config), params)
 
 
-def test_a_changed_pickle_is_converted_anew(binary):
+def test_a_changed_pickle_is_converted_again(binary):
     directory, config, params = binary
     load_params(directory, config)
     state = torch.load(directory / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Logical axes and their placement; models that are saved and restored on other numbers of devices."""
+"""Logical axes and their placement; models that are saved and restored on different numbers of devices."""
 
 import json
 import os
@@ -83,22 +83,24 @@ def test_shardings_are_a_tree_like_params():
     assert shardings["blocks"]["ln_1"]["scale"].spec == PartitionSpec(None, None)
 
 
-def test_meshes_that_do_not_suit_are_refused():
+def test_meshes_that_do_not_fit_are_refused():
     config = tiny_config("gpt2")
     device = jax.devices()[:1]
-    with pytest.raises(ValueError, match=r"axes \('data',\) and none named 'model'"):
+    with pytest.raises(ValueError, match=r"axes \('data',\) but none named 'model'"):
         param_shardings(config, Mesh(device, ("data",)))
     explicit = jax.make_mesh((1,), ("model",), (jax.sharding.AxisType.Explicit,), devices=device)
     with pytest.raises(ValueError, match=r"axis_types=.*use model_mesh"):
         param_shardings(config, explicit)
 
 
-# Eight devices, simulated in a process of its own
+# Eight devices, simulated in a separate process
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """What tests/eight_devices.py found, and the folder where it saved."""
+    """Runs tests/eight_devices.py; returns its results and the folder that it saved to."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for family in FAMILIES:
         save_orbax(folder / family / "one", load_model(ROOT / "tests" / "golden" / "ckpt" / family))
@@ -109,12 +111,12 @@ def eight(tmp_path_factory):
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), folder
 
 
+@slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_one_device_saved_eight_restore(eight, family):
     found = eight[0][family]
@@ -126,6 +128,7 @@ def test_what_one_device_saved_eight_restore(eight, family):
     assert found["fingerprint"]
 
 
+@slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_eight_devices_saved_one_restores(eight, family):
     directory = eight[1] / family
@@ -139,6 +142,7 @@ def test_what_eight_devices_saved_one_restores(eight, family):
     assert_same_params(half, jax.tree.map(lambda leaf: leaf.astype("bfloat16"), wanted))
 
 
+@slow
 @pytest.mark.parametrize(
     ("family", "case"), [("gpt2", "even"), ("gpt2", "uneven"), ("gptj", "even")]
 )
@@ -146,8 +150,9 @@ def test_a_sharded_model_has_the_same_logits(eight, family, case):
     assert eight[0][family]["logits"][case] < 1e-5
 
 
+@slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sharded_model_is_edited_where_it_lies(eight, family):
+def test_a_sharded_model_is_edited_on_its_devices(eight, family):
     found = eight[0][family]
     assert found["edited"] == []
     assert found["edited stays in place"]
