@@ -1,9 +1,16 @@
 """Causal tracing: which states of a forward pass carry a fact.
 
-noise = fit_noise(model, parse_noise("s3"), subjects=facts.subjects)
-prompt = TracePrompt.of(model.tokenizer, "The Space Needle is in downtown", "The Space Needle")
-runs = start(model, prompt, noise.draw(key, samples, num_subject_tokens, model.config.width))
-table = trace(model, prompt, runs, kind=TraceKind.MLP)
+Example:
+  Indirect effects of windows of three MLP outputs, [tokens, layers]:
+
+  >>> from rome_jax.trace import TraceKind, TracePrompt, fit_noise, parse_noise, start, trace
+  >>> prompt = TracePrompt.of(model.tokenizer, "Gothulf Punby plays the sport of", "Gothulf Punby")
+  >>> noise = fit_noise(model, parse_noise("s3"), subjects=["Gothulf Punby"])
+  >>> first, stop = prompt.span
+  >>> runs = start(model, prompt, noise.draw(key, 2, stop - first, model.config.width))
+  >>> effects = trace(runs, kind=TraceKind.MLP, window=3) - runs.corrupted_score
+  >>> effects.shape
+  (7, 6)
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +21,7 @@ if TYPE_CHECKING:
     from rome_jax.trace.averages import AverageEffects, ClassAverage, TokenClass, average_effects
     from rome_jax.trace.best_states import Agreement, BestStates, agreement
     from rome_jax.trace.best_states import best_states as find_best_states
+    from rome_jax.trace.corruption import Measure, Runs
     from rome_jax.trace.facts import FactsError, KnownFact, KnownFacts, open_facts, parse_facts
     from rome_jax.trace.folder import RunFolder
     from rome_jax.trace.noise import (
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     )
     from rome_jax.trace.prompt import TracePrompt
     from rome_jax.trace.protocol import Protocol, Series, find_prompt, subtract, trace_facts
-    from rome_jax.trace.restore import Measure, Runs, TraceKind
+    from rome_jax.trace.restore import TraceKind
     from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace, traced
     from rome_jax.trace.screen import screen as screen_states
     from rome_jax.trace.screen import verify
@@ -107,8 +115,8 @@ _HOMES = {
     "parse_noise": "rome_jax.trace.noise",
     "subject_embedding_std": "rome_jax.trace.noise",
     # One prompt
-    "Measure": "rome_jax.trace.restore",
-    "Runs": "rome_jax.trace.restore",
+    "Measure": "rome_jax.trace.corruption",
+    "Runs": "rome_jax.trace.corruption",
     "TraceKind": "rome_jax.trace.restore",
     "default_window": "rome_jax.trace.sweep",
     "scores": "rome_jax.trace.sweep",

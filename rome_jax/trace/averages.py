@@ -1,4 +1,4 @@
-"""Average effects over many prompts, by where a token stands (paper, figure 2 and section 2.2).
+"""Average effects over many prompts, by the class of a token's position (paper, section 2.2 and figure 2).
 
 Axes: L layers.
 """
@@ -15,7 +15,7 @@ from rome_jax.trace.result import SkippedCase, TraceResult, traced
 
 
 class TokenClass(enum.Enum):
-    """Places in a prompt, with the names that figures show."""
+    """Positions in a prompt, with the names that figures show."""
 
     FIRST_SUBJECT = "First subject token"
     MIDDLE_SUBJECT = "Middle subject tokens"
@@ -25,11 +25,13 @@ class TokenClass(enum.Enum):
     LAST = "Last token"
 
     def columns(self, subject: tuple[int, int], length: int) -> range:
-        """The columns of this class in a prompt; a token may be in two classes, and a class may be empty.
+        """Returns the columns of a prompt that belong to this class.
+
+        A token may belong to two classes, and a class may be empty.
 
         Args:
           subject: (first, last + 1) token of the subject.
-          length: tokens of the prompt.
+          length: Number of tokens in the prompt.
 
         Example:
           >>> [list(place.columns((1, 4), 8)) for place in TokenClass]
@@ -51,9 +53,9 @@ class ClassAverage:
     """The average indirect effect of one class of tokens, pooled over tokens and prompts.
 
     Attributes:
-      mean: [L]; NaN without a token.
-      band: [L], 1.96 σ / √n: half of the 95 % confidence interval.
-      count: n, tokens.
+      mean: [L] means; NaN if the class has no token.
+      band: [L] half widths of the 95 % confidence intervals, 1.96 σ / √n.
+      count: n, the number of tokens.
     """
 
     mean: np.ndarray
@@ -62,22 +64,23 @@ class ClassAverage:
 
     @property
     def peak(self) -> tuple[int, float]:
-        """(layer, value) of the largest mean."""
+        """The layer with the largest mean, and that mean."""
         layer = int(self.mean.argmax())
         return layer, float(self.mean[layer])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AverageEffects:
-    """Averages of one kind over prompts.
+    """The average effects of one kind of restoration over prompts.
 
     Attributes:
-      indirect: by class of tokens.
-      clean, corrupted: mean scores of the clean and the corrupted runs.
-      total: mean total effect, clean − corrupted.
-      total_band: 1.96 σ / √n of it.
-      num_cases: prompts that were traced.
-      num_skipped: prompts whose clean answer was wrong, or that could not be traced.
+      indirect: Average indirect effects by class of tokens.
+      clean: Mean score of the clean runs.
+      corrupted: Mean score of the corrupted runs.
+      total: Mean total effect, clean − corrupted.
+      total_band: Half width of its 95 % confidence interval, 1.96 σ / √n.
+      num_cases: Number of traced prompts.
+      num_skipped: Number of prompts that could not be traced or whose clean answer was wrong.
     """
 
     indirect: dict[TokenClass, ClassAverage]
@@ -90,30 +93,42 @@ class AverageEffects:
 
 
 def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffects:
-    """Averages cases of one kind and one number of layers.
+    """Averages the effects of cases.
+
+    Args:
+      cases: Cases of one kind, one window and one number of layers.
+
+    Returns:
+      Mean indirect effects by class of tokens, and the mean total effect.
 
     Raises:
-      ValueError: no traced case, or cases of several kinds, windows or numbers of layers.
+      ValueError: If no case was traced, or cases differ in kind, window or number of layers.
 
     Example:
-      >>> averages = average_effects(map(load_trace, files))  # doctest: +SKIP
-      >>> averages.indirect[TokenClass.LAST_SUBJECT].peak  # doctest: +SKIP
+      >>> from rome_jax.trace import Distribution, Noise, Protocol, Series, open_facts, trace_facts
+      >>> protocol = Protocol(Noise(Distribution.GAUSSIAN, 0.5), samples=2)
+      >>> facts = open_facts("factworld").facts[2:4]
+      >>> cases = trace_facts(model, facts, protocol, [Series.HIDDEN], {})
+      >>> average_effects(cases[Series.HIDDEN]).indirect[TokenClass.LAST].peak[0]  # the last layer
+      5
     """
     cases = list(cases)
     found = traced(cases)
     if not found:
-        raise ValueError(f"none of {len(cases)} cases was traced: there is nothing to average.")
+        raise ValueError(
+            f"none of {len(cases)} cases was traced: give at least one case that was not skipped."
+        )
     sorts = {(case.kind, case.window, case.scores.shape[1]) for case in found}
     if len(sorts) > 1:
         raise ValueError(
-            f"cases of several sorts (kind, window, layers): {sorted(sorts)}; average each by itself."
+            f"cases are of several sorts (kind, window, layers), {sorted(sorts)}: average each by itself."
         )
     indirect = {}
     for place in TokenClass:
         rows = []
         for case in found:
-            wanted = place.columns(case.subject_range, len(case.input_tokens))
-            rows += [case.indirect_effect[row] for row, c in enumerate(case.tokens) if c in wanted]
+            columns = place.columns(case.subject_range, len(case.input_tokens))
+            rows += [case.indirect_effect[row] for row, c in enumerate(case.tokens) if c in columns]
         indirect[place] = _average(np.array(rows).reshape(len(rows), found[0].scores.shape[1]))
     total = _average(np.array([[case.total_effect] for case in found]))
     return AverageEffects(
@@ -128,7 +143,7 @@ def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffect
 
 
 def _average(rows: np.ndarray) -> ClassAverage:
-    """Mean and band of rows [n, ...]; the deviation divides by n, as the original's does."""
+    """Averages rows [n, ...]; the deviation divides by n, as in the original."""
     if not len(rows):
         nothing = np.full(rows.shape[1:], np.nan)
         return ClassAverage(nothing, nothing, 0)

@@ -1,6 +1,7 @@
-"""Screened cases: where the best verified states are, and how well a screening agrees with a full trace.
+"""Summaries of screened cases: where the best verified states are, and how a screening agrees with a full trace.
 
-Averages of tables that are mostly unknown would mislead: what is restored is chosen for its effect.
+The tables of screened cases are mostly unknown, and what is known was chosen for its effect. Averages of such tables
+would mislead, so only the best state of each case is reported.
 
 Axes: T tokens, L layers.
 """
@@ -21,15 +22,16 @@ from rome_jax.trace.result import SkippedCase, TraceResult, traced
 
 @dataclasses.dataclass(frozen=True)
 class BestStates:
-    """The state of each case with the largest verified effect, by where it stands.
+    """The position and the effect of each case's best verified state, summarized over cases.
 
     Attributes:
-      count: of cases, by the token class of the best state; a token may be in two classes.
-      layer: median layer of those; None without a case.
-      median_layer: of all cases.
-      effect: mean indirect effect of the best states.
-      total: mean total effect.
-      num_cases, num_skipped: prompts that were traced, and that were not.
+      count: Number of cases whose best state belongs to a token class; a token may be in two classes.
+      layer: Median layer of those best states; None if the class has none.
+      median_layer: Median layer of the best states of all cases.
+      effect: Mean indirect effect of the best states.
+      total: Mean total effect.
+      num_cases: Number of traced prompts.
+      num_skipped: Number of prompts that were not traced.
     """
 
     count: dict[TokenClass, int]
@@ -42,30 +44,46 @@ class BestStates:
 
 
 def best_states(cases: Iterable[TraceResult | SkippedCase]) -> BestStates:
-    """Where the best verified states of screened cases are; NaN is no score.
+    """Finds the state with the largest verified effect in each screened case.
+
+    Args:
+      cases: Screened cases, with NaN for states that were not restored.
+
+    Returns:
+      Where the best states are and how large their effects are.
 
     Raises:
-      ValueError: no traced case.
+      ValueError: If no case was traced.
 
     Example:
-      >>> best_states(map(load_trace, files)).count[TokenClass.LAST_SUBJECT]  # doctest: +SKIP
+      >>> from rome_jax.trace import Distribution, Noise, Protocol, open_facts, trace_facts
+      >>> protocol = Protocol(Noise(Distribution.GAUSSIAN, 0.5), samples=2, screen=12)
+      >>> facts = open_facts("factworld").facts[2:4]
+      >>> cases = trace_facts(model, facts, protocol, [Series.HIDDEN], {})
+      >>> best_states(cases[Series.HIDDEN]).num_cases
+      2
     """
     cases = list(cases)
     found = traced(cases)
     if not found:
-        raise ValueError(f"none of {len(cases)} cases was traced: there is no best state.")
+        raise ValueError(
+            f"none of {len(cases)} cases was traced: give at least one case that was not skipped."
+        )
     layers, effects = [], []
     by_class: dict[TokenClass, list[int]] = {place: [] for place in TokenClass}
     for case in found:
         row, layer = np.unravel_index(np.nanargmax(case.scores), case.scores.shape)
         layers.append(int(layer))
         effects.append(float(case.indirect_effect[row, layer]))
-        for place, there in by_class.items():
+        for place, layers_there in by_class.items():
             if case.tokens[row] in place.columns(case.subject_range, len(case.input_tokens)):
-                there.append(int(layer))
+                layers_there.append(int(layer))
     return BestStates(
-        {place: len(there) for place, there in by_class.items()},
-        {place: float(np.median(there)) if there else None for place, there in by_class.items()},
+        {place: len(layers_there) for place, layers_there in by_class.items()},
+        {
+            place: float(np.median(layers_there)) if layers_there else None
+            for place, layers_there in by_class.items()
+        },
         float(np.median(layers)),
         float(np.mean(effects)),
         float(np.mean([case.total_effect for case in found])),
@@ -75,11 +93,14 @@ def best_states(cases: Iterable[TraceResult | SkippedCase]) -> BestStates:
 
 
 def best_table(best: Mapping[Series, BestStates], answers: str) -> str:
-    """How often the best state is in each class of tokens, and its median layer.
+    """Renders best states as a table: how often they are in each class of tokens, and their median layer.
 
     Args:
-      best: of at least one series.
-      answers: what is measured, such as "probability".
+      best: Summaries of at least one series.
+      answers: What is measured, such as "probability".
+
+    Returns:
+      The lines of the table.
     """
     one = next(iter(best.values()))
     lines = [
@@ -100,11 +121,12 @@ def best_table(best: Mapping[Series, BestStates], answers: str) -> str:
 
 
 def _cell(count: int, num_cases: int, layer: float | None) -> str:
+    """Renders the share of cases in a class and their median layer."""
     return "–" if layer is None else f"{100 * count / num_cases:.0f} % layer {layer:4.1f}"
 
 
 def best_json(best: Mapping[Series, BestStates]) -> dict[str, Any]:
-    """The same as JSON has it; null where a class has no best state."""
+    """Returns best states as JSON values; the median layer is null where a class has no best state."""
     return {
         series.value: {
             "num_cases": of.num_cases,
@@ -123,13 +145,13 @@ def best_json(best: Mapping[Series, BestStates]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """A screening of one case against its full trace.
+    """How well a screening of one case agrees with its full trace.
 
     Attributes:
-      rank: Spearman's correlation; NaN if all estimates or all effects are the same.
-      best: whether the state with the largest effect was verified.
-      found: share of the so many states with the largest effects that were verified.
-      reach: the largest verified effect as a share of the largest; NaN if no effect is positive.
+      rank: Spearman's rank correlation of estimates and effects; NaN if all estimates or all effects are equal.
+      best: Whether the state with the largest effect was verified.
+      found: Share of the K states with the largest effects that were verified, where K states were verified.
+      reach: Largest verified effect as a share of the largest effect; NaN if no effect is positive.
     """
 
     rank: float
@@ -139,12 +161,12 @@ class Agreement:
 
 
 def agreement(estimate: np.ndarray, verified: np.ndarray, effect: np.ndarray) -> Agreement:
-    """Compares tables [T, L] of the states from the subject on.
+    """Compares a screening with a full trace.
 
     Args:
-      estimate: first-order effects.
-      verified: the effects of the states that were restored, NaN elsewhere; one at least.
-      effect: all effects.
+      estimate: [T, L] first-order effects of the states from the subject on.
+      verified: [T, L] effects of the states that the screening restored, NaN elsewhere; at least one is known.
+      effect: [T, L] effects of all states.
 
     Example:
       >>> effect = np.array([[0.5, 0.1], [0.3, 0.2]])

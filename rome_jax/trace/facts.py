@@ -1,7 +1,7 @@
-"""Known facts to trace: the layout of the original's known_1000.json, and factworld's own facts in it.
+"""Known facts to trace, in the layout of the original's known_1000.json.
 
-A file is a JSON list of records with `known_id`, `subject`, `attribute` and `prompt`, and mostly `template`,
-`prediction` and `relation_id`.
+A file is a JSON list of records with the fields `known_id`, `subject`, `attribute` and `prompt`. Most records also have
+`template`, `prediction` and `relation_id`. The facts of factworld are available in the same layout.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 from rome_jax.data.request import SLOT
 
 FACTWORLD = "factworld"
-_MAX_ID = 2**32  # ids are folded into PRNG keys
+_MAX_ID = 2**32  # A `known_id` is folded into a PRNG key.
 
 
 class FactsError(ValueError):
-    """A file of known facts that cannot be read, or a record that is not what it should be."""
+    """A file of known facts that cannot be read, or a record that is malformed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownFact:
-    """A prompt that a model may know the answer of.
+    """A prompt that a model may know the answer to.
 
     Attributes:
-      known_id: its number; names files and decides the noise.
-      subject: what it is about.
-      attribute: the expected answer.
-      prompt: the text with the subject in it.
-      template: how the prompt begins, with `{}` for the subject; it may stop before the prompt does.
+      known_id: Number of the fact. It names files and decides the noise.
+      subject: What the fact is about.
+      attribute: The expected answer.
+      prompt: Text with the subject in it.
+      template: Beginning of the prompt, with `{}` for the subject; it may be shorter than the prompt.
     """
 
     known_id: int
@@ -43,7 +43,7 @@ class KnownFact:
 
     @property
     def characters(self) -> tuple[int, int] | None:
-        """(start, end) of the subject in the prompt as the template has it; None if it does not say.
+        """The characters (start, end) of the subject in the prompt; None if the template does not tell.
 
         Example:
           >>> KnownFact(0, "Rome", "Italy", "Rome, or New Rome, is in", "Rome, or New {}, is in").characters
@@ -56,12 +56,12 @@ class KnownFact:
 
 @dataclasses.dataclass(frozen=True)
 class KnownFacts:
-    """Facts and where they come from.
+    """Facts and their source.
 
     Attributes:
-      name: of the file, or "factworld".
-      sha256: of the file, or of the records as JSON.
-      facts: in the file's order.
+      name: Name of the file, or "factworld".
+      sha256: Checksum of the file, or of the records as JSON.
+      facts: The facts in the file's order.
     """
 
     name: str
@@ -70,18 +70,22 @@ class KnownFacts:
 
     @property
     def subjects(self) -> list[str]:
-        """All of them, one for each fact; noise levels such as s3 are measured on these."""
+        """The subject of each fact. Noise levels such as s3 are measured on all of them."""
         return [fact.subject for fact in self.facts]
 
 
 def open_facts(name: str | Path) -> KnownFacts:
-    """Known facts by their name.
+    """Reads known facts.
 
     Args:
-      name: "factworld", what the embedded models were trained on, or a .json file.
+      name: "factworld", the facts that the factworld models were trained on, or a .json file.
+
+    Returns:
+      The facts, with their name and checksum.
 
     Raises:
-      FactsError: no such file, no JSON list, or a malformed record; the sentence gives its index and field.
+      FactsError: If the file does not exist or is not a JSON list, or a record is malformed; the message gives the
+        index and the field of the record.
 
     Example:
       >>> open_facts("factworld").facts[0].prompt
@@ -96,12 +100,16 @@ def open_facts(name: str | Path) -> KnownFacts:
         return KnownFacts(FACTWORLD, hashlib.sha256(content).hexdigest(), parse_facts(records))
     path = Path(name).expanduser()
     if not path.is_file():
-        raise FactsError(f"there is no file {path}: give known facts as .json, or {FACTWORLD}.")
+        raise FactsError(
+            f"there is no file {path}: give a .json file of known facts, or {FACTWORLD}."
+        )
     content = path.read_bytes()
     try:
         records = json.loads(content)
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise FactsError(f"{path} is not JSON ({error}): mend it or download it again.") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise FactsError(
+            f"{path} is not JSON ({error}): correct it or download it again."
+        ) from error
     try:
         facts = parse_facts(records)
     except FactsError as error:
@@ -110,10 +118,16 @@ def open_facts(name: str | Path) -> KnownFacts:
 
 
 def parse_facts(records: Sequence[Any]) -> tuple[KnownFact, ...]:
-    """Checks parsed records.
+    """Checks records and makes facts of them.
+
+    Args:
+      records: The list of a JSON file.
+
+    Returns:
+      One fact per record, in their order.
 
     Raises:
-      FactsError: an empty list, or a malformed record, by its index and field.
+      FactsError: If the list is empty or a record is malformed; the message gives its index and field.
 
     Example:
       >>> record = {"known_id": 0, "subject": "Rome", "attribute": "Italy", "prompt": "Rome is in"}
@@ -122,33 +136,36 @@ def parse_facts(records: Sequence[Any]) -> tuple[KnownFact, ...]:
     """
     if not isinstance(records, list) or not records:
         raise FactsError(
-            "known facts are a JSON list with at least one record: see known_1000.json."
+            "known facts must be a JSON list with at least one record, in the layout of known_1000.json."
         )
     facts: dict[int, KnownFact] = {}
     for index, record in enumerate(records):
         if not isinstance(record, dict):
-            raise FactsError(f"record {index} is {record!r}: it must be an object with fields.")
+            raise FactsError(f"record {index} is {record!r}: it must be a JSON object.")
         texts = {field: _text(record, field, index) for field in ("subject", "attribute", "prompt")}
         template = record.get("template") or ""
         if not isinstance(template, str):
-            raise FactsError(f"record {index}: template is {template!r}, not a text.")
+            raise FactsError(f"record {index}: template is {template!r}: it must be a string.")
         number = record.get("known_id")
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < _MAX_ID:
             raise FactsError(
-                f"record {index}: known_id is {number!r}, not an integer from 0 to {_MAX_ID - 1}."
+                f"record {index}: known_id is {number!r}: it must be an integer from 0 to {_MAX_ID - 1}."
             )
         if number in facts:
             raise FactsError(
-                f"record {index}: known_id {number} is that of an earlier record too; give each its own."
+                f"record {index}: known_id {number} is that of an earlier record: give each record its own."
             )
         facts[number] = KnownFact(number, template=template, **texts)
     return tuple(facts.values())
 
 
 def _text(record: dict[str, Any], field: str, index: int) -> str:
+    """Returns a field that must be a string with more than white space."""
     if field not in record:
-        raise FactsError(f"record {index} has no {field!r}, only {', '.join(sorted(record))}.")
+        raise FactsError(
+            f"record {index} has no {field!r}, only {', '.join(sorted(record))}: add it."
+        )
     value = record[field]
     if not isinstance(value, str) or not value.strip():
-        raise FactsError(f"record {index}: {field} is {value!r}, not a text.")
+        raise FactsError(f"record {index}: {field} is {value!r}: it must be a non-empty string.")
     return value

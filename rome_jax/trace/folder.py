@@ -1,9 +1,9 @@
-"""The folder of a run of `eval.causal_trace`: one file a case, and how they were made.
+"""The folder of a run of `eval.causal_trace`: one file per case, and the settings that produced them.
 
-    DIR/run.json                            all that decides what a trace gives; another run is refused
-    DIR/cases/knowledge_<id><suffix>.npz    one case of one series; a case that could not be traced says why
+    DIR/run.json                            all settings that decide the results; a run with other settings is refused
+    DIR/cases/knowledge_<id><suffix>.npz    one case of one series; a case that could not be traced holds the reason
 
-What is there is not traced again.
+A case whose file exists is not traced again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_tra
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where the cases of a run lie, and what made them.
+    """The folder of a run and its settings.
 
     Attributes:
-      directory: of the run.
-      settings: all that decides what a trace gives.
+      directory: Folder of the run.
+      settings: All settings that decide the results.
     """
 
     directory: Path
@@ -40,21 +40,30 @@ class RunFolder:
         settings: Mapping[str, Any],
         recorded: Mapping[str, Any] | None = None,
     ) -> RunFolder:
-        """Makes the folder, or resumes in one of the same settings.
+        """Creates a folder, or opens one that has the same settings.
 
         Args:
-          directory: new, or that of a run.
-          settings: all that decides what a trace gives.
-          recorded: what else is written down of a new run.
+          directory: A new folder, or that of an earlier run.
+          settings: All settings that decide the results.
+          recorded: Further values to record in run.json when the folder is new.
+
+        Returns:
+          The folder.
 
         Raises:
-          ValueError: a folder of other settings, which are named, or with cases that nothing is known about.
+          ValueError: If the folder has other settings, which are named, or holds cases without a run.json.
+
+        Example:
+          >>> folder = RunFolder.open("results", {"model": "factworld-gpt2", "samples": 2})
+          >>> RunFolder.open("results", {"model": "factworld-gpt2", "samples": 10})
+          Traceback (most recent call last):
+          ValueError: results holds a run of other settings (samples is 2 there and 10 here): ...
         """
         open_run(directory, settings, recorded=recorded, cases="cases/*.npz")
         return cls(Path(directory), dict(settings))
 
     def path(self, fact: KnownFact, series: Series) -> Path:
-        """The file of a case."""
+        """Returns the file of a case."""
         return self.directory / "cases" / f"knowledge_{fact.known_id}{series.suffix}.npz"
 
     def run(
@@ -64,7 +73,14 @@ class RunFolder:
         protocol: Protocol,
         series: Sequence[Series],
     ) -> None:
-        """Traces what is not there yet, with a bar."""
+        """Traces the cases that have no file yet, with a progress bar.
+
+        Args:
+          model: Model to trace.
+          facts: Facts to trace.
+          protocol: Settings of the traces, the same as in `settings`.
+          series: What is traced of each fact.
+        """
         missing = {
             fact: [one for one in series if not self.path(fact, one).exists()] for fact in facts
         }
@@ -80,9 +96,17 @@ class RunFolder:
     def results(
         self, facts: Sequence[KnownFact], series: Series
     ) -> list[TraceResult | SkippedCase]:
-        """The cases of a series.
+        """Reads the cases of a series.
+
+        Args:
+          facts: Facts whose cases have been traced.
+          series: Which series.
+
+        Returns:
+          One case per fact, in the order of the facts.
 
         Raises:
-          ValueError: a damaged file.
+          FileNotFoundError: If a fact has not been traced.
+          ValueError: If a file is damaged.
         """
         return [load_trace(self.path(fact, series)) for fact in facts]

@@ -1,4 +1,4 @@
-"""What `eval.causal_trace` is asked to do: series, facts, noise and settings, from flags or by default."""
+"""The inputs of `eval.causal_trace`, read from its flags or chosen by default: series, facts, noise and settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from rome_jax.trace.noise import Noise, fit_noise, parse_noise
 from rome_jax.trace.protocol import Protocol, Series
 from rome_jax.trace.restore import TraceKind
 
-_NOISE_TEXTS = 1000  # articles, as in the original
+_NOISE_TEXTS = 1000  # articles that noise is fitted to, as in the original
 
 
 def check_flags(given: Collection[str]) -> None:
-    """Refuses flags that make no sense together.
+    """Refuses flags that contradict each other.
+
+    Args:
+      given: Names of the flags on the command line.
 
     Raises:
-      ValueError: naming them.
+      ValueError: If two of them contradict each other; the message names them.
 
     Example:
       >>> check_flags({"prompt", "subject"})
@@ -34,24 +37,31 @@ def check_flags(given: Collection[str]) -> None:
     if "prompt" not in given and of_prompt:
         raise ValueError(f"--{of_prompt[0]} belongs to one prompt: give --prompt too.")
     if "prompt" in given and "subject" not in given:
-        raise ValueError("--prompt needs --subject: the words of it that are corrupted.")
+        raise ValueError("--prompt needs --subject, the part of the prompt that is corrupted.")
     of_run = [name for name in ("num_cases", "severed", "case_figures") if name in given]
     if "prompt" in given and of_run:
-        raise ValueError(f"--{of_run[0]} is for many prompts: leave it out, or --prompt.")
+        raise ValueError(f"--{of_run[0]} is for many prompts: remove it, or remove --prompt.")
     everywhere = [name for name in ("severed", "tokens") if name in given]
     if "screen" in given and everywhere:
         raise ValueError(
-            f"--screen chooses among all hidden states, MLPs and attentions: leave --{everywhere[0]} out."
+            f"--screen chooses among the states of all tokens, unsevered: leave --{everywhere[0]} out."
         )
     if "contrast" in given and "measure" in given:
         raise ValueError("--contrast compares log-probabilities: leave --measure out.")
 
 
 def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:
-    """What --kinds and --severed ask for.
+    """Returns the series that --kinds and --severed select.
+
+    Args:
+      kinds: Names of kinds, in either case.
+      severed: Whether to add the two severed series.
+
+    Returns:
+      The series in the order of `Series`.
 
     Raises:
-      ValueError: a kind that there is not, none at all, or severed ones without the hidden states to compare with.
+      ValueError: If a kind is unknown, no kind is given, or severed series lack the hidden states to compare with.
 
     Example:
       >>> [series.value for series in read_series(["attn", "hidden"], severed=False)]
@@ -62,7 +72,7 @@ def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:
     for kind in kinds or [""]:
         if kind not in valid:
             raise ValueError(
-                f"--kinds={','.join(kinds)}: {kind!r} is no kind; give some of {', '.join(valid)}."
+                f"--kinds={','.join(kinds)}: {kind!r} is no kind: give some of {', '.join(valid)}."
             )
     if severed and TraceKind.HIDDEN not in kinds:
         raise ValueError("--severed is compared with hidden states: add hidden to --kinds.")
@@ -70,21 +80,40 @@ def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:
 
 
 def read_facts(name: str | None, model_name: str) -> KnownFacts | None:
-    """The facts of --fact_file; by default factworld's own for an embedded model, None for another.
+    """Reads the facts of --fact_file.
+
+    Args:
+      name: Value of the flag. None means factworld for a factworld model and no facts for any other; "published" means
+        the original's known_1000.json, which is downloaded.
+      model_name: Name of the model.
+
+    Returns:
+      The facts, or None.
 
     Raises:
-      FactsError: they cannot be read.
-      DownloadError: the published ones cannot be fetched.
+      FactsError: If the facts cannot be read.
+      DownloadError: If the published facts cannot be downloaded.
+
+    Example:
+      >>> read_facts(None, "factworld-gpt2").name, read_facts(None, "gpt2-xl")
+      ('factworld', None)
     """
     if name is None and model_name not in SHIPPED:
         return None
     if name == PUBLISHED:
-        name = published.fetch(published.KNOWN_FACTS)
+        return open_facts(published.fetch(published.KNOWN_FACTS))
     return open_facts(name or FACTWORLD)
 
 
 def read_prompt(text: str, subject: str) -> KnownFact:
-    """--prompt, with the subject in it or `{}` in its place.
+    """Makes a fact of --prompt and --subject.
+
+    Args:
+      text: Prompt with the subject in it, or with `{}` in its place.
+      subject: Subject of the prompt.
+
+    Returns:
+      A fact with `known_id` 0 and without an attribute.
 
     Example:
       >>> read_prompt("{} is in", "Rome").prompt
@@ -98,16 +127,25 @@ def read_prompt(text: str, subject: str) -> KnownFact:
 def read_noise(
     model: LanguageModel, text: str, subjects: Sequence[str], corpus_name: str | None
 ) -> tuple[Noise, Corpus | None]:
-    """The noise of --noise_level, fitted to a model, and the corpus that it was fitted on, if it needs one.
+    """Fits the noise of --noise_level to a model.
 
     Args:
-      model: whose embeddings are measured.
-      text: of the flag.
-      subjects: for a relative level.
-      corpus_name: for a level that is fitted to text; by default factworld for an embedded model, else wikipedia.
+      model: Model whose embeddings are measured.
+      text: Value of the flag.
+      subjects: Subjects of the data set, for a relative level.
+      corpus_name: Corpus for a level that is fitted to text; None means factworld for a factworld model and wikipedia
+        for any other.
+
+    Returns:
+      The noise, and the corpus that it was fitted to; None if it needs no corpus.
 
     Raises:
-      ValueError: an unknown level, or a corpus that cannot be read.
+      ValueError: If the level is unknown or the corpus cannot be read.
+
+    Example:
+      >>> noise, corpus = read_noise(model, "u0.1", [], None)
+      >>> noise.value, corpus
+      (0.1, None)
     """
     level = parse_noise(text)
     if not level.needs_texts:
@@ -119,7 +157,16 @@ def read_noise(
 def describe(
     model: LanguageModel, protocol: Protocol, noise_level: str, corpus: Corpus | None
 ) -> dict[str, Any]:
-    """All of a run's settings but its facts; with these they decide every number."""
+    """Returns the settings of a run except for its facts.
+
+    Together with the facts they decide every number. `RunFolder` refuses to mix runs whose settings differ.
+
+    Args:
+      model: Model that is traced.
+      protocol: Settings of the traces.
+      noise_level: Value of --noise_level.
+      corpus: Corpus that the noise was fitted to, if any.
+    """
     return {
         **describe_model(model),
         "noise_level": noise_level.strip(),
@@ -135,10 +182,10 @@ def describe(
 
 
 def default_directory(model: LanguageModel) -> Path:
-    """results/causal_trace/<model>.
+    """Returns the folder of a run without --output_dir, results/causal_trace/<model>.
 
     Example:
-      >>> default_directory(load_model("factworld-gpt2"))  # doctest: +SKIP
-      PosixPath('results/causal_trace/factworld-gpt2')
+      >>> default_directory(model).as_posix()
+      'results/causal_trace/factworld-gpt2'
     """
     return Path("results", "causal_trace", short_name(model).replace("/", "_"))

@@ -1,13 +1,13 @@
-"""Noise for the corrupted runs: the subject's token embeddings are disturbed until the model loses the fact.
+"""Noise for the corrupted runs: it disturbs the subject's token embeddings until the model loses the fact.
 
-A `Noise` is a distribution over embeddings; drawn with a PRNG key it gives [samples, tokens, width]. The texts that
-`parse_noise` reads are the original's:
+A `Noise` is a distribution over embeddings. A draw with a PRNG key gives [samples, tokens, width]. `parse_noise` reads
+noise levels as the original writes them:
 
-    s3      Gaussian, 3 × the standard deviation of the subjects' token embeddings (the paper's)
-    0.1     Gaussian with that standard deviation
+    s3      Gaussian, with 3 times the standard deviation of the subjects' token embeddings (as in the paper)
+    0.1     Gaussian, with standard deviation 0.1
     u0.1    uniform between −0.1 and 0.1
-    t3      Student's t with 3 degrees of freedom, with the covariance of the embeddings of a text
-    m       multivariate Gaussian with the mean and the covariance of the embeddings of a text
+    t3      Student's t with 3 degrees of freedom, with the covariance of the token embeddings of a text
+    m       multivariate Gaussian, with the mean and the covariance of the token embeddings of a text
 
 Axes: S samples, n tokens, D width.
 """
@@ -38,12 +38,12 @@ class Distribution(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLevel:
-    """What a text such as "s3" asks for, before it is fitted to a model.
+    """A noise level such as "s3", before it is fitted to a model.
 
     Attributes:
-      distribution: the family.
-      value: standard deviation, half width or degrees of freedom; 0 for MULTIVARIATE.
-      relative: `value` counts standard deviations of the subjects' embeddings.
+      distribution: Family of the noise.
+      value: Standard deviation, half width or degrees of freedom; 0 for MULTIVARIATE.
+      relative: Whether `value` is a multiple of the standard deviation of the subjects' embeddings.
     """
 
     distribution: Distribution
@@ -52,15 +52,21 @@ class NoiseLevel:
 
     @property
     def needs_texts(self) -> bool:
-        """Whether it is fitted to the embeddings of running text."""
+        """Whether the level is fitted to the embeddings of running text."""
         return self.distribution in (Distribution.STUDENT_T, Distribution.MULTIVARIATE)
 
 
 def parse_noise(text: str) -> NoiseLevel:
-    """Reads a noise level as the original writes it; see the module.
+    """Reads a noise level as the original writes it.
+
+    Args:
+      text: One of the forms listed at the top of this module, with any positive number.
+
+    Returns:
+      The level.
 
     Raises:
-      ValueError: anything else, or a number that is not positive.
+      ValueError: If the text has another form, or its number is not positive; for t, not above 2.
 
     Example:
       >>> parse_noise("s3")
@@ -71,8 +77,9 @@ def parse_noise(text: str) -> NoiseLevel:
     student = match and match[1] == "t"
     if match is None or not (match[3] or value > (2.0 if student else 0.0)):
         raise ValueError(
-            f"noise_level={text!r}: give s3 (3 × the deviation of subject embeddings), 0.1 (Gaussian), u0.1 (uniform), "
-            "t3 (Student's t, more than 2 degrees of freedom) or m (multivariate Gaussian)."
+            f"noise_level={text!r} is not a noise level: give s3 (3 times the standard deviation of the subjects' "
+            "embeddings), 0.1 (Gaussian), u0.1 (uniform), t3 (Student's t, more than 2 degrees of freedom) or m "
+            "(multivariate Gaussian)."
         )
     if match[3]:
         return NoiseLevel(Distribution.MULTIVARIATE, 0.0)
@@ -82,13 +89,13 @@ def parse_noise(text: str) -> NoiseLevel:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Noise:
-    """A distribution to draw from.
+    """A distribution of noise vectors.
 
     Attributes:
-      distribution: the family.
-      value: standard deviation, half width or degrees of freedom.
-      mean: [D], and
-      root: [D, D], a symmetric square root of the covariance: of MULTIVARIATE and STUDENT_T.
+      distribution: Family of the noise.
+      value: Standard deviation, half width or degrees of freedom; 0 for MULTIVARIATE.
+      mean: [D] mean; only for MULTIVARIATE and STUDENT_T, which does not use it.
+      root: [D, D] symmetric square root of the covariance; only for MULTIVARIATE and STUDENT_T.
     """
 
     distribution: Distribution
@@ -97,7 +104,16 @@ class Noise:
     root: np.ndarray | None = None
 
     def draw(self, key: jax.Array, samples: int, tokens: int, width: int) -> jax.Array:
-        """Independent vectors, float32 [S, n, D].
+        """Draws independent noise vectors.
+
+        Args:
+          key: PRNG key.
+          samples: S.
+          tokens: n, tokens of the subject.
+          width: D, width of the model.
+
+        Returns:
+          float32 [S, n, D].
 
         Example:
           >>> Noise(Distribution.UNIFORM, 0.1).draw(jax.random.key(0), 10, 4, 768).shape
@@ -112,7 +128,8 @@ class Noise:
         vectors = jax.random.normal(normal, shape) @ jnp.asarray(self.root, jnp.float32)
         if self.distribution is Distribution.MULTIVARIATE:
             return vectors + jnp.asarray(self.mean, jnp.float32)
-        # Divided by √(χ²/ν) it is Student's t; scaled so that its covariance is that of the embeddings.
+        # A normal vector divided by √(χ²/ν) has Student's t distribution. The scale makes its covariance that of the
+        # embeddings.
         chi_square = 2 * jax.random.gamma(other, self.value / 2, shape[:2])
         return vectors * jnp.sqrt((self.value - 2) / chi_square)[..., None]
 
@@ -124,19 +141,24 @@ def fit_noise(
     subjects: Sequence[str] = (),
     texts: Iterable[str] = (),
 ) -> Noise:
-    """The distribution that a noise level means for a model.
+    """Fits a noise level to the embeddings of a model.
 
     Args:
-      model: whose embeddings are measured.
-      level: from `parse_noise`.
-      subjects: for a relative level, all subjects of the data set.
-      texts: for a level that `needs_texts`, running text; the original takes 1,000 articles of wikitext.
+      model: Model whose token embeddings are measured.
+      level: Level from `parse_noise`.
+      subjects: All subjects of the data set; only for a relative level.
+      texts: Running text; only for a level that `needs_texts`. The original takes 1,000 articles of wikitext.
+
+    Returns:
+      The distribution to draw from.
 
     Raises:
-      ValueError: subjects or texts are needed and none is given.
+      ValueError: If the level needs subjects or texts and none are given.
 
     Example:
-      >>> noise = fit_noise(model, parse_noise("s3"), subjects=["Space Needle"])  # doctest: +SKIP
+      >>> noise = fit_noise(model, parse_noise("s3"), subjects=["Gothulf Punby"])
+      >>> noise.distribution.value, round(noise.value, 2)
+      ('gaussian', 0.41)
     """
     if level.needs_texts:
         mean, covariance = embedding_moments(model, texts)
@@ -148,28 +170,46 @@ def fit_noise(
 
 
 def subject_embedding_std(model: LanguageModel, subjects: Sequence[str]) -> float:
-    """Standard deviation (n - 1) over all elements of the subjects' token embeddings, subjects without a leading space.
+    """Computes the standard deviation over all elements of the subjects' token embeddings.
 
-    Three times this is the noise level of the paper (section 2.1, footnote 1).
+    Three times this is the noise level of the paper (section 2.1, footnote 1). The sum of squares is divided by n − 1,
+    and subjects are tokenized without a leading space, both as in the original.
+
+    Args:
+      model: Model whose token embeddings are measured.
+      subjects: Texts; a token that occurs twice counts twice.
 
     Raises:
-      ValueError: no subjects.
+      ValueError: If there are no subjects.
 
     Example:
-      >>> 3 * subject_embedding_std(model, ["Space Needle"])  # doctest: +SKIP
+      >>> round(subject_embedding_std(model, ["Gothulf Punby"]), 3)
+      0.137
     """
     if not subjects:
-        raise ValueError("subjects is empty: give at least one.")
+        raise ValueError("subjects is empty: give at least one subject.")
     ids = model.tokenizer(list(subjects), add_special_tokens=False)["input_ids"]
     embedding = np.asarray(model.params["wte"]["embedding"], np.float64)
     return float(embedding[np.concatenate(ids)].std(ddof=1))
 
 
 def embedding_moments(model: LanguageModel, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D], float64, of the token embeddings of running text.
+    """Computes the mean and the covariance of the token embeddings of running text.
+
+    Args:
+      model: Model whose token embeddings are measured.
+      texts: Running text; each occurrence of a token counts.
+
+    Returns:
+      The mean [D] and the covariance [D, D], float64.
 
     Raises:
-      ValueError: no text.
+      ValueError: If there is no text.
+
+    Example:
+      >>> mean, covariance = embedding_moments(model, ["Gothulf Punby plays the sport of"])
+      >>> mean.shape, covariance.shape
+      ((128,), (128, 128))
     """
     counts = np.zeros(model.config.vocab_size)
     for text in texts:

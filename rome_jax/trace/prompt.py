@@ -1,18 +1,38 @@
-"""A prompt to trace: its tokens, where the subject is, and what it should say."""
+"""A prompt to trace: its tokens, its subject, and the answer that is measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, round_up, token_span
-from rome_jax.trace.restore import Tokens
 
-_LENGTH_MULTIPLE = 8  # few shapes, few programs
+_LENGTH_MULTIPLE = 8  # Prompts are padded to few lengths, so that few programs are compiled.
+
+
+@struct.dataclass
+class TraceTokens:
+    """The input of the runs: the prompt and all target tokens but the last, padded on the right.
+
+    Attributes:
+      ids: int32 [T].
+      mask: bool [T], True for real tokens.
+      subject: bool [T], True for the subject's tokens.
+      last: int32 [] column of the prompt's last token.
+      target: int32 [M] tokens of the answer; None for the most likely next token of the clean run.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+    subject: jax.Array
+    last: jax.Array
+    target: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +40,12 @@ class TracePrompt:
     """A prompt in tokens.
 
     Attributes:
-      text: of the prompt.
-      subject: text of the subject.
-      ids: the prompt's tokens.
-      input_tokens: the text of each.
+      text: Text of the prompt.
+      subject: Text of the subject.
+      ids: Tokens of the prompt.
+      input_tokens: Text of each token.
       span: (first, last + 1) token of the subject.
-      target: tokens whose probability is measured; None for the model's own answer.
+      target: Tokens of the answer that is measured; None for the model's own answer.
     """
 
     text: str
@@ -38,56 +58,65 @@ class TracePrompt:
     @classmethod
     def of(
         cls,
-        tokenizer,
+        tokenizer: Any,
         text: str,
         subject: str,
         *,
         characters: tuple[int, int] | None = None,
         target: str | None = None,
     ) -> TracePrompt:
-        """Tokenises a prompt and finds its subject.
+        """Tokenizes a prompt and finds the tokens of its subject.
 
         Args:
-          tokenizer: with character offsets.
-          text: without white space at its end.
-          subject: must stand in it.
-          characters: (start, end) of the subject, where it stands more than once.
-          target: what to measure the probability of, with a space put before it if it has none.
+          tokenizer: Fast tokenizer of `transformers`, which knows the characters that each token covers.
+          text: Prompt without white space at its end.
+          subject: Part of the prompt that is corrupted.
+          characters: (start, end) of the subject in `text`; needed only if the subject occurs more than once.
+          target: Answer to measure; a space is put before it unless it begins with white space. None for the model's
+            own answer.
+
+        Returns:
+          The prompt in tokens.
 
         Raises:
-          ValueError: a subject that is empty, not there, or there more than once without `characters`; a prompt of
-            one token; an empty target.
+          ValueError: If the subject is empty, is not in the prompt, or occurs more than once and `characters` is None;
+            if `characters` do not select it; if the prompt is a single token; or if the target is empty.
 
         Example:
-          >>> TracePrompt.of(tokenizer, "The Space Needle is in", "The Space Needle").span  # doctest: +SKIP
-          (0, 4)
+          >>> text = "Gothulf Punby plays the sport of"
+          >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
+          >>> prompt.input_tokens[slice(*prompt.span)]
+          ('Gothulf', ' P', 'unby')
         """
-        places = [match.span() for match in re.finditer(re.escape(subject), text)]
-        if not subject.strip() or not places:
+        occurrences = [match.span() for match in re.finditer(re.escape(subject), text)]
+        if not subject.strip() or not occurrences:
             raise ValueError(
-                f"subject={subject!r} is not in the prompt {text!r}: write it as it stands there."
+                f"subject={subject!r} is not in the prompt {text!r}: give it exactly as the prompt spells it."
             )
         if characters is None:
-            if len(places) > 1:
+            if len(occurrences) > 1:
                 raise ValueError(
-                    f"subject={subject!r} stands {len(places)} times in the prompt {text!r}: say which by its "
-                    f"characters, one of {places}."
+                    f"subject={subject!r} occurs {len(occurrences)} times in the prompt {text!r}: choose one with "
+                    f"characters, from {occurrences}."
                 )
-            characters = places[0]
+            characters = occurrences[0]
         elif text[slice(*characters)] != subject:
             raise ValueError(
-                f"characters={characters} of the prompt are {text[slice(*characters)]!r}, not the subject {subject!r}."
+                f"characters={characters} of the prompt are {text[slice(*characters)]!r}, not the subject {subject!r}: "
+                f"give one of {occurrences}."
             )
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = tuple(encoded["input_ids"])
         if len(ids) < 2:
             raise ValueError(
-                f"the prompt {text!r} is a single token: there is nothing to trace between subject and answer."
+                f"the prompt {text!r} is a single token: give a longer one, with text after the subject."
             )
         target_ids = None
         if target is not None:
             if not target.strip():
-                raise ValueError("target is empty: give the text whose probability is measured.")
+                raise ValueError(
+                    f"target is empty ({target!r}): give the text whose probability is measured."
+                )
             spaced = target if target[0].isspace() else f" {target}"
             target_ids = tuple(tokenizer(spaced, add_special_tokens=False)["input_ids"])
         pieces = tuple(tokenizer.decode([token]) for token in ids)
@@ -96,14 +125,17 @@ class TracePrompt:
 
     @property
     def answer_columns(self) -> np.ndarray:
-        """int [M], the columns whose predictions are the answer's tokens."""
+        """The columns whose predictions are the answer's tokens, int [M]."""
         return len(self.ids) - 1 + np.arange(len(self.target or (0,)))
 
-    def arrays(self, context_length: int) -> Tokens:
-        """For the device, in few sizes.
+    def arrays(self, context_length: int) -> TraceTokens:
+        """Returns the input of the runs, padded to one of a few lengths.
+
+        Args:
+          context_length: Most tokens that the model can read.
 
         Raises:
-          SequenceTooLongError: longer than the model's context.
+          SequenceTooLongError: If the prompt and its target are longer than the context.
         """
         ids = self.ids + (self.target or (0,))[:-1]
         if len(ids) > context_length:
@@ -113,24 +145,31 @@ class TracePrompt:
             )
         length = min(round_up(len(ids), _LENGTH_MULTIPLE), context_length)
         column = np.arange(length)
-        return Tokens(
-            np.pad(np.array(ids, np.int32), (0, length - len(ids))),
-            column < len(ids),
-            (self.span[0] <= column) & (column < self.span[1]),
-            np.int32(len(self.ids) - 1),
-            None if self.target is None else np.array(self.target, np.int32),
+        return TraceTokens(
+            jnp.asarray(np.pad(np.array(ids, np.int32), (0, length - len(ids)))),
+            jnp.asarray(column < len(ids)),
+            jnp.asarray((self.span[0] <= column) & (column < self.span[1])),
+            jnp.asarray(np.int32(len(self.ids) - 1)),
+            None if self.target is None else jnp.asarray(np.array(self.target, np.int32)),
         )
 
     def spread(self, noise: jax.Array, length: int) -> jax.Array:
-        """Noise of the subject's tokens [S, n, D] -> [S, T, D].
+        """Puts the noise of the subject's tokens at their columns.
+
+        Args:
+          noise: [S, n, D] noise for the n tokens of the subject.
+          length: T, columns of the result.
+
+        Returns:
+          [S, T, D], zero outside of the subject.
 
         Raises:
-          ValueError: noise for another number of tokens.
+          ValueError: If the noise is for another number of tokens.
         """
         first, stop = self.span
         if noise.shape[1] != stop - first:
             raise ValueError(
-                f"noise has shape {noise.shape}, but the subject {self.subject!r} has {stop - first} tokens: its "
-                "second axis must be as long."
+                f"noise has shape {noise.shape}, but the subject {self.subject!r} has {stop - first} tokens: give "
+                f"noise of shape [samples, {stop - first}, width]."
             )
         return jnp.pad(noise, ((0, 0), (first, length - stop), (0, 0)))

@@ -1,6 +1,6 @@
-"""Cases of `eval.causal_trace`: what is traced of a prompt, and how.
+"""How the cases of a data set are traced: series, settings, and the steps from a fact to its traces.
 
-The noise of a case comes from the seed and its `known_id` alone: neither the order of the cases nor an interruption
+The noise of a case depends only on the seed and its `known_id`, so neither the order of the cases nor an interruption
 changes a number.
 """
 
@@ -18,17 +18,22 @@ from rome_jax.data.tokens import SequenceTooLongError
 from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
+from rome_jax.trace.corruption import Measure, Runs
 from rome_jax.trace.facts import KnownFact
 from rome_jax.trace.noise import Noise
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import DEFAULT_WINDOW, Measure, Runs, TraceKind
+from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult
 from rome_jax.trace.screen import screen, verify
 from rome_jax.trace.sweep import CHUNK_COLUMNS, start, trace
 
 
 class Series(enum.StrEnum):
-    """What is traced of each case: a kind everywhere, or hidden states at the last subject token, severed."""
+    """What is traced of each case.
+
+    The first three restore one kind at every token. The severed series restore hidden states at the last subject token
+    while its MLPs, or its attention, keep their corrupted outputs (paper, section 2.2, figure 3).
+    """
 
     HIDDEN = "hidden"
     MLP = "mlp"
@@ -38,7 +43,7 @@ class Series(enum.StrEnum):
 
     @property
     def severed(self) -> Site | None:
-        """The site that is held at its corrupted values."""
+        """The site that keeps its corrupted values, or None."""
         sites = {"severed_mlp": Site.MLP_OUT, "severed_attn": Site.ATTN_OUT}
         return sites.get(self.value)
 
@@ -49,21 +54,34 @@ class Series(enum.StrEnum):
 
     @property
     def suffix(self) -> str:
-        """Of its files; the original's for the three kinds."""
+        """The end of its files' names, for the three kinds the same as the original's."""
         return "" if self is Series.HIDDEN else f"_{self.value}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a prompt is traced.
+    """The settings that the traces of all prompts share.
 
     Attributes:
-      noise, samples, seed, mode: of the corrupted runs.
-      window: layers of MLP or attention outputs.
-      measure: of the answer.
-      subject_last: restore at the last subject token alone.
-      screen: restore only the states that a screening ranks first, so many; 0 for all states.
-      chunk_columns: bounds the memory; changes no result.
+      noise: Distribution of the noise on the subject's embeddings.
+      samples: Number of noise samples, each a corrupted run.
+      seed: Seed of the noise.
+      mode: Whether the noise is added to the embeddings or replaces them.
+      window: Number of layers of MLP or attention outputs that are restored together.
+      measure: How the answer is scored.
+      subject_last: Whether to restore only at the last subject token.
+      screen: Number of states to restore, those that a screening ranks first; 0 for all states.
+      chunk_columns: Bound on the memory, see `sweep.scores`; it changes no result.
+
+    Example:
+      >>> from rome_jax.trace import TracePrompt, fit_noise, parse_noise
+      >>> text = "Gothulf Punby plays the sport of"
+      >>> noise = fit_noise(model, parse_noise("s3"), subjects=["Gothulf Punby"])
+      >>> protocol = Protocol(noise, samples=2, window=3)
+      >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
+      >>> result = protocol.sweep(protocol.begin(model, prompt), Series.HIDDEN, {})
+      >>> result.indirect_effect.shape  # [tokens, layers]
+      (7, 6)
     """
 
     noise: Noise
@@ -77,62 +95,72 @@ class Protocol:
     chunk_columns: int = CHUNK_COLUMNS
 
     def begin(self, model: LanguageModel, prompt: TracePrompt, known_id: int = 0) -> Runs:
-        """The clean and the corrupted runs.
+        """Computes the clean run and the corrupted runs of a prompt.
+
+        Args:
+          model: Model to trace.
+          prompt: Prompt to trace.
+          known_id: Number of the case, which together with the seed decides its noise.
 
         Raises:
-          SequenceTooLongError: a prompt longer than the model's context.
+          SequenceTooLongError: If the prompt is longer than the model's context.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), known_id)
         first, stop = prompt.span
         noise = self.noise.draw(key, self.samples, stop - first, model.config.width)
         return start(model, prompt, noise, mode=self.mode, measure=self.measure)
 
-    def estimate(
-        self, model: LanguageModel, prompt: TracePrompt, runs: Runs, series: Series
-    ) -> np.ndarray:
-        """First-order effects of all states [prompt tokens, L], by which a screening ranks them."""
-        how = {"kind": series.kind, "window": self.window, "measure": self.measure}
-        return screen(model, prompt, runs, **how)
+    def estimate(self, runs: Runs, series: Series) -> np.ndarray:
+        """Estimates the effects of all states to first order, [prompt tokens, L]; a screening ranks them by these."""
+        return screen(runs, kind=series.kind, window=self.window)
 
     def sweep(
         self,
-        model: LanguageModel,
-        prompt: TracePrompt,
         runs: Runs,
         series: Series,
         provenance: Mapping[str, Any],
         estimate: np.ndarray | None = None,
     ) -> TraceResult:
-        """The restorations of one series, from what `begin` returned.
+        """Computes the restorations of one series.
 
         Args:
-          model, prompt, runs, series: what is traced.
-          provenance: of the result.
-          estimate: what a screening ranks by, if not by the effects on this prompt's own answer.
+          runs: Runs from `begin`.
+          series: What is traced.
+          provenance: Settings to keep with the result.
+          estimate: [prompt tokens, L] estimates that a screening ranks by; those of `estimate` if None.
+
+        Returns:
+          The scores of the restored places, and what is needed to read them.
         """
+        prompt = runs.prompt
         at_last = series.severed or self.subject_last
         columns = (prompt.span[1] - 1,) if at_last else tuple(range(len(prompt.ids)))
-        how = {
-            "kind": series.kind,
-            "window": self.window,
-            "measure": self.measure,
-            "chunk_columns": self.chunk_columns,
-        }
         if self.screen:
-            if estimate is None:
-                estimate = self.estimate(model, prompt, runs, series)
-            scores = verify(model, prompt, runs, estimate, top=self.screen, **how)
+            scores = verify(
+                runs,
+                self.estimate(runs, series) if estimate is None else estimate,
+                top=self.screen,
+                kind=series.kind,
+                window=self.window,
+                chunk_columns=self.chunk_columns,
+            )
         else:
-            severed = (series.severed,) if series.severed else ()
-            scores = trace(model, prompt, runs, severed=severed, tokens=columns, **how)
+            scores = trace(
+                runs,
+                kind=series.kind,
+                window=self.window,
+                severed=(series.severed,) if series.severed else (),
+                tokens=columns,
+                chunk_columns=self.chunk_columns,
+            )
         return TraceResult(
             scores,
-            float(runs.corrupted_score),
-            float(runs.clean_score),
+            runs.corrupted_score,
+            runs.clean_score,
             np.array(prompt.ids),
             prompt.input_tokens,
             prompt.span,
-            model.tokenizer.decode(np.asarray(runs.target)),
+            runs.answer,
             series.kind,
             self.window,
             columns,
@@ -141,7 +169,16 @@ class Protocol:
 
 
 def subtract(first: TraceResult, second: TraceResult) -> TraceResult:
-    """The difference of two traces under the same noise: of two answers, or of the same one in two series."""
+    """Subtracts one trace from another under the same noise: of two answers, or of one answer in two series.
+
+    Example:
+      >>> from rome_jax.trace import Distribution, Noise, find_prompt, open_facts
+      >>> protocol = Protocol(Noise(Distribution.GAUSSIAN, 0.5), samples=2, window=3)
+      >>> runs = protocol.begin(model, find_prompt(model, open_facts("factworld").facts[0]))
+      >>> hidden, mlp = (protocol.sweep(runs, series, {}) for series in (Series.HIDDEN, Series.MLP))
+      >>> subtract(hidden, mlp).low_score
+      0.0
+    """
     return dataclasses.replace(
         first,
         scores=first.scores - second.scores,
@@ -152,14 +189,25 @@ def subtract(first: TraceResult, second: TraceResult) -> TraceResult:
 
 
 def find_prompt(model: LanguageModel, fact: KnownFact, target: str | None = None) -> TracePrompt:
-    """The tokens of a fact.
+    """Tokenizes the prompt of a fact and finds its subject.
+
+    Args:
+      model: Model that the tokenizer belongs to.
+      fact: Prompt and subject.
+      target: Answer to measure; the model's own if None.
 
     Raises:
-      ValueError: a prompt that ends in white space or is a single token, or a subject that is not in it.
+      ValueError: If the prompt ends in white space or is a single token, or the subject is not in it.
+
+    Example:
+      >>> from rome_jax.trace import KnownFact
+      >>> fact = KnownFact(0, "Gothulf Punby", "rowing", "Gothulf Punby plays the sport of")
+      >>> find_prompt(model, fact).span
+      (0, 3)
     """
     if fact.prompt != fact.prompt.rstrip():
         raise ValueError(
-            f"the prompt {fact.prompt!r} ends in white space, but answers bring their own: remove it."
+            f"the prompt {fact.prompt!r} ends in white space: remove it, because answers begin with their own."
         )
     return TracePrompt.of(
         model.tokenizer,
@@ -170,13 +218,12 @@ def find_prompt(model: LanguageModel, fact: KnownFact, target: str | None = None
     )
 
 
-def begin_case(
-    model: LanguageModel, fact: KnownFact, protocol: Protocol
-) -> tuple[TracePrompt, Runs] | str:
-    """The tokens and the runs of a fact, or why it cannot be traced.
+def begin_case(model: LanguageModel, fact: KnownFact, protocol: Protocol) -> Runs | str:
+    """Computes the runs of a fact, or says why it cannot be traced.
 
-    The model must know it: the text of its most likely next token, without white space around it, is not empty and the
-    attribute begins with it. The original asks for the whole attribute, which is the same where that is a single token.
+    The model must know the fact: the text of its most likely next token, without white space around it, is not empty,
+    and the attribute begins with it. The original asks for the whole attribute, which is the same where the attribute
+    is a single token.
     """
     try:
         prompt = find_prompt(model, fact)
@@ -186,10 +233,10 @@ def begin_case(
         runs = protocol.begin(model, prompt, fact.known_id)
     except SequenceTooLongError as error:
         return str(error)
-    answer = model.tokenizer.decode(np.asarray(runs.target))
+    answer = runs.answer
     if not answer.strip() or not fact.attribute.strip().startswith(answer.strip()):
         return f"the clean answer to {fact.prompt!r} is {answer!r}, not {fact.attribute!r}"
-    return prompt, runs
+    return runs
 
 
 def trace_case(
@@ -199,14 +246,14 @@ def trace_case(
     series: Sequence[Series],
     provenance: Mapping[str, Any],
 ) -> Iterator[tuple[Series, TraceResult | SkippedCase]]:
-    """Traces a fact, if the model knows it; see `begin_case`."""
+    """Traces a fact in each series, if the model knows it; see `begin_case`."""
     about = {**provenance, **dataclasses.asdict(fact)}
     begun = begin_case(model, fact, protocol)
     for one in series:
         if isinstance(begun, str):
             yield one, SkippedCase(begun, {**about, "series": one.value})
         else:
-            yield one, protocol.sweep(model, *begun, one, about)
+            yield one, protocol.sweep(begun, one, about)
 
 
 def trace_facts(
@@ -216,13 +263,28 @@ def trace_facts(
     series: Sequence[Series],
     provenance: Mapping[str, Any],
 ) -> dict[Series, list[TraceResult | SkippedCase]]:
-    """Traces facts, with a bar, and keeps them in memory; `trace_folder.RunFolder` keeps them in files.
+    """Traces facts with a progress bar and keeps the cases in memory; `RunFolder` keeps them in files.
+
+    Args:
+      model: Model to trace.
+      facts: Facts to trace; those that the model does not know become a `SkippedCase`.
+      protocol: Settings of the traces.
+      series: What is traced of each fact.
+      provenance: Settings to keep with each case.
+
+    Returns:
+      The cases of each series, in the order of the facts.
 
     Example:
-      >>> cases = trace_facts(model, facts[:10], protocol, [Series.HIDDEN], {})  # doctest: +SKIP
-      >>> average_effects(cases[Series.HIDDEN]).total  # doctest: +SKIP
+      >>> from rome_jax.trace import Distribution, Noise, TokenClass, average_effects, open_facts
+      >>> protocol = Protocol(Noise(Distribution.GAUSSIAN, 0.5), samples=2)
+      >>> facts = open_facts("factworld").facts[2:4]
+      >>> cases = trace_facts(model, facts, protocol, [Series.HIDDEN], {})
+      >>> layer, effect = average_effects(cases[Series.HIDDEN]).indirect[TokenClass.LAST_SUBJECT].peak
+      >>> layer < 3, effect > 0.5
+      (True, True)
     """
-    cases = {one: [] for one in series}
+    cases: dict[Series, list[TraceResult | SkippedCase]] = {one: [] for one in series}
     for fact in tqdm(facts, unit="fact", desc="tracing"):
         for one, case in trace_case(model, fact, protocol, series, provenance):
             cases[one].append(case)

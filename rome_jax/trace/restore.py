@@ -1,33 +1,46 @@
-"""Causal tracing of one prompt (paper, section 2.1).
+"""Restoring clean states in the corrupted runs (paper, section 2.1).
 
-    clean run ─► states, answer     corrupted runs (noise on the subject) ─► restore clean states ─► score of the answer
+A restoration is a place (token, layer). It puts back one clean hidden state, or the clean outputs of MLP or attention
+at that token in a window of layers. How much of the answer returns is the place's indirect effect.
 
-A state that brings the answer back although the subject is corrupted carries the fact. A restoration is a place
-(token, layer): one clean hidden state, or the clean outputs of MLP or attention at that token in a window of layers.
+A restoration changes neither the columns before its token nor the layers below its first one. So it runs only the
+columns from its token to the end of the answer. They begin at a start layer with the hidden states of the corrupted
+runs, and attend to the cached keys and values of the corrupted columns before them. Several restorations run side by
+side as the columns of one packed row for each noise sample:
 
-Nothing before a restored token changes, nor anything below the layer: a restoration starts from the corrupted runs'
-states there, looks at their keys and values, and runs the columns from its token on. Several run side by side, as the
-columns of one packed row for each noise sample; `sweep` decides which.
+                        cached columns        packed row, C = 8
+    owner                                     A  A  A  B  B  -  -  -     A restores token 3, B token 4
+    column              0  1  2  3  4  5      3  4  5  4  5  -  -  -     - is padding
 
-Axes: L layers, T prompt columns (with the target's, but its last), S noise samples, D width, M target tokens, N
-restorations, C packed columns.
+    A, column 3 sees    x  x  x  .  .  .      x  .  .  .  .  .  .  .
+    A, column 4         x  x  x  .  .  .      x  x  .  .  .  .  .  .
+    A, column 5         x  x  x  .  .  .      x  x  x  .  .  .  .  .     its prediction is read
+    B, column 4         x  x  x  x  .  .      .  .  .  x  .  .  .  .
+    B, column 5         x  x  x  x  .  .      .  .  .  x  x  .  .  .     its prediction is read
+
+`sweep` decides which restorations share a row.
+
+Axes: L layers, T prompt columns (see `corruption`), S noise samples, D width, M target tokens, N restorations, C packed
+columns.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site, apply_patches
-from rome_jax.models.layers import Attention, Interventions, KVCache
+from rome_jax.models.interventions import PatchMode, RunPatch, Site, apply_patches
+from rome_jax.models.layers import Attention, Interventions
+from rome_jax.trace.corruption import Measure, RunStates, score
 
 DEFAULT_WINDOW = 10  # layers, as in the paper
 
@@ -41,14 +54,27 @@ class TraceKind(enum.StrEnum):
 
     @property
     def site(self) -> Site:
-        """Where its values are put in."""
+        """The site whose values are restored."""
         return {"hidden": Site.RESIDUAL, "mlp": Site.MLP_OUT, "attn": Site.ATTN_OUT}[self.value]
 
-    def layers(self, center, window: int):
-        """(first, last + 1) layer of a restoration around `center`, an integer or an array; not clipped to the model.
+    @overload
+    def layers(self, center: int, window: int) -> tuple[int, int]: ...
+    @overload
+    def layers(self, center: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]: ...
+    @overload
+    def layers(self, center: jax.Array, window: int | jax.Array) -> tuple[jax.Array, jax.Array]: ...
+    def layers(self, center, window):
+        """Returns the layers that a restoration covers, as (first, last + 1).
+
+        Args:
+          center: Layer that the restoration is named after, or an array of them.
+          window: Number of layers of MLP or attention outputs; a hidden state is always one layer.
+
+        Returns:
+          Two values of the shape of `center`. They are not clipped to the layers of the model.
 
         Example:
-          >>> Kind.MLP.layers(7, 10), Kind.HIDDEN.layers(7, 10)
+          >>> TraceKind.MLP.layers(7, 10), TraceKind.HIDDEN.layers(7, 10)
           ((2, 12), (7, 8))
         """
         if self is TraceKind.HIDDEN:
@@ -56,68 +82,17 @@ class TraceKind(enum.StrEnum):
         return center - window // 2, center + (window + 1) // 2
 
 
-class Measure(enum.StrEnum):
-    """What is averaged over noise samples: the target's probability, or its logarithm; of several tokens, jointly."""
-
-    PROBABILITY = "probability"
-    LOG_PROBABILITY = "log_probability"
-
-
 @struct.dataclass
-class Tokens:
-    """A prompt on its way through the model, followed by the target but its last token, padded on the right.
+class PackedRestorations:
+    """N restorations whose columns fill one packed row; see the picture at the top of the module.
 
     Attributes:
-      ids: int32 [T].
-      mask: bool [T], True for real tokens.
-      subject: bool [T], True for the subject's.
-      last: int32 [], column of the prompt's last token.
-      target: int32 [M]; None for the most likely next token of the clean run.
-    """
-
-    ids: jax.Array
-    mask: jax.Array
-    subject: jax.Array
-    last: jax.Array
-    target: jax.Array | None = None
-
-
-@struct.dataclass
-class Runs:
-    """The clean run, and S corrupted ones.
-
-    Attributes:
-      clean: by site, [L, 1, T, D].
-      corrupted: by site, [L, S, T, D].
-      embedded: [S, T, D], the corrupted residual stream before layer 0.
-      cache: the corrupted runs' keys and values.
-      mask: bool [T].
-      read: int32 [M], columns whose predictions are the target's.
-      target: int32 [M].
-      clean_score, corrupted_score: [], the measure's means.
-    """
-
-    clean: dict[Site, jax.Array]
-    corrupted: dict[Site, jax.Array]
-    embedded: jax.Array
-    cache: KVCache
-    mask: jax.Array
-    read: jax.Array
-    target: jax.Array
-    clean_score: jax.Array
-    corrupted_score: jax.Array
-
-
-@struct.dataclass
-class Places:
-    """N restorations, their columns side by side; made by `pack_restorations`.
-
-    Attributes:
-      token, layer: int32 [N].
-      owner: int32 [C], the restoration that a packed column belongs to, −1 for padding.
-      column: int32 [C], its column of the prompt.
-      read: int32 [N, M], packed columns whose predictions are the target's.
-      start: int32 [], the layer at which they set out, corrupted.
+      token: int32 [N] restored column of the prompt.
+      layer: int32 [N] layer at the center of each restoration.
+      owner: int32 [C] restoration that each packed column belongs to; −1 for padding.
+      column: int32 [C] column of the prompt that each packed column stands for.
+      read: int32 [N, M] packed columns whose predictions are the target's tokens.
+      start: int32 [] first layer that runs, the same for all.
     """
 
     token: jax.Array
@@ -127,71 +102,20 @@ class Places:
     read: jax.Array
     start: jax.Array
 
+    @property
+    def column_token(self) -> jax.Array:
+        """The token that each packed column's restoration restores, int32 [C]."""
+        return self.token[jnp.maximum(self.owner, 0)]
 
-SITES = (Site.RESIDUAL, Site.MLP_OUT, Site.ATTN_OUT)
+    @property
+    def column_layer(self) -> jax.Array:
+        """The layer of each packed column's restoration, int32 [C]."""
+        return self.layer[jnp.maximum(self.owner, 0)]
 
-
-def score(logits: jax.Array, target: jax.Array, measure: Measure) -> jax.Array:
-    """Logits [..., M, V] and target [M] -> the measure [...].
-
-    Example:
-      >>> logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
-      >>> round(float(score(logits, jnp.array([1, 0]), Measure.PROBABILITY)), 4)  # 0.75 · 0.5
-      0.375
-    """
-    log_probs = jax.nn.log_softmax(logits)
-    target = jnp.broadcast_to(target, logits.shape[:-1])
-    joint = jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0].sum(-1)
-    return jnp.exp(joint) if measure is Measure.PROBABILITY else joint
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mode", "measure"))
-def run(
-    params: forward.Params,
-    config: ModelConfig,
-    tokens: Tokens,
-    noise: jax.Array,
-    *,
-    mode: PatchMode = PatchMode.ADD,
-    measure: Measure = Measure.PROBABILITY,
-) -> Runs:
-    """The clean run and the corrupted ones.
-
-    Args:
-      params, config: the model.
-      tokens: one prompt.
-      noise: [S, T, D]; only the subject's columns are used.
-      mode: whether noise is added to the subject's token embeddings or replaces them.
-      measure: of the target.
-    """
-    batch = TokenBatch(tokens.ids[None], tokens.mask[None])
-    attention = forward.plain_attention(batch)
-    read = tokens.last + jnp.arange(1 if tokens.target is None else len(tokens.target))
-
-    def through(patches):
-        embedded = forward.embed(params, config, batch.ids, attention.positions, patches)
-        out = forward.run_layers(
-            params, config, embedded, attention, capture=SITES, keep_cache=True
-        )
-        return embedded, out, forward.unembed(params, config, out.hidden[:, read])
-
-    _, clean, logits = through(())
-    target = logits[0].argmax(-1) if tokens.target is None else tokens.target
-    clean_score = score(logits, target, measure)[0]
-
-    corrupt = Patch(Site.EMBED, mode, jnp.int32(0), tokens.subject[None], noise)
-    embedded, corrupted, logits = through((corrupt,))
-    return Runs(
-        clean.captures,
-        corrupted.captures,
-        embedded,
-        corrupted.cache,
-        tokens.mask,
-        read,
-        target,
-        clean_score,
-        score(logits, target, measure).mean(),
-    )
+    @property
+    def restored(self) -> jax.Array:
+        """Whether a packed column is the restored token itself, bool [C]."""
+        return (self.column == self.column_token) & (self.owner >= 0)
 
 
 def pack_restorations(
@@ -201,90 +125,158 @@ def pack_restorations(
     start: int,
     num_columns: int,
     num_places: int,
-) -> Places:
-    """Lays restorations out.
+) -> PackedRestorations:
+    """Lays the columns of several restorations side by side.
 
     Args:
-      tokens, layers: int [N'], the places.
-      read: int [M], the prompt's columns whose predictions are the target's.
-      start: the layer at which they set out.
-      num_columns: C.
-      num_places: N; those beyond N' repeat nothing: they are padding, and their results mean nothing.
+      tokens, layers: int [N'] places to restore, with N' at most N.
+      read: int [M] columns of the prompt whose predictions are the target's tokens.
+      start: First layer that runs.
+      num_columns: C, columns of the packed row.
+      num_places: N. The restorations beyond N' are padding, and their scores are meaningless.
+
+    Returns:
+      The packed row.
+
+    Example:
+      The row of the picture, with the answer read at column 5:
+
+      >>> tokens, layers = np.array([3, 4]), np.array([2, 2])
+      >>> row = pack_restorations(tokens, layers, np.array([5]), 2, num_columns=8, num_places=2)
+      >>> row.column.tolist(), row.owner.tolist(), row.read.tolist()
+      ([3, 4, 5, 4, 5, 0, 0, 0], [0, 0, 0, 1, 1, -1, -1, -1], [[2], [4]])
     """
     read = np.asarray(read)
     lengths = read[-1] + 1 - tokens
     first = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(tokens)), lengths)
     column = np.arange(len(owner)) - first[owner] + tokens[owner]
-    room = num_columns - len(owner), num_places - len(tokens)
-    return Places(
-        np.pad(tokens, (0, room[1])).astype(np.int32),
-        np.pad(layers, (0, room[1])).astype(np.int32),
-        np.pad(owner, (0, room[0]), constant_values=-1).astype(np.int32),
-        np.pad(column, (0, room[0])).astype(np.int32),
-        np.pad(first[:, None] + read - tokens[:, None], ((0, room[1]), (0, 0))).astype(np.int32),
-        np.int32(start),
+    columns_left, places_left = num_columns - len(owner), num_places - len(tokens)
+
+    def as_int32(values: np.ndarray | int) -> jax.Array:
+        return jnp.asarray(np.asarray(values, np.int32))
+
+    return PackedRestorations(
+        as_int32(np.pad(tokens, (0, places_left))),
+        as_int32(np.pad(layers, (0, places_left))),
+        as_int32(np.pad(owner, (0, columns_left), constant_values=-1)),
+        as_int32(np.pad(column, (0, columns_left))),
+        as_int32(np.pad(first[:, None] + read - tokens[:, None], ((0, places_left), (0, 0)))),
+        as_int32(start),
     )
+
+
+def packed_attention(packed: PackedRestorations, mask: jax.Array) -> Attention:
+    """Builds the attention of a packed row over the cached columns and over itself.
+
+    A packed column sees the corrupted columns before its restoration's token, and the columns of its own restoration
+    up to itself.
+
+    Args:
+      packed: The packed row.
+      mask: bool [T], True for the prompt's real columns.
+
+    Returns:
+      Positions [1, C], and the mask [1, C, T + C]: the cached columns, then those of the row.
+    """
+    column, owner = packed.column, packed.owner
+    before_token = jnp.arange(len(mask)) < packed.column_token[:, None]
+    own = (owner == owner[:, None]) & (column <= column[:, None])
+    return Attention(column[None], jnp.concatenate([before_token & mask, own], axis=1)[None])
+
+
+def restoring_patch(
+    states: RunStates, packed: PackedRestorations, kind: TraceKind, window: int | jax.Array
+) -> RunPatch:
+    """Builds the patch that puts clean values back at each restoration's token, in its layers."""
+    first, stop = kind.layers(packed.column_layer, window)
+    clean = states.clean[kind.site]
+    return RunPatch(
+        kind.site, PatchMode.REPLACE, first, stop, packed.restored, packed.column, clean
+    )
+
+
+def severing_patches(
+    states: RunStates, packed: PackedRestorations, severed: Sequence[Site], num_layers: int
+) -> tuple[RunPatch, ...]:
+    """Builds the patches that keep severed modules at their corrupted outputs, at the restored tokens in all layers."""
+    first = jnp.zeros_like(packed.column)
+    stop = jnp.full_like(packed.column, num_layers)
+    return tuple(
+        RunPatch(
+            site,
+            PatchMode.REPLACE,
+            first,
+            stop,
+            packed.restored,
+            packed.column,
+            states.corrupted[site],
+        )
+        for site in severed
+    )
+
+
+def hidden_before_start(
+    states: RunStates, packed: PackedRestorations, patches: Sequence[RunPatch]
+) -> jax.Array:
+    """Gathers the residual stream of the packed columns before layer `packed.start`, [S, C, D].
+
+    These are the corrupted runs' embeddings if the row starts at layer 0, and otherwise the outputs of the layer below
+    it. A hidden state that is restored at the layer below has already been put in.
+    """
+    below = packed.start - 1
+    corrupted = states.corrupted[Site.RESIDUAL][jnp.maximum(below, 0)]
+    hidden = jnp.where(packed.start == 0, states.embedded, corrupted)[:, packed.column]
+    return apply_patches(patches, Site.RESIDUAL, below, hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kind", "severed", "measure"))
 def restore(
     params: forward.Params,
     config: ModelConfig,
-    runs: Runs,
-    places: Places,
+    states: RunStates,
+    packed: PackedRestorations,
     *,
     kind: TraceKind = TraceKind.HIDDEN,
     window: int | jax.Array = DEFAULT_WINDOW,
     severed: tuple[Site, ...] = (),
-    held: Runs | None = None,
+    held: RunStates | None = None,
     measure: Measure = Measure.PROBABILITY,
 ) -> jax.Array:
-    """Scores of N restorations.
+    """Scores the answer under each restoration of a packed row.
 
     Args:
-      params, config: the model.
-      runs: of the prompt.
-      places: what is restored where, at least one layer above `places.start - 1`.
-      kind: of the restorations.
-      window: layers of MLP or attention outputs, from layer − window // 2 on, clipped to the model.
-      severed: sites whose outputs at the restored token stay what they were in the corrupted runs, in every layer.
-      held: the runs they are held at the values of; `runs` itself if None.
-      measure: of the target.
+      params, config: The model.
+      states: Clean and corrupted runs of the prompt.
+      packed: What is restored where. No restoration may change a layer below `packed.start - 1`, and only a hidden
+        state may change that layer.
+      kind: What is restored.
+      window: Layers of MLP or attention outputs, from `layer - window // 2` on, clipped to the model.
+      severed: Sites whose outputs at the restored token keep their corrupted values in every layer.
+      held: Runs that those corrupted values are taken from; `states` if None.
+      measure: How the answer is scored.
 
     Returns:
-      [N], the means over samples.
+      [N] scores, each the mean over noise samples.
     """
-    columns, owner = places.column, jnp.maximum(places.owner, 0)
-    token, layer = places.token[owner], places.layer[owner]
-    restored = (columns == token) & (places.owner >= 0)
-
-    clean, replace = runs.clean[kind.site], PatchMode.REPLACE
-    first, stop = kind.layers(layer, window)
-    patches = [RunPatch(kind.site, replace, first, stop, restored, columns, clean)]
-    for site in severed:
-        values = (runs if held is None else held).corrupted[site]
-        every = jnp.zeros_like(layer), jnp.full_like(layer, config.num_layers)
-        patches.append(RunPatch(site, replace, *every, restored, columns, values))
-
-    earlier = jnp.arange(len(runs.mask)) < token[:, None]
-    own = (places.owner == places.owner[:, None]) & (columns <= columns[:, None])
-    attention = Attention(columns[None], jnp.concatenate([earlier & runs.mask, own], axis=1)[None])
-    # Before layer `start` stands what is behind the layer below it, where a hidden state may be restored already.
-    below = runs.corrupted[Site.RESIDUAL][jnp.maximum(places.start - 1, 0)]
-    hidden = jnp.where(places.start == 0, runs.embedded, below)[:, columns]
-    hidden = apply_patches(patches, Site.RESIDUAL, places.start - 1, hidden)
+    patches = (
+        restoring_patch(states, packed, kind, window),
+        *severing_patches(states if held is None else held, packed, severed, config.num_layers),
+    )
+    attention = packed_attention(packed, states.mask)
+    hidden = hidden_before_start(states, packed, patches)
     hidden = forward.run_layers(
         params,
         config,
         hidden,
         attention,
-        start=places.start,
+        start=packed.start,
         stop=config.num_layers - 1,
-        interventions=Interventions(tuple(patches)),
-        cache=runs.cache,
+        interventions=Interventions(patches),
+        cache=states.cache,
     ).hidden
-    read = places.read.reshape(-1)
+    # The last layer and the head run only for the columns that predict the answer.
+    read = packed.read.reshape(-1)
     hidden = forward.run_last_layer(
         params,
         config,
@@ -292,9 +284,8 @@ def restore(
         attention,
         read,
         interventions=Interventions(tuple(patch.take(read) for patch in patches)),
-        cache=runs.cache,
+        cache=states.cache,
     )
-    logits = forward.unembed(params, config, hidden).reshape(
-        hidden.shape[0], *places.read.shape, -1
-    )  # [S, N, M, V]
-    return score(logits, runs.target, measure).mean(axis=0)
+    logits = forward.unembed(params, config, hidden)
+    logits = logits.reshape(hidden.shape[0], *packed.read.shape, -1)  # [S, N, M, V]
+    return score(logits, states.target, measure).mean(axis=0)

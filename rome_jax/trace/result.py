@@ -1,7 +1,7 @@
-"""The trace of one prompt as a file: the original's .npz keys, and where it comes from.
+"""The trace of one prompt as a file.
 
-The original's files and these are interchangeable: both load here, and what is saved here loads there. The key
-`provenance`, which the original ignores, is a JSON text.
+A file has the original's .npz keys, so files of the original load here, and files saved here load there. The
+additional key `provenance`, which the original ignores, is a JSON text with the settings of the trace.
 
 Axes: T restored tokens, L layers.
 """
@@ -24,20 +24,21 @@ from rome_jax.trace.restore import TraceKind
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TraceResult:
-    """What restoring states of one prompt did to its answer.
+    """The scores of an answer with states of one prompt restored.
 
     Attributes:
-      scores: float32 [T, L], the measure with the state at (token, layer) restored.
-      low_score: of the corrupted runs.
-      high_score: of the clean run.
+      scores: float32 [T, L] measure of the answer with the state at (token, layer) restored; NaN where a screening did
+        not restore it.
+      low_score: Mean measure over the corrupted runs.
+      high_score: Measure in the clean run.
       input_ids: int [prompt tokens].
-      input_tokens: the text of each.
+      input_tokens: Text of each token.
       subject_range: (first, last + 1) token of the subject.
-      answer: whose probability it is.
-      kind: what was restored.
-      window: layers of a window; without meaning for hidden states.
-      tokens: the T prompt columns that were restored.
-      provenance: model, noise and so on; empty for a file of the original.
+      answer: Text of the answer that is measured.
+      kind: What was restored.
+      window: Number of layers restored together; no meaning for hidden states.
+      tokens: The T columns of the prompt that were restored.
+      provenance: Model, noise and other settings; empty for a file of the original.
     """
 
     scores: np.ndarray
@@ -54,33 +55,49 @@ class TraceResult:
 
     @property
     def indirect_effect(self) -> np.ndarray:
-        """[T, L], scores − low_score (paper, section 2.1)."""
+        """The indirect effects [T, L], scores − low_score (paper, section 2.1)."""
         return self.scores - self.low_score
 
     @property
     def total_effect(self) -> float:
-        """high_score − low_score."""
+        """The total effect, high_score − low_score (paper, section 2.1)."""
         return self.high_score - self.low_score
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedCase:
-    """A case that was not traced, and why."""
+    """A case that was not traced.
+
+    Attributes:
+      reason: Why it was not traced, as a sentence.
+      provenance: Model, noise and other settings.
+    """
 
     reason: str
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def traced(cases: Iterable[TraceResult | SkippedCase]) -> list[TraceResult]:
-    """The cases that were not skipped."""
+    """Returns the cases that were not skipped.
+
+    Example:
+      >>> traced([SkippedCase("the clean answer is 'rowing'")])
+      []
+    """
     return [case for case in cases if isinstance(case, TraceResult)]
 
 
 def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
-    """Writes one case; whole or not at all.
+    """Writes one case as a .npz file, whole or not at all.
+
+    Args:
+      path: File to write; its folder is made if needed.
+      result: A traced case, or one that was skipped.
 
     Example:
-      >>> save_trace("cases/knowledge_0.npz", result)  # doctest: +SKIP
+      >>> save_trace("cases/knowledge_0.npz", SkippedCase("the clean answer is 'rowing'"))
+      >>> load_trace("cases/knowledge_0.npz").reason
+      "the clean answer is 'rowing'"
     """
     arrays = {"correct_prediction": np.array(isinstance(result, TraceResult))}
     if isinstance(result, SkippedCase):
@@ -100,19 +117,31 @@ def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
         }
     arrays["provenance"] = np.array(json.dumps(dict(result.provenance), ensure_ascii=False))
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=False, **arrays)
     write_whole(Path(path), file.getvalue())
 
 
 def load_trace(path: str | Path) -> TraceResult | SkippedCase:
-    """Reads a case of ours or of the original.
+    """Reads one case, from a file of this library or of the original.
+
+    Args:
+      path: A .npz file.
+
+    Returns:
+      The case; a `SkippedCase` if the model did not know the fact.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a damaged file, or one that is no trace.
+      FileNotFoundError: If there is no such file.
+      ValueError: If the file is damaged or is no trace.
 
     Example:
-      >>> load_trace("cases/knowledge_0.npz").indirect_effect.max()  # doctest: +SKIP
+      >>> scores = np.array([[0.2, 0.9, 0.4]], np.float32)
+      >>> case = TraceResult(
+      ...     scores, 0.1, 0.9, np.array([5, 7]), ("Rome", " is"), (0, 1), " in", TraceKind.HIDDEN, 10, (0,)
+      ... )
+      >>> save_trace("knowledge_0.npz", case)
+      >>> load_trace("knowledge_0.npz").indirect_effect.round(1)
+      array([[0.1, 0.8, 0.3]], dtype=float32)
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -120,7 +149,9 @@ def load_trace(path: str | Path) -> TraceResult | SkippedCase:
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is damaged, or no trace ({error}): trace it again.") from error
+        raise ValueError(
+            f"{path} is damaged or is no trace ({error}): remove it and trace the case again."
+        ) from error
     provenance = json.loads(str(arrays.get("provenance", "{}")))
     if not bool(arrays.get("correct_prediction", True)):
         reason = str(arrays.get("reason", "the clean answer is not the expected one"))
@@ -128,13 +159,14 @@ def load_trace(path: str | Path) -> TraceResult | SkippedCase:
     try:
         scores = arrays["scores"]
         tokens = arrays.get("tokens", np.arange(len(scores)))
+        first, stop = map(int, arrays["subject_range"])
         return TraceResult(
             scores,
             float(arrays["low_score"]),
             float(arrays["high_score"]),
             arrays["input_ids"].ravel(),
             tuple(map(str, arrays["input_tokens"])),
-            tuple(map(int, arrays["subject_range"])),
+            (first, stop),
             str(arrays["answer"]),
             TraceKind(str(arrays.get("kind", "")) or TraceKind.HIDDEN),
             int(arrays["window"]),

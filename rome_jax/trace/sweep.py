@@ -1,6 +1,8 @@
-"""Every restoration of a prompt, in few programs of few shapes.
+"""Traces of one prompt: the corrupted runs, then a restoration at every place, in few programs of few shapes.
 
-    TracePrompt, noise ─► start: clean and corrupted runs ─► scores: chunks of places ─► table [tokens, layers]
+    TracePrompt, noise ─► start: clean and corrupted runs ─► trace: every place ─► table [tokens, layers]
+                                                                │
+                                                                └─ scores: chunks of places, one packed row each
 
 Axes: S noise samples, n subject tokens, D width, L layers, N places.
 """
@@ -11,118 +13,129 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.tokens import bucket
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
+from rome_jax.trace.corruption import Measure, Runs, run_clean_and_corrupted
 from rome_jax.trace.prompt import TracePrompt
-from rome_jax.trace.restore import (
-    DEFAULT_WINDOW,
-    Measure,
-    Runs,
-    TraceKind,
-    pack_restorations,
-    restore,
-    run,
-)
+from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind, pack_restorations, restore
 
-# Columns of a chunk times noise samples are the rows of every product: some hundreds fill a CPU, and what starts
-# together runs the layers of the lowest.
+# The rows of each matrix product are the columns of a chunk times the noise samples. A few hundred rows keep a CPU
+# busy, and a larger chunk would run more layers than some of its places need: all of them start at the lowest layer.
 CHUNK_COLUMNS = 64
-# A place is at least one column, and about this many in a prompt of ten tokens: what a chunk has room for.
-_COLUMNS_A_PLACE = 4
+# A chunk has room for one place per this many columns. A prompt of ten tokens has about this many columns per place.
+_COLUMNS_PER_PLACE = 4
 
 
 def start(
     model: LanguageModel,
     prompt: TracePrompt,
-    noise: jax.Array,
+    noise: jax.Array | np.ndarray,
     *,
     mode: PatchMode = PatchMode.ADD,
     measure: Measure = Measure.PROBABILITY,
 ) -> Runs:
-    """The clean and the corrupted runs of a prompt, from which every kind of trace sets out.
+    """Computes a prompt's clean run and its corrupted runs, from which every kind of trace starts.
 
     Args:
-      model, prompt: what is traced.
-      noise: [S, n, D], one sample a corrupted run.
-      mode: whether noise is added to the subject's token embeddings or replaces them.
-      measure: of the answer.
+      model: Model to trace.
+      prompt: Prompt to trace.
+      noise: [S, n, D] noise for the embeddings of the subject's tokens, one sample per corrupted run.
+      mode: Whether the noise is added to the embeddings or replaces them.
+      measure: How the answer is scored, here and in all traces of these runs.
+
+    Returns:
+      The runs, which `trace`, `scores` and the functions of `screen` take.
 
     Raises:
-      SequenceTooLongError: a prompt longer than the model's context.
-      ValueError: noise of another shape.
+      SequenceTooLongError: If the prompt is longer than the model's context.
+      ValueError: If the noise has another shape.
 
     Example:
-      >>> runs = start(model, prompt, noise)  # doctest: +SKIP
-      >>> table = trace(model, prompt, runs, kind=Kind.MLP)  # doctest: +SKIP
+      >>> text = "Gothulf Punby plays the sport of"
+      >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
+      >>> runs = start(model, prompt, 0.5 * jax.random.normal(key, (2, 3, 128)))
+      >>> runs.answer, round(runs.clean_score, 2), round(runs.corrupted_score, 2)
+      (' rowing', 0.99, 0.04)
     """
+    noise = jnp.asarray(noise)
     if noise.ndim != 3 or noise.shape[2] != model.config.width or not len(noise):
         raise ValueError(
-            f"noise has shape {noise.shape}: it must be [samples, subject tokens, {model.config.width}]."
+            f"noise has shape {noise.shape}: give noise of shape [samples, subject tokens, {model.config.width}], "
+            "with at least one sample."
         )
     tokens = prompt.arrays(model.config.context_length)
     noise = prompt.spread(noise, len(tokens.ids))
-    return run(model.params, model.config, tokens, noise, mode=mode, measure=measure)
+    states = run_clean_and_corrupted(
+        model.params, model.config, tokens, noise, mode=mode, measure=measure
+    )
+    return Runs(model, prompt, measure, states)
 
 
 def trace(
-    model: LanguageModel,
-    prompt: TracePrompt,
     runs: Runs,
     *,
     kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
     severed: Sequence[Site] = (),
     held: Runs | None = None,
-    tokens: Sequence[int] | None = None,
-    measure: Measure = Measure.PROBABILITY,
+    tokens: Sequence[int] | np.ndarray | None = None,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> np.ndarray:
-    """Restores every layer at every token, or at some tokens.
+    """Restores every layer at every token, or at some tokens (paper, section 2.1, figure 1).
 
     Args:
-      model, prompt: as for `start`.
-      runs: what it returned.
-      kind: what is restored.
-      window: how many layers of MLP or attention outputs.
-      severed: sites, MLP_OUT and ATTN_OUT, that are held at their corrupted values at the restored token.
-      held: other runs to take those values from; the original draws new noise for them.
-      tokens: the prompt's columns to restore; all if None.
-      measure: as for `start`.
-      chunk_columns: bounds the memory; see `scores`.
+      runs: Clean and corrupted runs from `start`.
+      kind: What is restored at a place.
+      window: Number of layers of MLP or attention outputs that are restored together; no meaning for hidden states.
+      severed: Sites, MLP_OUT or ATTN_OUT, whose outputs at the restored token keep their corrupted values (paper,
+        section 2.2).
+      held: Other runs that those corrupted values are taken from, as in the original, which draws new noise for them;
+        `runs` if None.
+      tokens: Columns of the prompt to restore; all if None.
+      chunk_columns: Bound on the memory; see `scores`.
 
     Returns:
-      [tokens, L], the mean measure over samples; minus `runs.corrupted_score`, the indirect effect.
+      [tokens, L], the measure of the answer with each place restored, the mean over noise samples. Subtract
+      `runs.corrupted_score` for the indirect effects.
 
     Raises:
-      ValueError: a token beyond the prompt, or a window that is empty or larger than the model.
+      ValueError: If a token is not in the prompt, or the window is empty or more than twice as long as the model is
+        deep.
+
+    Example:
+      The effects of the hidden states at the subject's last token, by layer:
+
+      >>> text = "Gothulf Punby plays the sport of"
+      >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
+      >>> runs = start(model, prompt, 0.5 * jax.random.normal(key, (2, 3, 128)))
+      >>> effects = trace(runs) - runs.corrupted_score
+      >>> effects[2].round(1)
+      array([ 1.,  1.,  1.,  0., -0.,  0.], dtype=float32)
     """
-    tokens = np.arange(len(prompt.ids)) if tokens is None else np.asarray(tokens)
-    if tokens.size and not (tokens.min() >= 0 and tokens.max() < len(prompt.ids)):
+    columns = np.arange(len(runs.prompt.ids)) if tokens is None else np.asarray(tokens)
+    if columns.size and not (columns.min() >= 0 and columns.max() < len(runs.prompt.ids)):
         raise ValueError(
-            f"tokens={tokens.tolist()}: the prompt {prompt.text!r} has the tokens 0 to {len(prompt.ids) - 1}."
+            f"tokens={columns.tolist()}: the prompt {runs.prompt.text!r} has the tokens 0 to "
+            f"{len(runs.prompt.ids) - 1}; give some of these."
         )
-    layers = np.arange(model.config.num_layers)
-    every = [x.ravel() for x in np.meshgrid(tokens, layers, indexing="ij")]
+    num_layers = runs.model.config.num_layers
     return scores(
-        model,
-        prompt,
         runs,
-        *every,
+        np.repeat(columns, num_layers),
+        np.tile(np.arange(num_layers), len(columns)),
         kind=kind,
         window=window,
         severed=severed,
         held=held,
-        measure=measure,
         chunk_columns=chunk_columns,
-    ).reshape(len(tokens), len(layers))
+    ).reshape(len(columns), num_layers)
 
 
 def scores(
-    model: LanguageModel,
-    prompt: TracePrompt,
     runs: Runs,
     tokens: np.ndarray,
     layers: np.ndarray,
@@ -131,48 +144,62 @@ def scores(
     window: int = DEFAULT_WINDOW,
     severed: Sequence[Site] = (),
     held: Runs | None = None,
-    measure: Measure = Measure.PROBABILITY,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> np.ndarray:
-    """Scores [N] of restorations at the places (tokens[i], layers[i]).
+    """Scores the answer under restorations at chosen places.
 
     Args:
-      chunk_columns: columns of one program, at least those from the first restored token to the prompt's end; memory
-        grows with it, the samples and the vocabulary.
-      others: as for `trace`.
+      runs, kind, window, severed, held: As in `trace`.
+      tokens, layers: int [N] places, (tokens[i], layers[i]) each.
+      chunk_columns: Columns of one packed row, raised to the length from the first restored token to the end of the
+        answer. Memory grows with it, with the samples and with the vocabulary.
+
+    Returns:
+      [N] scores, each the mean over noise samples.
+
+    Raises:
+      ValueError: If the window is empty or more than twice as long as the model is deep, or `chunk_columns` is below 1.
+
+    Example:
+      >>> text = "Gothulf Punby plays the sport of"
+      >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
+      >>> runs = start(model, prompt, 0.5 * jax.random.normal(key, (2, 3, 128)))
+      >>> tokens, layers = np.repeat([0, 2], 6), np.tile(np.arange(6), 2)
+      >>> scores(runs, tokens, layers).round(2)[[0, 6]]  # the first and the last token of the subject, layer 0
+      array([0.03, 0.99], dtype=float32)
     """
     plan = plan_chunks(
-        prompt,
+        runs.prompt,
         tokens,
         layers,
-        model.config.num_layers,
+        runs.model.config.num_layers,
         kind=kind,
         window=window,
         from_start=held is not None,
         chunk_columns=chunk_columns,
     )
-    result = np.full(len(tokens), float(runs.corrupted_score), np.float32)
+    result = np.full(len(tokens), runs.corrupted_score, np.float32)
     found = []
     for chunk in plan:
-        places = pack_restorations(
+        packed = pack_restorations(
             tokens[chunk.indices],
             layers[chunk.indices],
-            prompt.answer_columns,
+            runs.prompt.answer_columns,
             chunk.start,
             chunk.num_columns,
             chunk.num_places,
         )
         found.append(
             restore(
-                model.params,
-                model.config,
-                runs,
-                places,
+                runs.model.params,
+                runs.model.config,
+                runs.states,
+                packed,
                 kind=kind,
-                window=np.int32(window),
+                window=jnp.int32(window),
                 severed=tuple(severed),
-                held=held,
-                measure=measure,
+                held=None if held is None else held.states,
+                measure=runs.measure,
             )
         )
     for chunk, values in zip(plan, found, strict=True):
@@ -182,12 +209,12 @@ def scores(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RestorationChunk:
-    """Restorations that share a program.
+    """Restorations that run together, in one packed row.
 
     Attributes:
-      indices: int [N], which of the places.
-      start: the layer at which they set out.
-      num_columns, num_places: the shape of the program, the same for all chunks of a plan.
+      indices: int [N], the places that the chunk restores, by their index in the plan's arguments.
+      start: First layer that runs.
+      num_columns, num_places: Shape of the program, the same for all chunks of a plan.
     """
 
     indices: np.ndarray
@@ -207,50 +234,64 @@ def plan_chunks(
     from_start: bool = False,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> list[RestorationChunk]:
-    """Which places run together, and from which layer on: nothing below it changes.
+    """Decides which places run together and at which layer they start.
 
-    Places before the subject are in no chunk: a state there is what it was. Only if other noise holds some of it there
-    is something to run, and from layer 0.
+    Places are sorted by the lowest layer that they change, because all places of a chunk start at the lowest layer of
+    any of them. Places before the subject are in no chunk: the corrupted runs have the clean states there, so
+    restoring one changes nothing. The exception is `from_start`.
 
     Args:
-      prompt, tokens, layers, kind, window, chunk_columns: as for `scores`.
-      num_layers: of the model.
-      from_start: values of other runs are held.
+      prompt, tokens, layers, kind, window, chunk_columns: As in `scores`.
+      num_layers: Layers of the model.
+      from_start: Whether severed modules keep the values of other runs. Then every place runs, from layer 0.
+
+    Returns:
+      The chunks, lowest layers first.
 
     Raises:
-      ValueError: a window that the model has no room for, or a chunk_columns below 1.
+      ValueError: If the window is empty or more than twice as long as the model is deep, or `chunk_columns` is below 1.
+
+    Example:
+      >>> prompt = TracePrompt.of(model.tokenizer, "Gothulf Punby plays the sport of", "Gothulf Punby")
+      >>> tokens, layers = np.repeat(np.arange(3), 6), np.tile(np.arange(6), 3)
+      >>> [(chunk.start, len(chunk.indices)) for chunk in plan_chunks(prompt, tokens, layers, 6)]
+      [(1, 10), (4, 8)]
     """
     check_window(kind, window, num_layers)
     if chunk_columns < 1:
         raise ValueError(f"chunk_columns={chunk_columns} must be at least 1.")
-    first, _ = kind.layers(layers, window)
-    # Behind a restored hidden state the next layer is the first to change.
-    first = np.clip(first + (kind is TraceKind.HIDDEN), 0, num_layers - 1)
+    lowest, _ = kind.layers(layers, window)
+    # A restored hidden state is a layer's output: the next layer is the first to change.
+    lowest = np.clip(lowest + (kind is TraceKind.HIDDEN), 0, num_layers - 1)
     if from_start:
-        first = np.zeros_like(layers)
+        lowest = np.zeros_like(layers)
     lengths = prompt.answer_columns[-1] + 1 - tokens
-    order = np.lexsort((tokens, first))
+    order = np.lexsort((tokens, lowest))
     order = order[(tokens[order] >= prompt.span[0]) | from_start]
     if not len(order):
         return []
-    # Few shapes: a compiled program costs more than some padding.
-    most = bucket(max(chunk_columns, int(lengths[order].max())), 2)
-    most_places = max(1, most // _COLUMNS_A_PLACE)
-    chunks, room = [], 0
+    # Compiling another shape costs more than some padding.
+    num_columns = bucket(max(chunk_columns, int(lengths[order].max())), 2)
+    most_places = max(1, num_columns // _COLUMNS_PER_PLACE)
+    chunks: list[list[int]] = []
+    columns_left = 0
     for index in order:
-        if lengths[index] > room or len(chunks[-1]) == most_places:
+        if lengths[index] > columns_left or len(chunks[-1]) == most_places:
             chunks.append([])
-            room = most
+            columns_left = num_columns
         chunks[-1].append(index)
-        room -= lengths[index]
-    places = bucket(max(map(len, chunks)), 1)
+        columns_left -= lengths[index]
+    num_places = bucket(max(map(len, chunks)), 1)
     return [
-        RestorationChunk(np.array(chunk), int(first[chunk[0]]), most, places) for chunk in chunks
+        RestorationChunk(np.array(chunk), int(lowest[chunk[0]]), num_columns, num_places)
+        for chunk in chunks
     ]
 
 
 def default_window(num_layers: int) -> int:
-    """The paper's window, or half of a shallow model's layers: more, and all windows are alike.
+    """Returns the paper's window of 10 layers, or half of the layers of a shallower model.
+
+    In a model of six layers all windows of ten would cover the same layers.
 
     Example:
       >>> default_window(48), default_window(6)
@@ -260,8 +301,22 @@ def default_window(num_layers: int) -> int:
 
 
 def check_window(kind: TraceKind, window: int, num_layers: int) -> None:
-    """Raises ValueError for a window that the model has no room for."""
+    """Refuses a window that does not fit the model.
+
+    Args:
+      kind: What is restored; any window is accepted for hidden states.
+      window: Number of layers.
+      num_layers: Layers of the model.
+
+    Raises:
+      ValueError: If the window is empty or longer than twice the layers, when it covers all of them at any center.
+
+    Example:
+      >>> check_window(TraceKind.MLP, 13, 6)
+      Traceback (most recent call last):
+      ValueError: window=13 must be between 1 and 12, twice the model's 6 layers.
+    """
     if kind is not TraceKind.HIDDEN and not 1 <= window <= 2 * num_layers:
         raise ValueError(
-            f"window={window}: it must lie between 1 and {2 * num_layers}, twice the model's {num_layers} layers."
+            f"window={window} must be between 1 and {2 * num_layers}, twice the model's {num_layers} layers."
         )

@@ -1,4 +1,4 @@
-"""Small random models of both families, and a prompt whose subject stands in the middle."""
+"""Small random models of both families, and a prompt with the subject near its end."""
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ SAMPLES = 3
 
 @pytest.fixture(scope="session")
 def model(request, golden_model):
-    """A few layers, and the 2,000 tokens of the golden tokenizer; GPT-2 if not parametrized."""
+    """A model of three layers with the 2,000 tokens of the golden tokenizer; GPT-2 unless parametrized."""
     family = getattr(request, "param", "gpt2")
     config = tiny_config(family, vocab_size=2000, context_length=64)
     tokenizer = golden_model("gpt2").tokenizer

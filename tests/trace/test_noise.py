@@ -1,4 +1,6 @@
-"""Noise levels as texts, and the distributions that they mean."""
+"""Noise levels as texts, and the distributions they stand for."""
+
+import functools
 
 import jax
 import numpy as np
@@ -16,11 +18,25 @@ from rome_jax.trace.noise import (
 
 TEXTS = ("Linux is a kernel written by Linus", "The Space Needle is in Seattle")
 SHAPE = (2000, 3)
+MANY = (20_000, 2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain(golden_model):
     return golden_model("gpt2")
+
+
+@pytest.fixture(scope="module")
+def drawn(plain):
+    """drawn(text) -> vectors [samples · tokens, width] of the noise that is fitted to the texts."""
+
+    @functools.cache
+    def draw(text):
+        noise = fit_noise(plain, parse_noise(text), texts=TEXTS)
+        vectors = noise.draw(jax.random.key(1), *MANY, plain.config.width)
+        return np.asarray(vectors, np.float64).reshape(-1, plain.config.width)
+
+    return draw
 
 
 @pytest.mark.parametrize(
@@ -33,7 +49,7 @@ def plain(golden_model):
         ("m", NoiseLevel(Distribution.MULTIVARIATE, 0.0)),
     ],
 )
-def test_texts_are_read_as_the_original_writes_them(text, level):
+def test_levels_are_read_as_the_original_writes_them(text, level):
     assert parse_noise(text) == level
 
 
@@ -50,37 +66,30 @@ def test_gaussian_and_uniform_have_their_scale(plain):
     drawn = np.asarray(gaussian.draw(key, *SHAPE, width))
     assert drawn.shape == (*SHAPE, width)
     std = 3 * subject_embedding_std(plain, ["Linux"])
-    assert drawn.std() == pytest.approx(std, rel=0.01)  # 384,000 draws: σ of it is 0.1 %
+    assert drawn.std() == pytest.approx(std, rel=0.01)  # 384,000 draws: σ of the estimate is 0.1 %.
     uniform = np.asarray(Noise(Distribution.UNIFORM, 0.2).draw(key, *SHAPE, width))
     assert np.abs(uniform).max() <= 0.2
     assert uniform.std() == pytest.approx(0.2 / np.sqrt(3), rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["m", "t5"])
-def test_fitted_noise_has_the_covariance_of_the_text(plain, text):
+def test_fitted_noise_has_the_covariance_of_the_text(plain, drawn, text):
     mean, covariance = embedding_moments(plain, TEXTS)
     noise = fit_noise(plain, parse_noise(text), texts=TEXTS)
     np.testing.assert_allclose(noise.root @ noise.root, covariance, atol=1e-12)
-    drawn = np.asarray(noise.draw(jax.random.key(1), 20_000, 2, plain.config.width), np.float64)
-    drawn = drawn.reshape(-1, plain.config.width)
+    vectors = drawn(text)
     scale = np.sqrt(np.trace(covariance))
-    assert np.linalg.norm(drawn.mean(0) - (mean if text == "m" else 0.0)) < 0.02 * scale
-    found = np.cov(drawn.T)
+    assert np.linalg.norm(vectors.mean(0) - (mean if text == "m" else 0.0)) < 0.02 * scale
+    found = np.cov(vectors.T)
     assert np.linalg.norm(found - covariance) < 0.05 * np.linalg.norm(covariance)
 
 
-def test_students_tails_are_heavier(plain):
-    drawn = [
-        np.asarray(
-            fit_noise(plain, parse_noise(text), texts=TEXTS).draw(jax.random.key(2), 4000, 1, 64)
-        )
-        for text in ("t3", "m")
-    ]
-    longest = [np.linalg.norm(x, axis=-1).max() for x in drawn]
+def test_students_tails_are_heavier(drawn):
+    longest = [np.linalg.norm(drawn(text), axis=-1).max() for text in ("t3", "m")]
     assert longest[0] > 2 * longest[1]
 
 
-def test_moments_are_those_of_each_token_in_its_place(plain):
+def test_every_occurrence_of_a_token_counts_in_the_moments(plain):
     mean, covariance = embedding_moments(plain, TEXTS)
     ids = [
         i for text in TEXTS for i in plain.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -90,14 +99,16 @@ def test_moments_are_those_of_each_token_in_its_place(plain):
     np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-12)
 
 
-def test_nothing_to_fit_to_is_named(plain):
+def test_missing_subjects_and_texts_are_named(plain):
     with pytest.raises(ValueError, match="subjects is empty"):
         fit_noise(plain, parse_noise("s3"))
     with pytest.raises(ValueError, match="texts is empty"):
         fit_noise(plain, parse_noise("m"))
 
 
-def test_a_key_decides(plain):
+def test_draws_depend_only_on_the_key(plain):
     noise, width = Noise(Distribution.GAUSSIAN, 1.0), plain.config.width
-    first, again, other = (noise.draw(jax.random.key(k), 2, 1, width) for k in (0, 0, 1))
+    first, again, other = (
+        np.asarray(noise.draw(jax.random.key(k), *SHAPE, width)) for k in (0, 0, 1)
+    )
     assert (first == again).all() and (first != other).all()

@@ -1,4 +1,4 @@
-"""Prompts in tokens: where the subject is, and what is refused."""
+"""Prompts in tokens: the subject's position, and refused input."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def tokenizer(golden_model):
         ("The file {x} is", "{x}"),
     ],
 )
-def test_the_subjects_tokens_cover_it_and_no_more(tokenizer, text, subject):
+def test_the_subjects_tokens_cover_it_and_nothing_else(tokenizer, text, subject):
     prompt = TracePrompt.of(tokenizer, text, subject)
     first, stop = prompt.span
     whole = tokenizer.decode(prompt.ids[first:stop])
@@ -30,9 +30,9 @@ def test_the_subjects_tokens_cover_it_and_no_more(tokenizer, text, subject):
     assert len(prompt.input_tokens) == len(prompt.ids)
 
 
-def test_a_subject_that_stands_twice_needs_its_characters(tokenizer):
+def test_a_subject_that_occurs_twice_needs_its_characters(tokenizer):
     text = "Linux, or GNU Linux, is"
-    with pytest.raises(ValueError, match=r"stands 2 times .*\(0, 5\), \(14, 19\)"):
+    with pytest.raises(ValueError, match=r"occurs 2 times .*\(0, 5\), \(14, 19\)"):
         TracePrompt.of(tokenizer, text, "Linux")
     spans = [
         TracePrompt.of(tokenizer, text, "Linux", characters=c).span for c in ((0, 5), (14, 19))
@@ -62,12 +62,12 @@ def test_a_target_gets_its_space_and_its_columns(tokenizer):
         (("the", "the"), "a single token"),
     ],
 )
-def test_bad_prompts_are_named(tokenizer, arguments, message):
+def test_malformed_prompts_are_named(tokenizer, arguments, message):
     with pytest.raises(ValueError, match=message):
         TracePrompt.of(tokenizer, *arguments)
 
 
-def test_bad_characters_and_targets_are_named(tokenizer):
+def test_wrong_characters_and_empty_targets_are_named(tokenizer):
     with pytest.raises(ValueError, match=r"characters=\(1, 6\).*'inux '"):
         TracePrompt.of(tokenizer, "Linux is", "Linux", characters=(1, 6))
     with pytest.raises(ValueError, match="target is empty"):

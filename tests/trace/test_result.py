@@ -1,4 +1,4 @@
-"""Files of traces, the original's among them, and averages over them."""
+"""Files of traces, including those of the original, and averages over cases."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def result(
 
 
 @pytest.mark.parametrize("kind", TraceKind)
-def test_a_file_gives_back_what_was_saved(tmp_path, kind):
+def test_a_saved_case_loads_unchanged(tmp_path, kind):
     saved = result(np.random.default_rng(0).random((5, LAYERS)), kind=kind)
     save_trace(tmp_path / "cases" / "knowledge_0.npz", saved)
     loaded = load_trace(tmp_path / "cases" / "knowledge_0.npz")
@@ -43,8 +43,8 @@ def test_a_file_gives_back_what_was_saved(tmp_path, kind):
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["knowledge_0.npz"]
 
 
-def test_the_originals_keys_are_there_and_its_files_load(tmp_path):
-    """What the original writes: no tokens, no provenance, and an empty kind for hidden states."""
+def test_files_have_the_originals_keys_and_its_files_load(tmp_path):
+    """The original writes no tokens and no provenance, and an empty kind for hidden states."""
     save_trace(tmp_path / "ours.npz", result(np.zeros((8, LAYERS))))
     keys = (
         "scores low_score high_score input_ids input_tokens subject_range answer window "
@@ -103,22 +103,22 @@ def test_averages_pool_tokens_and_prompts():
     np.testing.assert_allclose(further.mean[0], (0.15 + 0.18 + 0.1 + 0.1) / 4, rtol=1e-5)
 
 
-def test_a_subject_that_ends_the_prompt_has_no_token_behind_it():
+def test_a_subject_at_the_end_of_the_prompt_has_no_token_after_it():
     averages = average_effects([result(np.zeros((4, LAYERS)), subject=(1, 4))])
     absent = (TokenClass.FIRST_SUBSEQUENT, TokenClass.FURTHER)
     for place, average in averages.indirect.items():
         assert (average.count == 0) == (place in absent)
         assert np.isnan(average.mean).all() == (place in absent)
-    assert averages.indirect[TokenClass.LAST].count == 1, "it is the last subject token too"
+    assert averages.indirect[TokenClass.LAST].count == 1, "it is also the last subject token"
 
 
-def test_some_tokens_are_averaged_where_they_stand():
+def test_a_single_restored_token_is_averaged_in_its_class():
     averages = average_effects([result(np.full((1, LAYERS), 0.4), tokens=(3,))])
     counts = [average.count for average in averages.indirect.values()]
     assert counts == [0, 0, 1, 0, 0, 0]
 
 
-def test_nothing_or_different_things_are_not_averaged():
+def test_averages_need_traced_cases_of_one_sort():
     with pytest.raises(ValueError, match="none of 1 cases was traced"):
         average_effects([SkippedCase("wrong")])
     cases = [result(np.zeros((5, LAYERS)), kind=kind) for kind in (TraceKind.HIDDEN, TraceKind.MLP)]
