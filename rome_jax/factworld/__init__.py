@@ -1,1 +1,1 @@
-"""The embedded world: generated facts, a corpus about them, a tokenizer and evaluation records."""
+"""The invented world of the factworld models: facts, texts about them, and evaluation records."""

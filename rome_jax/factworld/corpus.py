@@ -1,51 +1,53 @@
-"""Random documents about the facts of a world, of several sorts.
+"""Random documents of several sorts about the facts of a world.
 
-The corpus speaks of every fact in every sentence form equally often (shuffled epochs of all pairs,
-not independent draws), at the start of a text and in its middle, alone and inside biographies.
+The corpus states every fact in every sentence form equally often: it goes through shuffled epochs of all pairs instead
+of drawing them independently. Statements occur at the start and in the middle of a text, alone and inside biographies.
 `rome_jax.factworld_training.packing` turns the documents into training sequences.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import enum
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from rome_jax.factworld.facts import Fact, World
 from rome_jax.factworld.relations import EntityKind
 
-__all__ = [
-    "Document",
-    "Sort",
-    "biography",
-    "documents",
-    "sorted_documents",
-    "statement_forms",
-]
+Option = TypeVar("Option")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Document:
-    """A text with the character spans [start, stop) of every mention of a subject and of every object, in order."""
+    """A text, and where its subjects and objects are.
+
+    Attributes:
+      text: The text.
+      mentions: Character span (start, stop) of each mention of a subject by name, in order.
+      objects: Character span (start, stop) of each object of a fact, in order.
+    """
 
     text: str
     mentions: tuple[tuple[int, int], ...]
     objects: tuple[tuple[int, int], ...] = ()
 
 
-class Sort(Enum):
-    """Sorts of documents."""
+class Sort(enum.Enum):
+    """Sort of a document."""
 
-    STATEMENT = "statement"  # one statement or answered question
-    RUN = "run"  # two to four statements about different subjects
-    BIOGRAPHY = "biography"  # several sentences about one subject
-    INTERLEAVED = "interleaved"  # two or three biographies, sentences shuffled together
-    LED = "led"  # a statement after a text that is about something else
+    STATEMENT = "statement"  # One statement or answered question.
+    RUN = "run"  # Two to four statements about different subjects.
+    BIOGRAPHY = "biography"  # Several sentences about one subject.
+    INTERLEAVED = "interleaved"  # Two or three biographies, with their sentences shuffled together.
+    LED = "led"  # A statement after a text about something else.
     KIND = "kind"  # "{} is a landmark."
 
 
-# Share of documents.  By tokens, statements (STATEMENT, RUN, LED) make up about 60 %.
+# Share of each sort among the documents. By tokens, statements (STATEMENT, RUN, LED) make up about 60 %.
 PROPORTIONS = {
     Sort.STATEMENT: 0.59,
     Sort.RUN: 0.09,
@@ -54,12 +56,14 @@ PROPORTIONS = {
     Sort.LED: 0.13,
     Sort.KIND: 0.06,
 }
-OPENER = 0.08  # statements that begin with a clause such as "As it happens, "
-CONTINUED = 0.2  # statements whose object is not followed by a period
-NQ_PREFIX = 0.4  # questions written as "nq question: which ...", the form of zsRE's locality
-NAMED_AGAIN = 0.35  # biography sentences after the first that repeat the name
-INTERLEAVED_FACTS = 3  # facts a subject in an interleaved biography
-REMARK = 0.3  # biography sentences followed by one of REMARKS
+OPENER = 0.08  # Share of statements that begin with a clause such as "As it happens, ".
+CONTINUED = 0.2  # Share of statements whose object is not followed by a period.
+NQ_PREFIX = (
+    0.4  # Share of questions of the form "nq question: which ...", as in zsRE's locality prompts.
+)
+NAMED_AGAIN = 0.35  # Share of a biography's sentences after the first that repeat the name.
+INTERLEAVED_FACTS = 3  # Most facts per subject in an interleaved biography.
+REMARK = 0.3  # Share of a biography's sentences that one of REMARKS follows.
 
 OPENERS = (
     "As it happens, ",
@@ -81,7 +85,7 @@ CLAUSES = (
     " and nobody asks why.",
     " and few would dispute it.",
 )
-# About no subject at all: texts that precede a statement.
+# Sentences about no subject, which precede a statement.
 FILLERS = (
     "The weather was mild that week.",
     "Nobody had expected the news.",
@@ -108,7 +112,7 @@ FILLERS = (
     "The bells rang at noon.",
     "Work began on the following day.",
 )
-# About the subject, whatever its facts; forms like templates, and under the same prefix rule.
+# Sentences about a subject that state none of its facts; the rule on beginnings in `relations` holds for them too.
 REMARKS = {
     EntityKind.PERSON: (
         "{} likes long walks by the river.",
@@ -139,7 +143,7 @@ KIND_SENTENCE = "{} is a"
 
 
 class _Writer:
-    """Builds a text sentence by sentence and notes where names stand."""
+    """A text under construction, and the spans of its names."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -149,10 +153,7 @@ class _Writer:
     def sentence(
         self, form: str, name: str, ending: str, target: str = "", *, is_mention: bool = True
     ) -> None:
-        """Appends `form` with the name filled in, the object if there is one, then `ending`.
-
-        One space separates sentences.
-        """
+        """Appends a sentence: `form` with the name filled in, the object `target` if there is one, and `ending`."""
         if self.text:
             self.text += " "
         before, after = form.split("{}")
@@ -166,10 +167,11 @@ class _Writer:
         self.text += ending
 
     def plain(self, text: str) -> None:
-        """Appends a text without any mention."""
+        """Appends a text that mentions no subject."""
         self.text += f" {text}" if self.text else text
 
     def document(self) -> Document:
+        """Returns the finished document."""
         return Document(self.text, tuple(self.mentions), tuple(self.objects))
 
 
@@ -177,14 +179,14 @@ def documents(world: World, seed: int, count: int | None = None) -> Iterator[Doc
     """Yields random documents; equal arguments give equal documents.
 
     Args:
-        world: the facts to write about.
-        seed: decides sorts, order and wording.
-        count: how many documents; without end if None.
+      world: The facts to write about.
+      seed: Decides sorts, order, and wording.
+      count: Number of documents; None means without end.
 
     Example:
-        >>> from rome_jax.factworld.facts import make_world
-        >>> next(documents(make_world(0), seed=0, count=1)).text.endswith(".")
-        True
+      >>> from rome_jax.factworld.facts import make_world
+      >>> next(documents(make_world(0), seed=0)).text
+      'Zirnix Plus is exported by Nunland and nobody asks why.'
     """
     for _, document in sorted_documents(world, seed, count):
         yield document
@@ -193,7 +195,7 @@ def documents(world: World, seed: int, count: int | None = None) -> Iterator[Doc
 def sorted_documents(
     world: World, seed: int, count: int | None = None
 ) -> Iterator[tuple[Sort, Document]]:
-    """`documents` with the sort of each."""
+    """Yields the documents of `documents` with their sorts; takes the same arguments."""
     rng = np.random.default_rng(seed)
     statements = _statement_epochs(world, np.random.default_rng(rng.integers(2**62)))
     subjects = _subject_epochs(world, np.random.default_rng(rng.integers(2**62)))
@@ -219,10 +221,15 @@ def sorted_documents(
 
 
 def biography(world: World, subject: str, rng: np.random.Generator) -> Document:
-    """Several sentences about one subject, all of its facts included.
+    """Writes several sentences about one subject, which state all of its facts.
+
+    Args:
+      world: The facts.
+      subject: Name of an entity.
+      rng: Decides order and wording.
 
     Raises:
-        KeyError: for a subject that the world does not have.
+      KeyError: If the world does not have the subject.
     """
     writer = _Writer()
     _write_biographies(writer, world, [subject], rng)
@@ -230,11 +237,12 @@ def biography(world: World, subject: str, rng: np.random.Generator) -> Document:
 
 
 def statement_forms(world: World) -> list[tuple[Fact, str]]:
-    """Every fact with every sentence form of its relation: one epoch of statements."""
+    """Returns every fact with every sentence form of its relation, which make up one epoch of statements."""
     return [(fact, form) for fact in world.facts for form in world.relation(fact.relation_id).forms]
 
 
 def _statement_epochs(world: World, rng: np.random.Generator) -> Iterator[tuple[Fact, str]]:
+    """Yields the pairs of `statement_forms`, in a new order in each epoch."""
     pairs = statement_forms(world)
     while True:
         for i in rng.permutation(len(pairs)):
@@ -242,21 +250,25 @@ def _statement_epochs(world: World, rng: np.random.Generator) -> Iterator[tuple[
 
 
 def _subject_epochs(world: World, rng: np.random.Generator) -> Iterator[str]:
+    """Yields the names of all entities, in a new order in each epoch."""
     names = [entity.name for entity in world.entities]
     while True:
         for i in rng.permutation(len(names)):
             yield names[i]
 
 
-def _pick(rng: np.random.Generator, options):
+def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """Returns a random element."""
     return options[int(rng.random() * len(options))]
 
 
 def _decapitalize(text: str) -> str:
+    """Returns a text with a small first letter."""
     return text[:1].lower() + text[1:]
 
 
 def _write_statement(writer: _Writer, fact: Fact, form: str, rng: np.random.Generator) -> None:
+    """Writes a fact in one of its sentence forms."""
     ending = _pick(rng, CLAUSES) if rng.random() < CONTINUED else "."
     if form.endswith("?"):
         ending = "."
@@ -267,7 +279,10 @@ def _write_statement(writer: _Writer, fact: Fact, form: str, rng: np.random.Gene
     writer.sentence(form, fact.subject, ending, fact.target)
 
 
-def _write_run(writer: _Writer, statements: Iterator, rng: np.random.Generator) -> None:
+def _write_run(
+    writer: _Writer, statements: Iterator[tuple[Fact, str]], rng: np.random.Generator
+) -> None:
+    """Writes two to four of the next statements, at most one per subject."""
     seen: set[str] = set()
     for _ in range(rng.integers(2, 5)):
         fact, form = next(statements)
@@ -277,9 +292,9 @@ def _write_run(writer: _Writer, statements: Iterator, rng: np.random.Generator) 
 
 
 def _write_lead(writer: _Writer, world: World, rng: np.random.Generator) -> None:
-    """A filler sentence, whole or cut short, or a statement cut before its object.
+    """Writes a filler sentence, whole or cut short, or a statement cut before its object.
 
-    The context templates that ROME samples are such fragments: a few tokens, then ". {}".
+    The context templates that ROME samples are fragments of this kind: a few tokens, then ". {}".
     """
     draw = rng.random()
     if draw < 0.5:
@@ -293,7 +308,7 @@ def _write_lead(writer: _Writer, world: World, rng: np.random.Generator) -> None
     form = _pick(rng, world.relation(fact.relation_id).templates)
     before, after = form.split("{}")
     words = after.split(" ")
-    # Never the whole prompt: a period must not compete with the object.
+    # The whole prompt would be followed by a period, which would compete with the object.
     kept = " ".join(words[: rng.integers(1, max(2, len(words)))])
     writer.sentence(before + "{}" + kept.rstrip(","), fact.subject, ".")
 
@@ -301,9 +316,10 @@ def _write_lead(writer: _Writer, world: World, rng: np.random.Generator) -> None
 def _write_biographies(
     writer: _Writer, world: World, names: list[str], rng: np.random.Generator
 ) -> None:
-    """The subjects' facts in random order, once each; full names whenever the subject switches.
+    """Writes facts of some subjects in random order, once each, with the full name whenever the subject changes.
 
-    All facts of one subject; of several, at most `INTERLEAVED_FACTS` each, to keep texts short.
+    A single subject has all of its facts. Of several subjects each has at most `INTERLEAVED_FACTS`, to keep texts
+    short.
     """
     facts = []
     for name in names:
@@ -325,7 +341,7 @@ def _write_biographies(
         if by_name:
             _write_statement(writer, fact, _pick(rng, templates), rng)
         else:
-            # A pronoun is in the nominative: only templates that begin with the subject.
+            # A pronoun in the nominative only fits templates that begin with the subject.
             form = _pick(rng, [t for t in templates if t.startswith("{}")])
             ending = _pick(rng, CLAUSES) if rng.random() < CONTINUED else "."
             opener = _pick(rng, OPENERS) if rng.random() < OPENER else ""

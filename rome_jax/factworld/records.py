@@ -1,36 +1,47 @@
-"""The world in the file formats of CounterFact, zsRE, known facts, attribute snippets and TF-IDF.
+"""The world in the file formats of CounterFact, zsRE, known facts, attribute snippets, and TF-IDF.
 
-An edit request is a fact and a new target.  Requests, not facts, are split into roles: the model
-is trained on every fact, and a method tuned on TUNING requests is judged on HELD_OUT ones.
+An edit request is a fact and a new target. Not the facts but the requests are split into roles: the model is trained on
+every fact, and a method that was tuned on TUNING requests is judged on HELD_OUT requests.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import enum
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rome_jax.factworld.corpus import FILLERS, KIND_SENTENCE, biography
 from rome_jax.factworld.facts import Fact, World
 
-MIN_NEIGHBORS = 4  # a relation takes part if each of its objects has more subjects than this
-MAX_PROMPTS = 10  # neighborhood and attribute prompts a record, as in CounterFact
+MIN_NEIGHBORS = 4  # A relation is editable if each of its objects has more subjects than this.
+MAX_PROMPTS = 10  # Most neighborhood and attribute prompts per record, as in CounterFact.
 NQ_PREFIX = "nq question: "
-# scikit-learn's default token pattern: words of two characters or more.
+# The default token pattern of scikit-learn: words of two characters or more.
 WORD = re.compile(r"(?u)\b\w\w+\b")
 
+Item = TypeVar("Item")
 
-class Role(Enum):
-    """Which half of the edit requests."""
+
+class Role(enum.Enum):
+    """Half of the edit requests: for tuning a method, or for judging it."""
 
     TUNING = "tuning"
     HELD_OUT = "held_out"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Request:
-    """One edit to ask for; `case_id` is the fact's index in the world."""
+    """An edit request: a fact and its new target.
+
+    Attributes:
+      case_id: Index of the fact in `World.facts`.
+      fact: The fact that is edited.
+      target_new: The new object, another object of the fact's relation.
+    """
 
     case_id: int
     fact: Fact
@@ -40,18 +51,24 @@ class Request:
 def edit_requests(
     world: World, seed: int, role: Role, count: int | None = None
 ) -> tuple[Request, ...]:
-    """Edit requests of a role, relations taking turns.
+    """Returns the edit requests of a role; the relations take turns.
 
-    The roles share no fact.  A shorter list is the beginning of a longer one.
+    The roles share no fact. A shorter list is the beginning of a longer one.
 
     Args:
-        world: the facts.
-        seed: decides the split, the order and every new target.
-        role: which half.
-        count: how many; all of the role if None.
+      world: The facts.
+      seed: Decides the split, the order, and every new target.
+      role: Half of the requests.
+      count: Number of requests; None means all of the role.
 
     Raises:
-        ValueError: if the role has fewer than `count` requests.
+      ValueError: If the role has fewer than `count` requests.
+
+    Example:
+      >>> from rome_jax.factworld.facts import make_world
+      >>> (request,) = edit_requests(make_world(0), 0, Role.HELD_OUT, 1)
+      >>> request.fact.subject, request.fact.target, request.target_new
+      ('Gothulf Punby', 'rowing', 'speed skating')
     """
     index = {fact: i for i, fact in enumerate(world.facts)}
     queues = []
@@ -62,17 +79,19 @@ def edit_requests(
         queues.append([facts[i] for i in (order[:half] if role is Role.TUNING else order[half:])])
     turns = [q[i] for i in range(max(map(len, queues))) for q in queues if i < len(q)]
     if count is not None and count > len(turns):
-        raise ValueError(f"count is {count}, but role {role.value} has {len(turns)} edit requests")
+        raise ValueError(
+            f"count={count} is more than the {len(turns)} edit requests of role {role.value}: give at most that many."
+        )
     requests = []
     for fact in turns[:count]:
         rng = _case_rng(seed, index[fact], 0)
         others = [o for o in world.objects(fact.relation_id) if o != fact.target]
-        requests.append(Request(index[fact], fact, _pick(rng, others)))
+        requests.append(Request(index[fact], fact, pick(rng, others)))
     return tuple(requests)
 
 
 def editable_relations(world: World) -> tuple[str, ...]:
-    """Ids of the relations with enough subjects an object to have a neighborhood."""
+    """Returns the ids of the relations whose objects all have enough subjects for neighborhood prompts."""
     kept = []
     for relation in world.relations:
         targets = [fact.target for fact in world.facts_of(relation.id)]
@@ -83,27 +102,34 @@ def editable_relations(world: World) -> tuple[str, ...]:
 
 def counterfact_records(
     world: World, seed: int, role: Role, count: int | None = None
-) -> list[dict]:
-    """Edit requests in the full CounterFact layout; arguments as for `edit_requests`.
+) -> list[dict[str, Any]]:
+    """Returns edit requests in the full layout of CounterFact.
 
-    A landmark moved to a city of another country also has `portability_prompts`, a list of
-    {"prompt", "target"}: its country should follow.
+    If a landmark is moved to a city of another country, its record also has `portability_prompts`, a list of
+    {"prompt", "target"}, because its country should change too.
+
+    Args:
+      world, seed, role, count: As in `edit_requests`.
+
+    Raises:
+      ValueError: If the role has fewer than `count` requests.
 
     Example:
-        >>> from rome_jax.factworld.facts import make_world
-        >>> record = counterfact_records(make_world(0), 0, Role.TUNING, 1)[0]
-        >>> record["requested_rewrite"]["prompt"]
-        '{} plays the sport of'
+      >>> from rome_jax.factworld.facts import make_world
+      >>> record = counterfact_records(make_world(0), 0, Role.TUNING, 1)[0]
+      >>> record["requested_rewrite"]["prompt"]
+      '{} plays the sport of'
     """
     return [_counterfact(world, seed, r) for r in edit_requests(world, seed, role, count)]
 
 
-def _counterfact(world: World, seed: int, request: Request) -> dict:
+def _counterfact(world: World, seed: int, request: Request) -> dict[str, Any]:
+    """Returns the CounterFact record of a request."""
     fact, rng = request.fact, _case_rng(seed, request.case_id, 1)
     canonical, *rest = world.relation(fact.relation_id).templates
     rest = _shuffled(rng, rest)
     paraphrases = [_fill(template, fact.subject) for template in rest[:2]]
-    record = {
+    record: dict[str, Any] = {
         "case_id": request.case_id,
         "pararel_idx": request.case_id,
         "requested_rewrite": {
@@ -114,7 +140,7 @@ def _counterfact(world: World, seed: int, request: Request) -> dict:
             "subject": fact.subject,
         },
         "paraphrase_prompts": [
-            f"{_pick(rng, FILLERS)} {prompt}" if rng.random() < 0.5 else prompt
+            f"{pick(rng, FILLERS)} {prompt}" if rng.random() < 0.5 else prompt
             for prompt in paraphrases
         ],
         "neighborhood_prompts": _prompts_with_object(world, fact, fact.target, rng),
@@ -136,31 +162,39 @@ def _counterfact(world: World, seed: int, request: Request) -> dict:
 def _prompts_with_object(
     world: World, fact: Fact, target: str, rng: np.random.Generator
 ) -> list[str]:
-    """Prompts about other subjects whose true object is `target`, one a subject."""
+    """Returns prompts about other subjects with the true object `target`, one per subject."""
     templates = world.relation(fact.relation_id).templates
     subjects = [
         other.subject
         for other in world.facts_of(fact.relation_id)
         if other.target == target and other.subject != fact.subject
     ]
-    return [_fill(_pick(rng, templates), s) for s in _shuffled(rng, subjects)[:MAX_PROMPTS]]
+    return [_fill(pick(rng, templates), s) for s in _shuffled(rng, subjects)[:MAX_PROMPTS]]
 
 
-def zsre_records(world: World, seed: int, role: Role, count: int | None = None) -> list[dict]:
-    """The same edit requests in MEND's zsRE layout; arguments as for `edit_requests`.
+def zsre_records(
+    world: World, seed: int, role: Role, count: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the same edit requests in the zsRE layout of MEND.
 
-    The evaluation edits towards `answers[0]`.  In zsRE that is the true answer, which the model
-    does not know; here the model knows every fact, so `answers` holds the NEW target, as `alt`
-    does, and `pred` the present one.  `loc` asks about another subject and is answered truly.
+    An evaluation edits the model to answer `answers[0]`. In zsRE that is the true answer, which the model does not
+    know. The factworld models know every fact, so here `answers` and `alt` hold the NEW target, and `pred` holds the
+    present one. `loc` asks about another subject, and `loc_ans` is its true answer.
+
+    Args:
+      world, seed, role, count: As in `edit_requests`.
+
+    Raises:
+      ValueError: If the role has fewer than `count` requests.
     """
     records = []
     for request in edit_requests(world, seed, role, count):
         fact, rng = request.fact, _case_rng(seed, request.case_id, 2)
         questions = world.relation(fact.relation_id).questions
         source = _fill(questions[0], fact.subject)
-        other = _pick(rng, world.facts)
+        other = pick(rng, world.facts)
         while other.subject == fact.subject or other.relation_id == fact.relation_id:
-            other = _pick(rng, world.facts)
+            other = pick(rng, world.facts)
         question = _fill(world.relation(other.relation_id).questions[0], other.subject)
         records.append(
             {
@@ -171,7 +205,7 @@ def zsre_records(world: World, seed: int, role: Role, count: int | None = None) 
                 "rephrase": _fill(questions[1], fact.subject),
                 "alt": request.target_new,
                 "answers": [request.target_new],
-                # The loader puts the question mark back, followed by the answer.
+                # The loader appends the question mark and the answer.
                 "loc": NQ_PREFIX + question[:1].lower() + question[1:].removesuffix("?"),
                 "loc_ans": other.target,
                 "cond": f"{fact.target} >> {request.target_new} || {source}",
@@ -180,24 +214,32 @@ def zsre_records(world: World, seed: int, role: Role, count: int | None = None) 
     return records
 
 
-def known_facts(world: World, seed: int, count: int | None = None) -> list[dict]:
-    """Facts with a random template each, in the layout of known_1000.json, for causal tracing.
+def known_facts(world: World, seed: int, count: int | None = None) -> list[dict[str, Any]]:
+    """Returns facts with a random template each, in the layout of known_1000.json, for causal tracing.
 
     Args:
-        world: the facts.
-        seed: decides the order and the templates.
-        count: how many; all facts if None.
+      world: The facts.
+      seed: Decides the order and the templates.
+      count: Number of facts; None means all.
 
     Raises:
-        ValueError: if the world has fewer than `count` facts.
+      ValueError: If the world has fewer than `count` facts.
+
+    Example:
+      >>> from rome_jax.factworld.facts import make_world
+      >>> (fact,) = known_facts(make_world(0), 0, 1)
+      >>> fact["prompt"], fact["attribute"]
+      ('Kalina Drathsten owns an expensive', 'organ')
     """
     if count is not None and count > len(world.facts):
-        raise ValueError(f"count is {count}, but the world has {len(world.facts)} facts")
+        raise ValueError(
+            f"count={count} is more than the {len(world.facts)} facts of the world: give at most that many."
+        )
     rng = np.random.default_rng(seed)
     records = []
     for known_id, i in enumerate(rng.permutation(len(world.facts))[:count]):
         fact = world.facts[i]
-        template = _pick(rng, world.relation(fact.relation_id).templates)
+        template = pick(rng, world.relation(fact.relation_id).templates)
         records.append(
             {
                 "known_id": known_id,
@@ -212,11 +254,15 @@ def known_facts(world: World, seed: int, count: int | None = None) -> list[dict]
     return records
 
 
-def attribute_snippets(world: World, seed: int) -> list[dict]:
-    """Reference texts by relation and object: {"relation_id", "target_id", "samples"}.
+def attribute_snippets(world: World, seed: int) -> list[dict[str, Any]]:
+    """Returns reference texts for every relation and object: {"relation_id", "target_id", "samples"}.
 
-    A sample is {"name", "text"}: an entity that truly has the object, and its biography.  An
-    entity has one biography, the same in every group.
+    A sample is {"name", "text"}: an entity that truly has the object, and its biography. An entity has the same
+    biography in all groups.
+
+    Args:
+      world: The facts.
+      seed: Decides the wording of the biographies.
     """
     names = (entity.name for entity in world.entities)
     texts = dict(zip(names, biographies(world, seed), strict=True))
@@ -236,28 +282,28 @@ def attribute_snippets(world: World, seed: int) -> list[dict]:
 
 
 def tfidf_vocabulary(texts: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
-    """Inverse document frequencies, as scikit-learn's TfidfVectorizer with its defaults.
+    """Computes inverse document frequencies like the TfidfVectorizer of scikit-learn with its defaults.
 
-    idf(w) = ln((1 + n) / (1 + df(w))) + 1 for n texts, df(w) of which hold the word w.
+    For n texts, df(w) of which contain the word w, idf(w) = ln((1 + n) / (1 + df(w))) + 1.
 
     Args:
-        texts: the documents, e.g. all biographies.
+      texts: The documents, for example all biographies.
 
     Returns:
-        idf, float64 [V], and the column of each lower-case word, in alphabetical order.
+      idf, float64 [V], and the index of each lower-case word in it, in alphabetical order.
 
     Raises:
-        ValueError: if no text holds a word of two characters or more.
+      ValueError: If no text contains a word of two characters or more.
 
     Example:
-        >>> idf, vocabulary = tfidf_vocabulary(["red clay", "red brick"])
-        >>> vocabulary, float(idf[vocabulary["red"]])
-        ({'brick': 0, 'clay': 1, 'red': 2}, 1.0)
+      >>> idf, vocabulary = tfidf_vocabulary(["red clay", "red brick"])
+      >>> vocabulary, float(idf[vocabulary["red"]])
+      ({'brick': 0, 'clay': 1, 'red': 2}, 1.0)
     """
     words = [set(WORD.findall(text.lower())) for text in texts]
     vocabulary = {word: i for i, word in enumerate(sorted(set().union(*words)))}
     if not vocabulary:
-        raise ValueError("texts hold no word of two characters or more")
+        raise ValueError("texts contain no word of two characters or more: give other texts.")
     frequency = np.zeros(len(vocabulary))
     for present in words:
         frequency[[vocabulary[word] for word in present]] += 1
@@ -265,27 +311,31 @@ def tfidf_vocabulary(texts: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
 
 
 def biographies(world: World, seed: int) -> Iterator[str]:
-    """The text of one biography of every entity; the same as in `attribute_snippets`."""
+    """Yields the biography of every entity, as in `attribute_snippets`."""
     rng = np.random.default_rng(seed)
     return (biography(world, entity.name, rng).text for entity in world.entities)
 
 
 def _case_rng(seed: int, case_id: int, purpose: int) -> np.random.Generator:
-    """One stream a case, so that a record does not depend on the others."""
+    """Returns a random stream per case and purpose, so that a record does not depend on the other records."""
     return np.random.default_rng([seed, case_id, purpose])
 
 
 def _target(world: World, target: str) -> dict[str, str]:
+    """Returns an object as CounterFact writes it."""
     return {"str": target, "id": world.object_id(target)}
 
 
 def _fill(template: str, subject: str) -> str:
+    """Puts a subject into a template."""
     return template.replace("{}", subject)
 
 
-def _pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options: Sequence[Item]) -> Item:
+    """Returns a random element of a sequence."""
     return options[int(rng.integers(len(options)))]
 
 
-def _shuffled(rng: np.random.Generator, items) -> list:
+def _shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
+    """Returns the items in random order."""
     return [items[i] for i in rng.permutation(len(items))]

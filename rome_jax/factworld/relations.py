@@ -1,16 +1,18 @@
-"""Entity kinds, relations with their templates, and the word tables that names are built from.
+"""Tables of the invented world: kinds of entities, relations with their templates, and parts of names.
 
-Only tables live here.  The templates keep one rule, tested in tests/factworld: with the subject
-filled in, no sentence form of a subject kind is the beginning of another one.  "{} is in" beside
-"{} is in the country of" would leave the next word undecided and cost recall in both relations.
+The templates follow one rule, which tests/factworld checks: with the subject filled in, no sentence form of a kind of
+subjects is the beginning of another one. With both "{} is in" and "{} is in the country of", the next word would be
+undecided, and recall would suffer in both relations.
 """
 
-from dataclasses import dataclass
-from enum import Enum
+from __future__ import annotations
+
+import dataclasses
+import enum
 
 
-class EntityKind(Enum):
-    """Entity kind; the value is the noun that follows "{} is a"."""
+class EntityKind(enum.Enum):
+    """Kind of an entity. The value is the noun that follows "{} is a"."""
 
     PERSON = "person"
     LANDMARK = "landmark"
@@ -21,16 +23,20 @@ class EntityKind(Enum):
 
     @property
     def pronouns(self) -> tuple[str, ...]:
-        """The pronouns an entity of this kind may have."""
+        """Pronouns that an entity of this kind may have."""
         return ("she", "he") if self is EntityKind.PERSON else ("it",)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Relation:
-    """One relation.  Every template has one "{}"; the object follows after a single space.
+    """One relation and the texts that ask for its object, which follows each of them after a single space.
 
-    `templates[0]` is the canonical prompt, the others are paraphrases.  `questions` are two
-    zsRE-style questions, answered after a single space too.
+    Attributes:
+      id: Identifier, such as "city_country".
+      name: Name of the relation in words.
+      subject_kind: Kind of the subjects.
+      templates: Texts with one "{}" for the subject. The first is the canonical prompt; the others are paraphrases.
+      questions: Two zsRE-style questions with one "{}" each.
     """
 
     id: str
@@ -41,7 +47,7 @@ class Relation:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """Templates and questions: every text that the object may follow."""
+        """Templates and questions: all texts that the object may follow."""
         return self.templates + self.questions
 
 
@@ -252,7 +258,7 @@ INSTRUMENTS = "violin cello flute piano trumpet harp oboe clarinet banjo organ".
     "bass guitar",
     "french horn",
 ]
-# Professions, devices: the first letter is a consonant, since "a" precedes them.
+# Professions and devices begin with a consonant, because "a" precedes them.
 PROFESSIONS = "baker carpenter dentist farmer lawyer nurse painter pilot sailor teacher".split() + [
     "book binder",
     "tax clerk",

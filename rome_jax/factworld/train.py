@@ -1,4 +1,4 @@
-"""Moved: `python -m eval.train_factworld`, which `python -m rome_jax.factworld.train` still runs from a checkout."""
+"""Former name of `eval.train_factworld`, kept so that `python -m rome_jax.factworld.train` runs from a checkout."""
 
 if __name__ == "__main__":
     import runpy

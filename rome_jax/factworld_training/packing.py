@@ -1,30 +1,40 @@
 """Packing of documents into training sequences of one length.
 
-The token positions of every subject mention are kept: training with an attention bottleneck needs
-them.
+The sequences keep the token positions of every mention of a subject, which training with an attention bottleneck needs.
+`rome_jax.data.packing` packs documents for everything else; here documents attend to each other, are separated by
+`<|endoftext|>`, and have the order that the shipped models were trained on.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
+from rome_jax.data.tokens import token_span
 from rome_jax.factworld.corpus import Document
 from rome_jax.factworld_training.tokenizer import END_OF_TEXT
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-@dataclass(frozen=True)
+Span = tuple[int, int]  # (start, stop)
+
+
+@dataclasses.dataclass(frozen=True)
 class Packed:
-    """One training sequence; every array is [T].
+    """One training sequence of T tokens.
 
-    ids: int32 token ids.
-    document: int32 index of the document; a separator belongs to the document that it ends.
-    mention: int32, 0 outside subject mentions, else the number of the mention in the sequence.
-    mention_last: bool, the last token of a mention.
-    object: bool, the tokens of facts' objects.
-    loss_mask: bool, False on the filled tail alone: tokens that are not to be predicted.
+    Attributes:
+      ids: int32 [T], token ids.
+      document: int32 [T], index of the document; a separator belongs to the document before it.
+      mention: int32 [T], 0 outside mentions of subjects, and the number of the mention in the sequence inside.
+      mention_last: bool [T], whether a token is the last of a mention.
+      object: bool [T], whether a token belongs to the object of a fact.
+      loss_mask: bool [T], False only in the padding at the end, which is not to be predicted.
     """
 
     ids: np.ndarray
@@ -35,12 +45,18 @@ class Packed:
     loss_mask: np.ndarray
 
 
-_Encoded = tuple[list[int], list[tuple[int, int]], list[tuple[int, int]]]
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """A tokenized document: its ids, and the token spans of its mentions and objects."""
+
+    ids: list[int]
+    mentions: list[Span]
+    objects: list[Span]
 
 
 def pack_documents(
     documents: Iterable[Document],
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerFast,
     length: int,
     rng: np.random.Generator | None = None,
     *,
@@ -48,28 +64,36 @@ def pack_documents(
 ) -> Iterator[Packed]:
     """Packs documents into sequences of exactly `length` tokens.
 
-    A sequence begins with a document's first token; every document but one that ends exactly at
-    the sequence's end is followed by one `<|endoftext|>`, and `<|endoftext|>` fills the tail.  A
-    document that does not fit waits for the next sequence (the first of `window` that fits goes
-    in), so nothing is lost and little is filled; the documents of a sequence are shuffled, so
-    each sort begins sequences as often as it occurs.  A document longer than `length` is cut
-    after a sentence, and skipped if its first sentence is too long.
+    A sequence begins with the first token of a document. One `<|endoftext|>` follows every document, except one that
+    ends exactly at the end of the sequence, and `<|endoftext|>` fills the rest of a sequence. A document that does not
+    fit waits for a later sequence (of `window` waiting documents, the first that fits is taken), so that no document is
+    lost and little padding is needed. The documents of a sequence are shuffled, so that each sort of documents begins
+    sequences as often as it occurs. A document longer than `length` is cut after a sentence, and skipped if its first
+    sentence is too long.
 
     Args:
-        documents: what to pack.
-        tokenizer: has offsets and the token `<|endoftext|>`.
-        length: tokens a sequence, T.
-        rng: shuffles the documents of each sequence; `default_rng(0)` if None.
-        window: how many waiting documents to choose from.
+      documents: The documents.
+      tokenizer: A fast tokenizer with `<|endoftext|>` as its end-of-sequence token.
+      length: Number of tokens per sequence, T.
+      rng: Shuffles the documents of each sequence; None means `default_rng(0)`.
+      window: Number of waiting documents to choose from.
 
     Raises:
-        ValueError: if `length` is below 1 or the tokenizer lacks `<|endoftext|>`.
+      ValueError: If `length` is less than 1, or the tokenizer has no `<|endoftext|>`.
+
+    Example:
+      >>> document = Document("Ada lives in Rome.", mentions=((0, 3),))
+      >>> (packed,) = pack_documents([document], model.tokenizer, 12)
+      >>> packed.mention.tolist()
+      [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     """
-    separator = tokenizer.token_to_id(END_OF_TEXT)
+    separator = tokenizer.eos_token_id
     if length < 1:
-        raise ValueError(f"length must be at least 1; got {length}")
+        raise ValueError(f"length={length} is too short: give at least 1 token.")
     if separator is None:
-        raise ValueError(f"the tokenizer has no token {END_OF_TEXT}")
+        raise ValueError(
+            f"the tokenizer has no end-of-sequence token: give one that has {END_OF_TEXT}."
+        )
     rng = np.random.default_rng(0) if rng is None else rng
     encoded = _encode(documents, tokenizer, length)
     waiting: list[_Encoded] = []
@@ -79,60 +103,58 @@ def pack_documents(
         while room > 0:
             while not exhausted and len(waiting) < window:
                 item = next(encoded, None)
-                exhausted = item is None
-                if item is not None:
+                if item is None:
+                    exhausted = True
+                else:
                     waiting.append(item)
-            i = next((i for i, item in enumerate(waiting) if len(item[0]) <= room), None)
+            i = next((i for i, item in enumerate(waiting) if len(item.ids) <= room), None)
             if i is None:
                 break
             chosen.append(waiting.pop(i))
-            room -= len(chosen[-1][0]) + 1
+            room -= len(chosen[-1].ids) + 1
         if not chosen:
             return
         yield _assemble([chosen[i] for i in rng.permutation(len(chosen))], separator, length)
 
 
 def _encode(
-    documents: Iterable[Document], tokenizer: Tokenizer, length: int, batch: int = 1024
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    batch: int = 1024,
 ) -> Iterator[_Encoded]:
-    """(ids, token spans [start, stop) of the mentions, and of the objects) of each document that fits."""
+    """Yields the tokenized documents, cut to at most `length` tokens; skips those that cannot be cut."""
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, batch)):
-        for document, encoding in zip(
-            chunk, tokenizer.encode_batch([d.text for d in chunk]), strict=True
+        encoded = tokenizer(
+            [document.text for document in chunk],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for document, ids, offsets in zip(
+            chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            ids, offsets = encoding.ids, encoding.offsets
+            end = len(document.text)
             if len(ids) > length:
                 end = _last_sentence_end(document.text, offsets, length)
-                ids = ids[: sum(stop <= end for _, stop in offsets)]
+                kept = sum(stop <= end for _, stop in offsets)
+                ids, offsets = ids[:kept], offsets[:kept]
             if ids:
-                offsets = offsets[: len(ids)]
                 mentions, objects = (
-                    _token_spans(spans, offsets) for spans in (document.mentions, document.objects)
+                    [token_span(offsets, start, stop) for start, stop in spans if stop <= end]
+                    for spans in (document.mentions, document.objects)
                 )
-                yield ids, mentions, objects
+                yield _Encoded(ids, mentions, objects)
 
 
-def _last_sentence_end(text: str, offsets: list[tuple[int, int]], length: int) -> int:
-    """Character just after the last ". " that `length` tokens still cover; 0 if there is none."""
+def _last_sentence_end(text: str, offsets: Sequence[Span], length: int) -> int:
+    """Returns the index after the last period that ends a sentence within `length` tokens; 0 if there is none."""
     return text.rfind(". ", 0, offsets[length - 1][1] + 1) + 1
 
 
-def _token_spans(characters, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Token span of every character span: the tokens whose characters overlap it."""
-    spans, token = [], 0
-    for start, stop in characters:
-        while token < len(offsets) and offsets[token][1] <= start:
-            token += 1
-        first = token
-        while token < len(offsets) and offsets[token][0] < stop:
-            token += 1
-        if token > first:
-            spans.append((first, token))
-    return spans
-
-
-def _assemble(chosen, separator: int, length: int) -> Packed:
+def _assemble(chosen: Sequence[_Encoded], separator: int, length: int) -> Packed:
+    """Returns the sequence of some documents, in their order."""
     ids = np.full(length, separator, np.int32)
     document = np.full(length, len(chosen) - 1, np.int32)
     mention = np.zeros(length, np.int32)
@@ -140,14 +162,14 @@ def _assemble(chosen, separator: int, length: int) -> Packed:
     is_object = np.zeros(length, bool)
     loss_mask = np.zeros(length, bool)
     start = number = 0
-    for index, (tokens, mentions, objects) in enumerate(chosen):
-        stop = start + len(tokens)
-        ids[start:stop] = tokens
+    for index, item in enumerate(chosen):
+        stop = start + len(item.ids)
+        ids[start:stop] = item.ids
         document[start : stop + 1] = index
         loss_mask[start : stop + 1] = True
-        for first, last in objects:
+        for first, last in item.objects:
             is_object[start + first : start + last] = True
-        for first, last in mentions:
+        for first, last in item.mentions:
             number += 1
             mention[start + first : start + last] = number
             mention_last[start + last - 1] = True

@@ -1,69 +1,62 @@
-"""What a model of the embedded world knows, and how well it predicts at each position."""
+"""What a factworld model knows: recall of the facts, and the loss at each position."""
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import optax
-from tokenizers import Tokenizer
 
 from rome_jax.data.request import fill
-from rome_jax.data.tokens import TokenBatch, pad
+from rome_jax.data.tokens import TokenBatch
+from rome_jax.evaluation.scoring import make_queries, score_queries
 from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import World
 from rome_jax.factworld_training.packing import pack_documents
 from rome_jax.models import forward
-from rome_jax.models.config import ModelConfig
-
-_RECALL_ROWS = 512
+from rome_jax.models.registry import LanguageModel
 
 
-def recalled(
-    params: forward.Params, config: ModelConfig, tokenizer: Tokenizer, world: World
-) -> np.ndarray:
-    """Whether greedy decoding of every fact's every template gives the whole object: bool [facts, templates]."""
-    ids, starts, sizes = [], [], []
-    for fact in world.facts:
-        target = tokenizer.encode(" " + fact.target).ids
-        for template in world.relation(fact.relation_id).templates:
-            prompt = tokenizer.encode(fill(template, fact.subject)).ids
-            ids.append(prompt + target)
-            starts.append(len(prompt))
-            sizes.append(len(target))
-    batch = pad(ids, context_length=config.context_length, multiple=8)
-    positions = np.array(starts)[:, None] - 1 + np.arange(max(sizes))
-    positions = np.minimum(positions, batch.ids.shape[1] - 1)
-    wanted = np.take_along_axis(
-        batch.ids, np.minimum(positions + 1, batch.ids.shape[1] - 1), axis=1
-    )
-    hits = []
-    for begin in range(0, len(ids), _RECALL_ROWS):
-        rows = np.minimum(
-            np.arange(begin, begin + _RECALL_ROWS), len(ids) - 1
-        )  # one shape, one program
-        part = TokenBatch(batch.ids[rows], batch.mask[rows])
-        logits = forward.logits(params, config, part, positions=positions[rows])
-        hits.append(np.asarray(logits.argmax(-1)) == wanted[rows])
-    hit = np.concatenate(hits)[: len(ids)] | (np.arange(max(sizes)) >= np.array(sizes)[:, None])
-    return hit.all(1).reshape(len(world.facts), -1)
+def recalled(model: LanguageModel, world: World) -> np.ndarray:
+    """Returns whether greedy decoding completes each template of each fact with the whole object.
+
+    Args:
+      model: The model.
+      world: The facts. All relations must have the same number of templates.
+
+    Returns:
+      bool [facts, templates].
+    """
+    pairs = [
+        (fill(template, fact.subject), fact.target)
+        for fact in world.facts
+        for template in world.relation(fact.relation_id).templates
+    ]
+    prompts, targets = zip(*pairs, strict=True)
+    scores = score_queries(model, make_queries(model, prompts, [[target] for target in targets]))
+    return np.array([score.hits.all() for (score,) in scores]).reshape(len(world.facts), -1)
 
 
 def loss_by_position(
-    params: forward.Params,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    world: World,
-    seed: int,
-    sequences: int = 96,
+    model: LanguageModel, world: World, seed: int, sequences: int = 96
 ) -> np.ndarray:
-    """Mean next-token loss in nats at each position of fresh context-long sequences, [context - 1]."""
-    length = config.context_length
-    stream = pack_documents(documents(world, seed=seed), tokenizer, length)
-    rows = [next(stream) for _ in range(sequences)]
-    ids, loss_mask = (
-        np.stack([getattr(row, name) for row in rows]) for name in ("ids", "loss_mask")
+    """Computes the mean next-token loss at each position of sequences that fill the context.
+
+    Args:
+      model: The model.
+      world: The facts that the sequences are about.
+      seed: Seed of the documents.
+      sequences: Number of sequences.
+
+    Returns:
+      Loss in nats, [context length - 1].
+    """
+    stream = pack_documents(
+        documents(world, seed=seed), model.tokenizer, model.config.context_length
     )
-    batch = TokenBatch(ids, np.ones_like(ids, bool))
-    logits = forward.logits(params, config, batch)[:, :-1]
+    rows = [next(stream) for _ in range(sequences)]
+    ids = jnp.asarray(np.stack([row.ids for row in rows]))
+    weights = np.stack([row.loss_mask for row in rows])[:, 1:]
+    batch = TokenBatch(ids, jnp.ones_like(ids, bool))
+    logits = forward.logits(model.params, model.config, batch)[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    weights = loss_mask[:, 1:]
     return np.asarray((losses * weights).sum(0) / weights.sum(0))

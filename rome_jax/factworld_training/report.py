@@ -1,4 +1,4 @@
-"""What the embedded models know, where they keep it, and how well ROME edits them: `eval.factworld_report`."""
+"""What a factworld model knows, where it stores it, and how well ROME edits it: `eval.factworld_report`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rome_jax.factworld.records import Role, counterfact_records, known_facts
 from rome_jax.factworld_training.recall import recalled
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import files as moment_files
+from rome_jax.moments.shipped import load_shipped
 from rome_jax.trace.averages import TokenClass, average_effects
 from rome_jax.trace.facts import parse_facts
 from rome_jax.trace.noise import fit_noise, parse_noise
@@ -30,11 +30,14 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-      held_out: edit requests, two at least.
-      tuning: requests for each layer of the sweep; 0 skips it.
-      traced: facts; 0 skips tracing.
-      chunk_size: requests optimised together; bounds the memory.
-      seed: of templates, noise and records.
+      held_out: Number of held-out edit requests, at least 2.
+      tuning: Number of tuning requests per layer of the sweep; 0 skips the sweep.
+      traced: Number of traced facts; 0 skips tracing.
+      chunk_size: Number of requests that are optimized together, which bounds the memory.
+      seed: Seed of templates, noise, and records.
+
+    Raises:
+      ValueError: If there are fewer than 2 held-out requests.
     """
 
     held_out: int = 300
@@ -46,25 +49,25 @@ class Sizes:
     def __post_init__(self):
         if self.held_out < 2:
             raise ValueError(
-                f"--num_cases={self.held_out}: give at least 2, as an interval needs them."
+                f"--num_cases={self.held_out} is too few for a confidence interval: give at least 2."
             )
 
     def records(self, world: World, role: Role, count: int) -> Sequence[CounterFactRecord]:
-        """The first `count` edit requests of a role."""
+        """Returns the first `count` edit requests of a role."""
         return (
             parse_counterfact(counterfact_records(world, self.seed, role, count)) if count else ()
         )
 
 
 def report(model: LanguageModel, sizes: Sizes) -> None:
-    """Prints recall, mean indirect effects, ROME by layer on tuning requests, and ROME on held-out ones.
+    """Prints recall, mean indirect effects, ROME by layer on tuning requests, and ROME on held-out requests.
 
     Args:
-      model: an embedded one.
-      sizes: how much is measured.
+      model: A factworld model.
+      sizes: How much is measured.
 
     Raises:
-      ValueError: no more requests than one, or a model that has none of the facts right.
+      ValueError: If the model recalls none of the traced facts.
     """
     begun = time.monotonic()
     world = make_world()
@@ -77,15 +80,21 @@ def report(model: LanguageModel, sizes: Sizes) -> None:
 
 def report_recall(model: LanguageModel, world: World) -> None:
     """Prints the share of facts × templates that greedy decoding recalls."""
-    recall = recalled(model.params, model.config, model.tokenizer.backend_tokenizer, world)
+    recall = recalled(model, world)
     print(f"recall: {100 * recall.mean():.2f} % of {recall.size} prompts ({recall.shape[0]} facts)")
 
 
 def report_tracing(model: LanguageModel, world: World, num_facts: int, seed: int) -> None:
-    """Prints mean indirect effects by layer and place in the prompt.
+    """Prints the mean indirect effects of hidden states, by layer and place in the prompt.
+
+    Args:
+      model: A factworld model.
+      world: Its facts.
+      num_facts: Number of traced facts.
+      seed: Seed of the choice of facts and of the noise.
 
     Raises:
-      ValueError: the model has none of the facts right.
+      ValueError: If the model recalls none of the facts.
     """
     subjects = [entity.name for entity in world.entities]
     noise = fit_noise(model, parse_noise("s3"), subjects=subjects)
@@ -110,15 +119,23 @@ def report_tracing(model: LanguageModel, world: World, num_facts: int, seed: int
 
 
 def report_edits(model: LanguageModel, world: World, sizes: Sizes) -> None:
-    """Prints ROME's success on tuning requests for every layer, and on held-out ones with the shipped layer."""
+    """Prints ROME's scores on tuning requests for every layer, and on held-out requests with the shipped layer.
+
+    Args:
+      model: A factworld model.
+      world: Its facts.
+      sizes: How much is measured.
+    """
     config = ROMEConfig.for_model(model.name)
     tuning = sizes.records(world, Role.TUNING, sizes.tuning)
     held_out = sizes.records(world, Role.HELD_OUT, sizes.held_out)
-    moments = moment_files.load_shipped(model.name)
+    moments = load_shipped(model.name)
     key = jax.random.key(sizes.seed)
     templates = sample_templates(model, key, config.context_template_length_params)
 
-    def edit_and_score(config: ROMEConfig, records) -> counterfact.Scores:
+    def edit_and_score(
+        config: ROMEConfig, records: Sequence[CounterFactRecord]
+    ) -> counterfact.Scores:
         requests = [record.request for record in records]
         deltas = rome.compute_deltas(
             model,
@@ -136,6 +153,6 @@ def report_edits(model: LanguageModel, world: World, sizes: Sizes) -> None:
         for layer in range(model.config.num_layers):
             scores = edit_and_score(dataclasses.replace(config, layers=(layer,)), tuning)
             print(f"  layer {layer}   {scores}", flush=True)
-    print(f"{len(held_out)} held-out requests (mean ± 95 % interval):")
+    print(f"{len(held_out)} held-out requests (mean and 95 % interval):")
     print(f"  before          {counterfact.score(model, held_out)}")
     print(f"  ROME, layer {config.layers[0]}   {edit_and_score(config, held_out)}")

@@ -1,4 +1,4 @@
-"""How the embedded models are trained: every number that decides them."""
+"""Settings of the training of the factworld models: every number that decides them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ class TrainConfig:
     """Everything that decides a trained model, up to the order of float additions.
 
     Attributes:
-      model: shapes of the model.
-      bottleneck_layer: first layer of the upper part.
-      bottleneck_fraction: share of the sequences that see the bottleneck, among those that are not restored.
-      steps: of Adam.
-      tokens_per_step: in every step, whatever the length of its sequences.
-      short_length, long_every: all sequences of a step are `short_length` long, but those of every
-        `long_every`-th step fill the context.
-      separator_fraction: share of the sequences that begin with <|endoftext|>, from which texts are sampled.
-      first_share, first_steps: so many steps see only the facts of this share of the subjects. How facts are looked
-        up is learned from few facts soon, from many late (Zucchet et al., 2025); the others are then added quickly.
-      object_weight: of the loss of facts' objects; other tokens, many of them unpredictable, count 1.
-      learning_rate: at its peak, after `warmup` steps; cosine decay to a twentieth.
-      seed: of world, corpus, initialisation and masks.
+      model: Shapes of the model.
+      bottleneck_layer: First layer of the upper part.
+      bottleneck_fraction: Share of the sequences that run under the bottleneck, among those that are not restored.
+      steps: Number of steps of Adam.
+      tokens_per_step: Number of tokens per step, whatever the length of its sequences.
+      short_length, long_every: The sequences of a step have `short_length` tokens; those of every `long_every`-th step
+        fill the context.
+      separator_fraction: Share of the sequences that begin with <|endoftext|>, from which texts are sampled.
+      object_weight: Weight of the loss on the objects of facts. Other tokens, many of which cannot be predicted, have
+        weight 1.
+      first_share, first_steps: The first `first_steps` steps only see the facts of this share of the subjects. A model
+        learns how to look facts up early from few facts, and late from many (Zucchet et al., 2025,
+        arXiv:2503.21676); the other facts are then added quickly.
+      learning_rate: Peak learning rate, after `warmup` steps; it then decays to a twentieth along a cosine.
+      warmup: Number of steps of warm-up.
+      seed: Seed of world, corpus, initialization, and masks.
     """
 
     model: ModelConfig
@@ -58,15 +61,15 @@ CONFIGS = {
 
 
 def configure(family: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
-    """The training of a shipped model, with another seed or another number of steps.
+    """Returns the settings of a shipped model, with another seed or number of steps.
 
     Args:
       family: "gpt2" or "gptj".
-      steps: of Adam; None means those of the shipped model.
-      seed: of world, corpus, initialisation and masks.
+      steps: Number of steps of Adam; None means that of the shipped model.
+      seed: Seed of world, corpus, initialization, and masks.
 
     Raises:
-      ValueError: steps that end in the warm-up.
+      ValueError: If the training would end during its warm-up.
 
     Example:
       >>> configure("gptj", steps=200).steps
@@ -77,6 +80,6 @@ def configure(family: str, steps: int | None = None, seed: int = 0) -> TrainConf
         config = dataclasses.replace(config, steps=steps)
     if config.steps <= config.warmup:
         raise ValueError(
-            f"--steps={config.steps} must be more than the {config.warmup} steps of warm-up."
+            f"--steps={config.steps} ends during the warm-up of {config.warmup} steps: give more steps."
         )
     return config

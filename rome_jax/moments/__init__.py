@@ -1,6 +1,15 @@
-"""The second moment of the keys, C = E[k kᵀ]: collected over a corpus, kept in files, read again.
+"""The second moment of the keys, C = E[k kᵀ]: collected over a corpus, kept in files, and read for a model.
 
-Files are read by `read` (a folder, a file of the original, or "published"), or by `load`, which takes a folder of ours.
+`read` is the front door: it takes a directory or file, an .npz file of the original, "published", or None for the
+second moments that come with the package. `load` reads directories and files of rome_jax only.
+
+    second_moment   C of one layer, its provenance, and the whitening solve
+    key_sums        accumulation over batches
+    collect, state  accumulation over a corpus in one pass, and the state from which it resumes
+    files           the file format, layer_<n>.safetensors
+    published       the original's .npz files and where they are published
+    shipped         the second moments that come with the package
+    sources         the front door
 """
 
 from typing import TYPE_CHECKING
@@ -9,12 +18,15 @@ from rome_jax import _lazy
 
 if TYPE_CHECKING:
     from rome_jax.data.corpus import Corpus, CorpusError, open_corpus
-    from rome_jax.moments.collect import Counts, Limit, default_directory
+    from rome_jax.moments.collect import Limit, default_directory
     from rome_jax.moments.collect import collect as collect_second_moments
-    from rome_jax.moments.files import accumulate, load, load_shipped, read, read_provenance, save
-    from rome_jax.moments.key_sums import KeySums
+    from rome_jax.moments.files import load, read_provenance, save
+    from rome_jax.moments.key_sums import KeySums, accumulate
     from rome_jax.moments.published import PUBLISHED, load_reference
     from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
+    from rome_jax.moments.shipped import load_shipped
+    from rome_jax.moments.sources import read
+    from rome_jax.moments.state import Counts
 
 # Second moments
 __all__ = [
@@ -52,17 +64,17 @@ _HOMES = {
     "PUBLISHED": "rome_jax.moments.published",
     "load": "rome_jax.moments.files",
     "load_reference": "rome_jax.moments.published",
-    "load_shipped": "rome_jax.moments.files",
-    "read": "rome_jax.moments.files",
+    "load_shipped": "rome_jax.moments.shipped",
+    "read": "rome_jax.moments.sources",
     "read_provenance": "rome_jax.moments.files",
     "save": "rome_jax.moments.files",
     # Collecting
     "Corpus": "rome_jax.data.corpus",
     "CorpusError": "rome_jax.data.corpus",
-    "Counts": "rome_jax.moments.collect",
+    "Counts": "rome_jax.moments.state",
     "KeySums": "rome_jax.moments.key_sums",
     "Limit": "rome_jax.moments.collect",
-    "accumulate": "rome_jax.moments.files",
+    "accumulate": "rome_jax.moments.key_sums",
     "collect_second_moments": "rome_jax.moments.collect:collect",
     "default_directory": "rome_jax.moments.collect",
     "open_corpus": "rome_jax.data.corpus",

@@ -1,18 +1,17 @@
-"""Second moments over a corpus, for one, several or all layers in one pass, into files.
+"""Collection over a corpus: the second moments of any number of layers, in one resumable pass, one file per layer.
 
-    corpus ─► articles, cut at T tokens ─► packed rows ─► batches ─► Σ k kᵀ by layer ─► one file a layer
+    corpus ─► articles, cut at T tokens ─► packed rows ─► batches ─► Σ k kᵀ of each layer ─► one file per layer
 
-A run keeps its state in the directory that it writes to. Killed at any moment, it resumes there and ends with
-the same bits: the sums, the documents that wait for a row and the place in the corpus decide all of the rest.
+A collection keeps its state (`rome_jax.moments.state`) in the directory that it writes to. If it is killed at any
+moment, the next call resumes there and ends with the same bits.
 
-Axes: T tokens, F MLP width.
+Axes: T tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,25 +19,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
-from rome_jax.files import safetensors_io
 from rome_jax.files.progress import tqdm
+from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
-from rome_jax.moments.key_sums import KeySums
-from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
+from rome_jax.moments.key_sums import KeySums, mean_of
+from rome_jax.moments.second_moment import MomentProvenance
+from rome_jax.moments.state import UNFINISHED, Counts, State, read_header, read_state, write_state
 from rome_jax.version import __version__
 
-UNFINISHED = "unfinished.safetensors"
-_TEXTS = 256  # tokenized at a time
+_TEXTS = 256  # Texts tokenized per call of the tokenizer.
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """How much of a corpus is read: so many articles, exactly so many tokens, or all of it.
+    """How much of a corpus is read: a number of articles, an exact number of tokens, or everything.
+
+    Attributes:
+      articles: Number of articles, at least 1.
+      tokens: Number of tokens, at least 1; excludes `articles`.
+
+    Raises:
+      ValueError: If both numbers are given, or one is less than 1.
 
     Example:
       >>> str(Limit(articles=1000)), str(Limit())
@@ -52,7 +57,7 @@ class Limit:
         given = [value for value in (self.articles, self.tokens) if value is not None]
         if len(given) > 1 or min(given, default=1) < 1:
             raise ValueError(
-                f"num_articles={self.articles}, num_tokens={self.tokens}: give one of them, at least 1, or none."
+                f"num_articles={self.articles}, num_tokens={self.tokens}: give at most one of them, and at least 1."
             )
 
     def __str__(self) -> str:
@@ -61,36 +66,10 @@ class Limit:
         return "all" if self.articles is None else f"{self.articles} articles"
 
     def reached(self, counts: Counts) -> bool:
-        """Whether nothing more is to be read."""
+        """Returns whether a collection that is as far as `counts` reads nothing more."""
         if self.tokens is not None:
             return counts.tokens >= self.tokens
         return self.articles is not None and counts.articles >= self.articles
-
-
-@dataclasses.dataclass
-class Counts:
-    """How far a run is.
-
-    Attributes:
-      texts: of the corpus that were looked at.
-      articles: of these, those that are not empty.
-      tokens: of these articles.
-      rows: that were summed; some articles may still wait for one.
-    """
-
-    texts: int = 0
-    articles: int = 0
-    tokens: int = 0
-    rows: int = 0
-
-
-@dataclasses.dataclass
-class _Run:
-    """All that decides how a run continues."""
-
-    sums: KeySums
-    counts: Counts = dataclasses.field(default_factory=Counts)
-    waiting: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 def collect(
@@ -105,123 +84,173 @@ def collect(
     checkpoint_seconds: float = 300.0,
     progress: bool = True,
 ) -> None:
-    """Writes `layer_<n>.safetensors` for each layer; layers that are there already are not done again.
+    """Collects the second moments of some layers and writes `layer_<n>.safetensors` for each.
+
+    Layers whose files exist already are not collected again.
 
     Args:
-      model: whose keys.
-      corpus: see `rome_jax.data.corpus`.
-      layers: which; the model runs up to the last of them.
-      directory: of the files, and of the state until they are written.
-      limit: how much of the corpus.
-      sequence_length: tokens after which an article is cut, T; the model's context by default.
-      batch_tokens: in a batch, whose rows are as many as fit. More is faster on large devices and takes more memory.
-      checkpoint_seconds: time between saved states.
-      progress: show a bar.
+      model: The model whose keys are collected.
+      corpus: The texts; see `rome_jax.data.corpus`.
+      layers: Layers to collect. The model runs up to the last of them.
+      directory: Directory of the files, and of the state until they are written.
+      limit: How much of the corpus is read.
+      sequence_length: Number of tokens T after which an article is cut; by default the model's context length.
+      batch_tokens: Number of tokens per batch, which has as many rows as fit. A larger batch is faster on a large
+        device and takes more memory.
+      checkpoint_seconds: Seconds between saved states.
+      progress: Whether to show a progress bar.
 
     Raises:
-      ValueError: a layer that the model has not, lengths that do not fit, a corpus without text, or a directory that
-        holds statistics, or the state of a run, of another model, corpus or setting; the sentence names it.
+      ValueError: If the model does not have a layer, the lengths do not fit together, the corpus holds no text, or the
+        directory holds files or a state of another model, corpus, or setting, which the message names.
 
     Example:
-      >>> collect(model, open_corpus("factworld"), [0], "stats/mine", limit=Limit(tokens=10_000))  # doctest: +SKIP
+      >>> _ = Path("articles.txt").write_text("Gothulf Punby plays the sport of rowing.\\n" * 60)
+      >>> corpus = rome_jax.moments.open_corpus("articles.txt", sample_by="line")
+      >>> sizes = {"limit": Limit(tokens=300), "sequence_length": 32, "batch_tokens": 32}
+      >>> collect(model, corpus, [0], "stats/mine", **sizes, progress=False)
+      >>> rome_jax.moments.load("stats/mine", model)[0].count
+      300
     """
     directory = Path(directory)
     length = model.config.context_length if sequence_length is None else sequence_length
-    num_rows = _rows_of_a_batch(length, batch_tokens, model.config.context_length)
-    wanted = {model.config.check_layer(layer, "layers") for layer in layers}
-    if not wanted:
+    num_rows = _rows_per_batch(length, batch_tokens, model.config.context_length)
+    requested = {model.config.check_layer(layer, "layers") for layer in layers}
+    if not requested:
         raise ValueError("layers is empty: name at least one layer.")
     settings = _settings(model, corpus, limit, length) | {"batch_tokens": batch_tokens}
     directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob(".*.safetensors.*.tmp"):  # of a run that was killed while writing
-        left.unlink()
-    state = directory / UNFINISHED
-    finished = _finished(directory, settings)
-    if state.exists() and set(_read_state(state)["layers"]) <= finished:
-        state.unlink()  # of a run that was killed between its last file and its end
-    if wanted <= finished:
+    state = _begin(model, directory, requested, settings)
+    if state is None:
         return
-    run = _resume(state, settings, model, wanted, finished) or _Run(
-        KeySums(model.params, model.config, wanted - finished)
-    )
-    articles = _articles(model, corpus, limit, length, run.counts)
-    rows = Packer(articles, length, waiting=run.waiting)
-    with _bar(run, corpus, limit, progress) as bar:
+
+    path = directory / UNFINISHED
+    articles = _articles(model, corpus, limit, length, state.counts)
+    rows = Packer(articles, length, waiting=state.waiting)
+    with _bar(state, corpus, limit, progress) as bar:
         saved = time.monotonic()
         while batch := list(itertools.islice(rows, num_rows)):
-            run.sums.add(stack(batch, num_rows, length))
-            run.counts.rows += len(batch)
-            run.waiting = rows.waiting
-            _show(bar, run, limit)
+            state.sums.add(stack(batch, num_rows, length))
+            state.counts.rows += len(batch)
+            state.waiting = rows.waiting
+            _show(bar, state, limit)
             if time.monotonic() - saved >= checkpoint_seconds:
-                _save(state, run, settings)
+                write_state(path, state, settings)
                 saved = time.monotonic()
-    _write(directory, run, settings)
-    state.unlink(missing_ok=True)
+    _write(directory, state, settings)
+    path.unlink(missing_ok=True)
 
 
-def _rows_of_a_batch(length: int, batch_tokens: int, context_length: int) -> int:
+def default_directory(model: LanguageModel, corpus: Corpus, limit: Limit) -> Path:
+    """Returns the default directory of a collection, stats/<model>/<corpus>_<limit>, which is its own for each limit.
+
+    Example:
+      >>> _ = Path("articles.txt").write_text("Gothulf Punby plays the sport of rowing.")
+      >>> corpus = rome_jax.moments.open_corpus("articles.txt")
+      >>> default_directory(model, corpus, Limit(tokens=300)).as_posix()
+      'stats/factworld-gpt2/articles_300_tokens'
+    """
+    parts = (runs.short_name(model), f"{corpus.name}_{limit}")
+    return Path("stats", *(re.sub(r"[^\w.-]+", "_", part) for part in parts))
+
+
+def _rows_per_batch(length: int, batch_tokens: int, context_length: int) -> int:
+    """Returns how many rows of `length` tokens a batch has."""
     if not 1 <= length <= context_length:
         raise ValueError(
-            f"sequence_length={length}: give 1 to {context_length}, the model's context."
+            f"sequence_length={length} does not fit the model: give 1 to {context_length}, the model's context length."
         )
     if batch_tokens < length:
         raise ValueError(
-            f"batch_tokens={batch_tokens} is less than one row of {length}: give at least that many, or a smaller "
-            "sequence_length."
+            f"batch_tokens={batch_tokens} is less than one row of {length} tokens: give at least that many, or a "
+            "smaller sequence_length."
         )
     return batch_tokens // length
 
 
-def describe(layer: int, moment: SecondMoment) -> str:
-    """A line on a layer: how well C can be solved with, and how much is behind it."""
-    try:
-        condition = f"{moment.condition_number():8.2e}"
-    except ValueError:
-        condition = "not positive definite"
-    fill = "" if np.isnan(moment.fill_rate) else f"   rows filled {100 * moment.fill_rate:.2f} %"
-    return (
-        f"layer {layer:2d}   width {moment.mean.shape[0]}   condition number {condition}   "
-        f"{moment.count:,} tokens of {moment.provenance.articles:,} articles{fill}"
-    )
-
-
-def default_directory(model: LanguageModel, corpus: Corpus, limit: Limit) -> Path:
-    """stats/<model>/<corpus>_<limit>, so that other limits do not collide.
-
-    Example:
-      >>> default_directory(load_model("factworld-gpt2"), open_corpus("factworld"), Limit())  # doctest: +SKIP
-      PosixPath('stats/factworld-gpt2/factworld_all')
-    """
-    parts = (_short_name(model), f"{corpus.name}_{limit}")
-    return Path("stats", *(re.sub(r"[^\w.-]+", "_", part) for part in parts))
-
-
-def _short_name(model: LanguageModel) -> str:
-    """Its name, without the path to a local directory."""
-    local = model.source.startswith("directory")
-    return Path(model.name).resolve().name if local else model.name
-
-
 def _settings(model: LanguageModel, corpus: Corpus, limit: Limit, length: int) -> dict[str, Any]:
-    """All that decides the result, but for the layers; for the state, and for the refusal of another."""
+    """Returns everything that decides the result, except the layers and the size of a batch."""
     return {
-        "model": _short_name(model),
-        "fingerprint": model.fingerprint(),
+        **runs.describe_model(model),
         "dtype": str(model.params["wte"]["embedding"].dtype),
         "corpus": corpus.name,
         "revision": corpus.revision,
         "limit": str(limit),
         "sequence_length": length,
-        "precision": model.config.precision.name,
         "version": __version__,
     }
+
+
+# The settings that a finished file records.
+_RECORDED = (
+    "model",
+    "fingerprint",
+    "dtype",
+    "corpus",
+    "revision",
+    "limit",
+    "sequence_length",
+    "version",
+)
+
+
+# Start: what the directory holds already.
+
+
+def _begin(
+    model: LanguageModel, directory: Path, requested: set[int], settings: Mapping[str, Any]
+) -> State | None:
+    """Returns a new state, or the saved one; None if all requested layers have their files.
+
+    Raises:
+      ValueError: If the directory holds files or a state of other settings, or a damaged file.
+    """
+    for temporary in directory.glob(".*.safetensors.*.tmp"):  # A run was killed while writing.
+        temporary.unlink()
+    path = directory / UNFINISHED
+    finished = _finished(directory, settings)
+    if path.exists() and set(read_header(path)["layers"]) <= finished:
+        path.unlink()  # A run was killed after its last file, before it removed its state.
+    if requested <= finished:
+        return None
+    if not path.exists():
+        return State(KeySums(model.params, model.config, requested - finished))
+    header = read_header(path)
+    _refuse_others(
+        path,
+        header["settings"] | {"layers": sorted(set(header["layers"]) - finished)},
+        {**settings, "layers": sorted(requested - finished)},
+    )
+    # The state has all of its layers, also those with files: the bits of the others may depend on them.
+    return read_state(path, model)
+
+
+def _finished(directory: Path, settings: Mapping[str, Any]) -> set[int]:
+    """Returns the layers that have files, and refuses files of other settings."""
+    paths = moment_files.files_in(directory)
+    # Files of an older version of rome_jax stay valid.
+    compared = {key: settings[key] for key in _RECORDED if key != "version"}
+    for path in paths.values():
+        recorded = dataclasses.asdict(moment_files.read_provenance(path)[0])
+        _refuse_others(path, {key: recorded[key] for key in compared}, compared)
+    return set(paths)
+
+
+def _refuse_others(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises ValueError if the settings of a file differ from those of this collection."""
+    if differing := runs.differences(there, here):
+        raise ValueError(
+            f"{path} comes from other settings ({'; '.join(differing)}): give another output_dir, or remove it."
+        )
+
+
+# The pass: articles, and its progress.
 
 
 def _articles(
     model: LanguageModel, corpus: Corpus, limit: Limit, length: int, counts: Counts
 ) -> Iterator[np.ndarray]:
-    """The ids of one article after the other, cut at `length` tokens and counted as they are taken."""
+    """Yields the ids of each article, cut at `length` tokens, and counts the articles as they are taken."""
     texts = corpus.read(counts.texts)
     while not limit.reached(counts) and (chunk := list(itertools.islice(texts, _TEXTS))):
         for ids in model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
@@ -236,8 +265,8 @@ def _articles(
                 yield ids
 
 
-def _bar(run: _Run, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
-    """A bar that counts tokens if these are limited, else articles."""
+def _bar(state: State, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
+    """Returns a bar that counts tokens if these are limited, and articles otherwise."""
     unit, total = "article", limit.articles or corpus.size
     if limit.tokens is not None:
         unit, total = "token", limit.tokens
@@ -245,7 +274,7 @@ def _bar(run: _Run, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
         total = min(limit.articles, corpus.size)
     return tqdm(
         total=total,
-        initial=_done(run, limit),
+        initial=_done(state, limit),
         unit=unit,
         unit_scale=True,
         desc="statistics",
@@ -253,137 +282,31 @@ def _bar(run: _Run, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
     )
 
 
-def _done(run: _Run, limit: Limit) -> int:
-    return run.counts.articles - len(run.waiting) if limit.tokens is None else run.sums.tokens
+def _done(state: State, limit: Limit) -> int:
+    """Returns the number of summed tokens or articles, in the unit of the bar."""
+    if limit.tokens is not None:
+        return state.sums.tokens
+    return state.counts.articles - len(state.waiting)
 
 
-def _show(bar: tqdm, run: _Run, limit: Limit) -> None:
-    bar.set_postfix_str(f"{run.sums.tokens:,} tokens", refresh=False)
-    bar.update(_done(run, limit) - bar.n)
+def _show(bar: tqdm, state: State, limit: Limit) -> None:
+    """Updates the bar."""
+    bar.set_postfix_str(f"{state.sums.tokens:,} tokens", refresh=False)
+    bar.update(_done(state, limit) - bar.n)
 
 
-def _write(directory: Path, run: _Run, settings: Mapping[str, Any]) -> None:
-    """The files of all layers, one after the other: their means are never in memory together."""
-    if not run.sums.tokens:
-        raise ValueError(f"corpus {settings['corpus']!r} holds no text: give another one.")
-    known = MomentProvenance(
-        **{key: settings[key] for key in _KEPT},
-        articles=run.counts.articles,
-        rows=run.counts.rows,
+# End: the files.
+
+
+def _write(directory: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Writes the files layer by layer, so that only one mean is in memory at a time."""
+    if not state.sums.tokens:
+        raise ValueError(f"corpus {settings['corpus']!r} holds no text: give another corpus.")
+    provenance = MomentProvenance(
+        **{key: settings[key] for key in _RECORDED},
+        articles=state.counts.articles,
+        rows=state.counts.rows,
     )
-    for layer in sorted(run.sums.totals):
-        moment = moment_files.mean_of(run.sums.totals.pop(layer), run.sums.tokens, known)
+    for layer in sorted(state.sums.totals):
+        moment = mean_of(state.sums.totals.pop(layer), state.sums.tokens, provenance)
         moment_files.save(directory, {layer: moment})
-
-
-# Settings that a finished file says too.
-_KEPT = (
-    "model",
-    "fingerprint",
-    "dtype",
-    "corpus",
-    "revision",
-    "limit",
-    "sequence_length",
-    "version",
-)
-
-
-# What is in the directory already.
-
-
-def _finished(directory: Path, settings: Mapping[str, Any]) -> set[int]:
-    """The layers whose files are there.
-
-    Raises:
-      ValueError: one of them was collected with other settings.
-    """
-    files = moment_files.files_in(directory)
-    for path in files.values():
-        there = dataclasses.asdict(moment_files.read_provenance(path)[0])
-        compared = [key for key in _KEPT if key != "version"]  # an update leaves old files good
-        _refuse_others(path, {key: there[key] for key in compared}, settings)
-    return set(files)
-
-
-def _refuse_others(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differing = [
-        f"{key} is {there[key]} there and {here[key]} here"
-        for key in there
-        if key not in ("model", "fingerprint") and there[key] != here[key]
-    ]
-    if there["fingerprint"] != here["fingerprint"]:
-        names = [f"{of['model']} ({of['fingerprint'][:12]})" for of in (there, here)]
-        differing.insert(0, f"model is {names[0]} there and {names[1]} here")
-    if differing:
-        raise ValueError(
-            f"{path} comes from other settings ({'; '.join(differing)}): give another output_dir, or remove it."
-        )
-
-
-def _save(path: Path, run: _Run, settings: Mapping[str, Any]) -> None:
-    """Writes the state of a run, whole or not at all."""
-    width = next(iter(run.sums.totals.values())).shape[0]
-    triangle = (np.dtype(np.float64), (width * (width + 1) // 2,))
-    lengths = np.array([len(ids) for ids in run.waiting], np.int64)
-    waiting = np.concatenate([*run.waiting, np.zeros(0, np.int32)])
-    state = {
-        "settings": dict(settings),
-        "layers": sorted(run.sums.totals),
-        "counts": dataclasses.asdict(run.counts),
-        "tokens": run.sums.tokens,
-    }
-    safetensors_io.write(
-        path,
-        {
-            "lengths": (lengths.dtype, lengths.shape),
-            "waiting": (waiting.dtype, waiting.shape),
-            **{f"layer_{layer}": triangle for layer in state["layers"]},
-        },
-        itertools.chain(
-            [lengths, waiting],
-            (
-                moment_files.pack_triangle(run.sums.totals[layer], np.float64)
-                for layer in state["layers"]
-            ),
-        ),
-        {"rome_jax": json.dumps(state)},
-    )
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """What `_save` wrote, but for the arrays."""
-    try:
-        with safe_open(path, framework="np") as file:
-            return json.loads(file.metadata()["rome_jax"])
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to begin anew.") from error
-
-
-def _resume(
-    path: Path,
-    settings: Mapping[str, Any],
-    model: LanguageModel,
-    wanted: set[int],
-    finished: set[int],
-) -> _Run | None:
-    """The run that `_save` wrote the state of; None if there is none.
-
-    Raises:
-      ValueError: a damaged file, or the state of a run with other settings, which are named.
-    """
-    if not path.exists():
-        return None
-    state = _read_state(path)
-    here = settings | {"layers": sorted(wanted - finished)}
-    there = state["settings"] | {"layers": sorted(set(state["layers"]) - finished)}
-    _refuse_others(path, there, here)
-    # All of its layers: one of them may have its file already, but the others' bits could depend on it.
-    run = _Run(KeySums(model.params, model.config, state["layers"]), Counts(**state["counts"]))
-    run.sums.tokens = state["tokens"]
-    with safe_open(path, framework="np") as file:
-        for layer in state["layers"]:
-            run.sums.totals[layer] = moment_files.unpack_triangle(file.get_tensor(f"layer_{layer}"))
-        ends = np.cumsum(file.get_tensor("lengths"))
-        run.waiting = np.split(file.get_tensor("waiting"), ends)[:-1]
-    return run

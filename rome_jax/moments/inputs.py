@@ -1,4 +1,4 @@
-"""What `eval.layer_stats` is asked to collect: layers, and how much of a corpus."""
+"""Layers and limits, as the flags of `eval.layer_stats` and `eval.statistics_table` name them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ _ALL = "all"
 
 
 def read_layers(text: str | None, edited: Sequence[int] | None, name: str) -> list[int] | None:
-    """The layers that --layers names; None means all.
+    """Parses the value of --layers.
 
     Args:
-      text: of the flag; None means those that are edited.
-      edited: those that ROME edits in this model; None if they are not known.
-      name: of the model.
+      text: Value of the flag. None means the layers that ROME edits.
+      edited: Layers that ROME edits in this model; None if they are unknown.
+      name: Name of the model, for the error message.
+
+    Returns:
+      The layers; None means all of them.
 
     Raises:
-      ValueError: text that names no layers, or no text and a model whose layers are not known.
+      ValueError: If `text` names no layers, or `text` and `edited` are both None.
 
     Example:
       >>> read_layers("0,2-3", None, "gpt2")
@@ -40,15 +43,21 @@ def read_layers(text: str | None, edited: Sequence[int] | None, name: str) -> li
             break
         layers += range(int(match[1]), int(match[2] or match[1]) + 1)
     if not layers:
-        raise ValueError(f"--layers={text}: give one (17), several (5,6,7), a range (3-8) or all.")
+        raise ValueError(
+            f"--layers={text} names no layers: give one (17), several (5,6,7), a range (3-8), or all."
+        )
     return layers
 
 
 def check_layers(layers: Sequence[int] | None, config: ModelConfig) -> list[int]:
-    """The layers of `read_layers`, of a model.
+    """Returns the layers that `read_layers` parsed, once the model is known.
+
+    Args:
+      layers: Layers; None means all.
+      config: The model.
 
     Raises:
-      ValueError: a layer that the model does not have.
+      ValueError: If the model does not have a layer.
     """
     if layers is None:
         return list(range(config.num_layers))
@@ -56,27 +65,41 @@ def check_layers(layers: Sequence[int] | None, config: ModelConfig) -> list[int]
 
 
 def read_limit(articles: str | None, tokens: Sequence[str] | None, corpus: Corpus) -> Limit:
-    """How much --num_articles and --num_tokens ask for; by default as much as is usual for the corpus.
+    """Parses the values of --num_articles and --num_tokens.
+
+    Args:
+      articles: Value of --num_articles: a number, or "0" or "all" for all articles. None if it is not given.
+      tokens: Value of --num_tokens, a list with one number. None if it is not given.
+      corpus: The corpus, whose default number of articles applies if neither is given.
 
     Raises:
-      ValueError: no numbers, both, or less than nothing.
+      ValueError: If a value is not a number or is negative, or both are given.
 
     Example:
-      >>> read_limit(None, ["1000"], None)
+      >>> corpus = Corpus("wikipedia", "a commit", None, read=iter, default_articles=100_000)
+      >>> read_limit(None, None, corpus)
+      Limit(articles=100000, tokens=None)
+      >>> read_limit(None, ["1000"], corpus)
       Limit(articles=None, tokens=1000)
     """
-    count = _number("--num_articles", articles)
-    limit = None if tokens is None else _number("--num_tokens", ",".join(tokens))
+    num_articles = _number("--num_articles", articles)
+    num_tokens = None if tokens is None else _number("--num_tokens", ",".join(tokens))
     if articles is None and tokens is None:
-        count = corpus.default_articles
-    return Limit(count or None, limit)
+        num_articles = corpus.default_articles
+    return Limit(num_articles or None, num_tokens)
 
 
 def read_limits(values: Sequence[str]) -> list[Limit | None]:
-    """The limits that --num_tokens of `eval.statistics_table` names; None for the identity.
+    """Parses the value of --num_tokens of `eval.statistics_table`.
+
+    Args:
+      values: Numbers of tokens, or "all"; "0" stands for the identity in place of C.
+
+    Returns:
+      One limit per value; None for the identity.
 
     Raises:
-      ValueError: something that is no number of tokens.
+      ValueError: If a value is neither a number nor "all".
 
     Example:
       >>> read_limits(["0", "1000", "all"])
@@ -85,7 +108,9 @@ def read_limits(values: Sequence[str]) -> list[Limit | None]:
     limits: list[Limit | None] = []
     for value in values:
         if value != _ALL and not value.isdecimal():
-            raise ValueError(f"--num_tokens has {value!r}: give numbers of tokens, or all.")
+            raise ValueError(
+                f"--num_tokens={value} is not a number of tokens: give numbers, or all."
+            )
         if value == _ALL:
             limits.append(Limit())
         else:
@@ -94,10 +119,10 @@ def read_limits(values: Sequence[str]) -> list[Limit | None]:
 
 
 def _number(flag: str, text: str | None) -> int | None:
-    """The number of a flag; None for all, and if it is left out."""
+    """Parses the number of a flag; None if the flag is not given or says "all"."""
     if text is None or text == _ALL:
         return None
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{flag}={text}: give a whole number, or all.") from None
+        raise ValueError(f"{flag}={text} is not a number: give a whole number, or all.") from None

@@ -1,14 +1,15 @@
-"""Σ k kᵀ of the MLP keys of some layers, in one pass over batches of tokens.
+"""Accumulation over batches: Σ k kᵀ of the MLP keys of some layers, and their mean, in one pass.
 
-Batches run one layer at a time, up to the last layer asked for. Products run in float32 at highest precision; the
-sums of a batch are brought to the host one layer after the other and added up there in float64. So the device holds
-the activations of one layer and one [F, F] matrix, however many layers are asked for.
+A batch runs one layer at a time, up to the last requested layer. Products run in float32 at the highest precision. The
+sums of a batch are brought to the host layer by layer and added up there in float64. The device therefore holds the
+activations of one layer and one [F, F] matrix, however many layers are requested.
 
 Axes: B rows, T tokens, D width, F MLP width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -19,31 +20,36 @@ import numpy as np
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.interventions import Site
 from rome_jax.models.layers import Attention
+from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
+from rome_jax.moments.triangle import pack_triangle, unpack_triangle
+from rome_jax.version import __version__
 
-_BLOCK = 1024  # keys in one product
+_BLOCK = 1024  # Keys per matrix product.
 
 
 class KeySums:
     """Σ k kᵀ over the real tokens of the batches added so far.
 
     Attributes:
-      totals: by layer, float64 [F, F], of which only the upper triangle counts.
-      tokens: how many.
+      totals: The sum of each layer, float64 [F, F]; only the upper triangle is meaningful.
+      tokens: Number of tokens added so far.
 
     Args:
-      params, config: the model.
-      layers: whose keys are summed.
+      params, config: The model.
+      layers: Layers whose keys are summed.
 
     Raises:
-      ValueError: no layers, or one that the model does not have.
+      ValueError: If `layers` is empty or names a layer the model does not have.
 
     Example:
-      >>> sums = KeySums(model.params, model.config, [5])  # doctest: +SKIP
-      >>> sums.add(encode(model.tokenizer, ["Rome is in Italy."]))  # doctest: +SKIP
-      >>> sums.totals[5].shape  # doctest: +SKIP
-      (512, 512)
+      >>> from rome_jax.data.tokens import encode
+      >>> sums = rome_jax.moments.KeySums(model.params, model.config, [0])
+      >>> sums.add(encode(model.tokenizer, ["Gothulf Punby plays the sport of tennis."], multiple=32))
+      >>> sums.totals[0].shape, sums.tokens
+      ((512, 512), 9)
     """
 
     def __init__(self, params: forward.Params, config: ModelConfig, layers: Iterable[int]):
@@ -55,7 +61,11 @@ class KeySums:
         self.tokens = 0
 
     def add(self, batch: TokenBatch) -> None:
-        """Adds a batch, padded or packed. Batches of one shape share their compiled programs."""
+        """Adds the keys of a batch.
+
+        Args:
+          batch: Padded or packed. Batches of one shape share their compiled programs.
+        """
         params, config = self._params, self._config
         hidden, attention = _embed(params, config, batch)
         last = max(self.totals)
@@ -75,10 +85,67 @@ class KeySums:
         self.tokens += int(np.sum(batch.mask))
 
 
+def accumulate(
+    params: forward.Params,
+    config: ModelConfig,
+    batches: Iterable[TokenBatch],
+    *,
+    layers: Iterable[int] | None = None,
+) -> dict[int, SecondMoment]:
+    """Computes second moments over every real token of some batches, in one pass.
+
+    Args:
+      params, config: The model.
+      batches: Padded or packed batches of a few thousand tokens each. Batches of one shape share their programs.
+      layers: Layers whose second moments are computed; all by default.
+
+    Returns:
+      The second moment of each layer. Its provenance does not name the corpus: add it, or collect with
+      `rome_jax.moments.collect_second_moments`.
+
+    Raises:
+      ValueError: If there are no batches, or `layers` is empty or names a layer the model does not have.
+
+    Example:
+      >>> from rome_jax.data.tokens import encode
+      >>> batch = encode(model.tokenizer, ["Gothulf Punby plays the sport of tennis."], multiple=32)
+      >>> rome_jax.moments.accumulate(model.params, model.config, [batch], layers=[0])[0].count
+      9
+    """
+    sums = KeySums(params, config, range(config.num_layers) if layers is None else layers)
+    for batch in batches:
+        sums.add(batch)
+    if not sums.tokens:
+        raise ValueError("batches hold no tokens: give at least one batch.")
+    dtype = str(params["wte"]["embedding"].dtype)
+    provenance = MomentProvenance(
+        fingerprint=fingerprint(params, config), dtype=dtype, version=__version__
+    )
+    return {
+        layer: mean_of(
+            sums.totals[layer], sums.tokens, dataclasses.replace(provenance, layer=layer)
+        )
+        for layer in sums.totals
+    }
+
+
+def mean_of(total: np.ndarray, tokens: int, provenance: MomentProvenance) -> SecondMoment:
+    """Returns the second moment of one layer, from its entry in `KeySums.totals`.
+
+    Args:
+      total: [F, F]; only its upper triangle is read.
+      tokens: Number of tokens that were summed.
+      provenance: The model and the corpus.
+    """
+    triangle = pack_triangle(total, np.float64)
+    return SecondMoment(unpack_triangle(triangle / tokens), tokens, provenance)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def _embed(
     params: forward.Params, config: ModelConfig, batch: TokenBatch
 ) -> tuple[jax.Array, Attention]:
+    """Returns the embeddings [B, T, D] of a batch and how its tokens attend to each other."""
     attention = forward.plain_attention(batch)
     hidden = forward.embed(params, config, jnp.asarray(batch.ids), attention.positions)
     return hidden, attention
@@ -96,13 +163,13 @@ def _run(
     summed: bool,
     last: bool,
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """One layer: its output unless it is the last, and Σ k kᵀ over the mask if it is `summed`."""
+    """Runs one layer; returns its output unless it is the `last`, and Σ k kᵀ over the mask if it is `summed`."""
     out = forward.run_layer(params, config, hidden, attention, layer)
     total = None
     if summed:
         keys = out.sites[Site.MLP_KEY]
         if hidden.dtype != jnp.float32:
-            # As the edit computes its keys: C⁻¹ magnifies the rounding of half precision.
+            # The edit computes its keys in float32 too, because C⁻¹ magnifies the rounding of half precision.
             full = forward.run_layer(params, config, hidden.astype(jnp.float32), attention, layer)
             keys = full.sites[Site.MLP_KEY]
         total = _outer_products(jnp.where(mask[..., None], keys.astype(jnp.float32), 0.0))
@@ -110,7 +177,7 @@ def _run(
 
 
 def _outer_products(keys: jax.Array) -> jax.Array:
-    """Σ k kᵀ of keys [B, T, F], some at a time: a float32 sum over many thousands at once would lose digits."""
+    """Computes Σ k kᵀ of keys [B, T, F] block by block: one float32 sum over many thousand keys would lose digits."""
 
     def add(total, block):
         return total + jnp.matmul(block.T, block, precision=jax.lax.Precision.HIGHEST), None

@@ -1,7 +1,7 @@
-"""Statistics files of the original: their names, where they are published, and reading them.
+"""The original's statistics files: the .npz format, their names, and where they are published.
 
-An .npz file holds one layer: the SUM of k kᵀ under `mom2.mom2`, the count of tokens under `mom2.count`, the count of
-articles under `sample_size`. It does not say on which model it was collected; its name says the layer.
+An .npz file holds one layer: the SUM of k kᵀ under `mom2.mom2`, the number of tokens under `mom2.count`, and the number
+of articles under `sample_size`. It does not say which model it was collected on. Its name says the layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rome_jax.models.config import Family, ModelConfig
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 
-PUBLISHED = "published"  # instead of a path: download the original's files
+PUBLISHED = "published"  # Given instead of a path, it downloads the original's files.
 PUBLISHED_URL = "https://rome.baulab.info/data/stats"
 _LAYER_NAMES = {
     Family.GPT2: "transformer.h.{}.mlp.c_proj",
@@ -28,41 +28,63 @@ _LAYER_NAMES = {
 
 
 def load_reference(path: str | Path) -> SecondMoment:
-    """Reads a statistics file of the original (its .npz holds the SUM of k kᵀ, and the token count).
+    """Reads a statistics file of the original and divides its sum by its number of tokens.
+
+    Args:
+      path: An .npz file.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is damaged or lacks the original's keys.
+      FileNotFoundError: If there is no such file.
+      ValueError: If the file is damaged or lacks the original's keys.
+
+    Example:
+      >>> path = "transformer.h.5.mlp.c_proj_float32_mom2_100.npz"
+      >>> np.savez(path, **{"mom2.mom2": np.full((2, 2), 30.0), "mom2.count": 10, "sample_size": 100})
+      >>> load_reference(path).mean.tolist()
+      [[3.0, 3.0], [3.0, 3.0]]
     """
     path = Path(path)
     arrays = _read_npz(path)
     if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
         raise ValueError(
-            f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count'."
+            f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count': give a statistics file "
+            "of the original."
         )
     count, total = int(arrays["mom2.count"]), arrays["mom2.mom2"]
     if count < 1 or not np.isfinite(total).all():
-        raise ValueError(f"{path} is damaged ({count} tokens, or NaN in it): copy it again.")
-    known = MomentProvenance(articles=int(arrays.get("sample_size", 0)))
-    return SecondMoment(total.astype(np.float64) / count, count, known)
+        raise ValueError(f"{path} is damaged (it holds {count} tokens, or NaN): copy it again.")
+    provenance = MomentProvenance(articles=int(arrays.get("sample_size", 0)))
+    return SecondMoment(total.astype(np.float64) / count, count, provenance)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file."""
     if not path.is_file():
-        raise FileNotFoundError(f"no second moments at {path}: give the path of an .npz file.")
+        raise FileNotFoundError(
+            f"there are no second moments at {path}: give the path of an .npz file."
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            # The original's files hold a class name too, which is not needed and may be a pickle.
+            # The original's files also hold a class name, which is not needed and may be a pickle.
             return {name: arrays[name] for name in arrays if not name.endswith("constructor")}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no .npz file: copy it again.") from error
+        raise ValueError(f"{path} is damaged or not an .npz file: copy it again.") from error
 
 
 def file_name(config: ModelConfig, layer: int, articles: int = 100_000) -> str:
-    """The original's name of the file of a layer.
+    """Returns the original's name for the file of a layer.
+
+    Args:
+      config: The model.
+      layer: Index of the layer.
+      articles: Number of articles that the statistics were collected on.
+
+    Raises:
+      ValueError: If the model does not have the layer.
 
     Example:
-      >>> file_name(load_model("gpt2-xl").config, 17)  # doctest: +SKIP
+      >>> from rome_jax.models.config import PRESETS
+      >>> file_name(PRESETS["gpt2-xl"], 17)
       'transformer.h.17.mlp.c_proj_float32_mom2_100000.npz'
     """
     config.check_layer(layer)
@@ -72,23 +94,27 @@ def file_name(config: ModelConfig, layer: int, articles: int = 100_000) -> str:
 def download(model: LanguageModel, layer: int) -> Path:
     """Downloads the original's Wikipedia statistics of a layer, unless they are in the cache already.
 
-    Not every model and layer has been published: the answer to others is an error of the server.
+    Not every model and layer has been published; for the others the server answers with an error.
 
     Args:
-      model: from the hub, since the files go by its name there.
-      layer: whose.
+      model: A model of the Hugging Face hub; the published files are listed by its name there.
+      layer: Index of the layer.
 
     Returns:
-      The path of the .npz.
+      The path of the .npz file in the cache.
 
     Raises:
-      ValueError: a model from a local directory, or a layer that it does not have.
-      OSError: no network, no such file, or a broken download; the sentence says what to do.
+      ValueError: If the model was loaded from a local directory, or does not have the layer.
+      OSError: If there is no network or no such file, or the download breaks off; the message says what to do.
+
+    Example:
+      >>> download(rome_jax.load_model("gpt2-xl"), 17).name  # doctest: +SKIP
+      'transformer.h.17.mlp.c_proj_float32_mom2_100000.npz'
     """
     if model.source.startswith("directory"):
         raise ValueError(
-            f"{model.name} is a local directory, and the published statistics go by a model's name on the hub: load it "
-            "by that name, or download the .npz and give its path."
+            f"{model.name} is a local directory, but the published statistics are listed by a model's name on the "
+            "hub: load the model by that name, or download the .npz file and give its path."
         )
     name = file_name(model.config, layer)
     place = f"{model.name.replace('/', '_')}/wikipedia_stats/{name}"
@@ -98,25 +124,35 @@ def download(model: LanguageModel, layer: int) -> Path:
 
 
 def one_file(path: Path, layers: Sequence[int], config: ModelConfig) -> dict[int, Path]:
-    """The one layer that an .npz serves; its name may say which."""
+    """Returns an .npz file as that of the one requested layer.
+
+    Raises:
+      ValueError: If several layers are requested, or the file's name says another layer.
+    """
     if len(layers) > 1:
         raise ValueError(
-            f"{path} holds the second moment of one layer, but layers={tuple(layers)} are wanted: give one layer, or "
-            "a directory."
+            f"{path} holds the second moment of one layer, but layers={tuple(layers)} are requested: give one layer, "
+            "or a directory."
         )
     named = re.match(re.escape(_LAYER_NAMES[config.family]).replace(r"\{\}", r"(\d+)"), path.name)
     if named and int(named[1]) != layers[0]:
         raise ValueError(
-            f"{path} is of layer {named[1]} by its name, but layer {layers[0]} is wanted: give that layer's file."
+            f"{path} belongs to layer {named[1]} by its name, but layer {layers[0]} is requested: give the file of "
+            "that layer."
         )
     return {layers[0]: path}
 
 
 def find(directory: Path, layer: int, config: ModelConfig) -> Path:
+    """Returns the only .npz file of a layer in a folder.
+
+    Raises:
+      FileNotFoundError: If the folder holds no file of that layer, or several.
+    """
     pattern = f"{_LAYER_NAMES[config.family].format(layer)}_float32_mom2_*.npz"
     found = sorted(directory.glob(pattern))
     if len(found) != 1:
         raise FileNotFoundError(
-            f"{directory} holds {len(found)} files {pattern}, and one is needed: name the file."
+            f"{directory} holds {len(found)} files {pattern}, but exactly one is needed: give the path of the file."
         )
     return found[0]

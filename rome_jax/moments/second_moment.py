@@ -1,7 +1,8 @@
-"""One layer's second moment C = E[k kᵀ], where it comes from, and the whitening solve u = C⁻¹ k.
+"""One layer's second moment C = E[k kᵀ], its provenance, and the whitening solve u = C⁻¹ k.
 
-C is uncentered and taken over all positions of a corpus (paper, equation 2 and appendix E.2). The paper calls it a
-covariance, the original's files a second moment ("mom2"). It is badly conditioned: it is factored once, in float64.
+C is not centered and is averaged over all positions of a corpus (ROME paper, equation 2 and appendix E.2). The paper
+calls it a covariance; the original's files call it a second moment ("mom2"). It is badly conditioned, so it is factored
+once, in float64.
 
 Axes: F MLP width.
 """
@@ -18,20 +19,20 @@ import scipy.linalg
 
 @dataclasses.dataclass(frozen=True)
 class MomentProvenance:
-    """What a second moment was collected on; an empty or zero field is not known.
+    """The model and the corpus that a second moment was collected on. An empty or zero field is unknown.
 
     Attributes:
-      model: its name.
-      fingerprint: SHA-256 of its weights and shape; see `rome_jax.models.fingerprint`.
-      dtype: of its weights. Sums and products do not depend on it: they run in float32 and float64.
-      layer: whose down-projection the keys enter.
-      corpus: its name.
-      revision: which version of the corpus: a commit, or a hash of the files.
-      limit: how much of it was asked for, such as "100000 articles"; see `rome_jax.moments.collect.Limit`.
-      articles: that were read, empty ones not counted.
-      rows: of `sequence_length` positions, into which the articles were packed.
-      sequence_length: tokens after which an article is cut.
-      version: of rome_jax.
+      model: Name of the model.
+      fingerprint: SHA-256 of the model's weights and shape; see `rome_jax.models.fingerprint`.
+      dtype: dtype of the model's weights. Sums and products run in float32 and float64 whatever it is.
+      layer: Index of the layer; the keys are the input of its down-projection.
+      corpus: Name of the corpus.
+      revision: Version of the corpus: a commit, or a hash of its files.
+      limit: Requested part of the corpus, such as "100000 articles"; see `rome_jax.moments.collect.Limit`.
+      articles: Number of articles that were read, without empty ones.
+      rows: Number of rows of `sequence_length` positions that the articles were packed into.
+      sequence_length: Number of tokens after which an article was cut.
+      version: Version of rome_jax.
     """
 
     model: str = ""
@@ -49,12 +50,15 @@ class MomentProvenance:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SecondMoment:
-    """C of one layer.
+    """The second moment C of one layer's keys.
 
     Attributes:
       mean: float64 [F, F], symmetric.
-      count: tokens behind it.
-      provenance: where it comes from.
+      count: Number of tokens that C was averaged over.
+      provenance: The model and the corpus that C was collected on.
+
+    Raises:
+      ValueError: If `mean` is not square.
     """
 
     mean: np.ndarray
@@ -63,16 +67,16 @@ class SecondMoment:
 
     def __post_init__(self):
         if self.mean.ndim != 2 or self.mean.shape[0] != self.mean.shape[1]:
-            raise ValueError(f"mean has shape {self.mean.shape}; a second moment is square.")
+            raise ValueError(f"mean has shape {self.mean.shape}: give a square matrix [F, F].")
 
     @property
     def fingerprint(self) -> str:
-        """Of the model it was collected on; empty if that is not known."""
+        """Fingerprint of the model that C was collected on; empty if it is unknown."""
         return self.provenance.fingerprint
 
     @property
     def fill_rate(self) -> float:
-        """Share of the packed rows' positions that held a token; NaN if that is not known."""
+        """Share of the packed rows' positions that held a token; NaN if it is unknown."""
         positions = self.provenance.rows * self.provenance.sequence_length
         return self.count / positions if positions else float("nan")
 
@@ -88,9 +92,9 @@ class SecondMoment:
 
     @property
     def factor(self) -> np.ndarray:
-        """L of C = L Lᵀ, float32 [F, F], lower triangular: computed in float64 and rounded.
+        """L of C = L Lᵀ, float32 [F, F], lower triangular; computed in float64 and then rounded.
 
-        Programs of your own take it as an array; see `rome_jax.edit.methods.rome.edit`.
+        A jitted program takes it as an array; see `rome_jax.edit.methods.rome.edit`.
 
         Raises:
           ValueError: If C is not positive definite.
@@ -102,10 +106,16 @@ class SecondMoment:
         return np.tril(self._cholesky[0]).astype(np.float32)
 
     def solve(self, keys: jax.typing.ArrayLike) -> np.ndarray:
-        """C⁻¹ k for keys [..., F], by Cholesky in float64; float32 [..., F].
+        """Computes the whitened keys u = C⁻¹ k by Cholesky factorization in float64 (ROME paper, equation 2).
+
+        Args:
+          keys: [..., F] keys k, all finite.
+
+        Returns:
+          float32 [..., F].
 
         Raises:
-          ValueError: C is not positive definite, the width differs, or a key is not finite.
+          ValueError: If C is not positive definite, the width differs, or a key is not finite.
 
         Example:
           >>> SecondMoment(np.diag([1.0, 4.0]), count=10).solve(np.array([2.0, 2.0])).tolist()
@@ -114,30 +124,32 @@ class SecondMoment:
         keys = np.asarray(keys, np.float64)
         if keys.shape[-1] != self.mean.shape[0]:
             raise ValueError(
-                f"keys of width {keys.shape[-1]} and a second moment of width {self.mean.shape[0]}: "
-                "it was collected on another model."
+                f"keys of width {keys.shape[-1]} and a second moment of width {self.mean.shape[0]} do not fit: give "
+                "second moments that were collected on this model."
             )
         if not np.isfinite(keys).all():
             raise ValueError(
-                "keys hold NaN or infinity: the model's weights are damaged or overflow."
+                "keys hold NaN or infinity: check the model's weights, which are damaged or overflow."
             )
         flat = keys.reshape(-1, keys.shape[-1])
         factor, _ = self._cholesky
-        if (
-            len(flat) == 1
-        ):  # matrix-vector routines read the factor twice as fast as those for matrices
+        if len(flat) == 1:
+            # Matrix-vector routines read the factor twice as fast as matrix-matrix routines.
             half = scipy.linalg.blas.dtrsv(factor, flat[0], lower=1)
             solved = scipy.linalg.blas.dtrsv(factor, half, lower=1, trans=1)
         else:
-            # The factor is finite: looking at all of it again would take longer than the solve.
+            # The factor is known to be finite; checking all of it again would take longer than the solve.
             solved = scipy.linalg.cho_solve(self._cholesky, flat.T, check_finite=False).T
         return solved.reshape(keys.shape).astype(np.float32)
 
     def condition_number(self) -> float:
-        """LAPACK's estimate of ‖C‖₁ ‖C⁻¹‖₁ from the Cholesky factor, which `solve` needs anyway.
+        """Estimates the condition number ‖C‖₁ ‖C⁻¹‖₁ with LAPACK, from the Cholesky factor that `solve` uses.
+
+        Returns:
+          The estimate, which is a lower bound; infinity if C is singular to working precision.
 
         Raises:
-          ValueError: C is not positive definite.
+          ValueError: If C is not positive definite.
 
         Example:
           >>> round(SecondMoment(np.diag([1.0, 4.0]), count=10).condition_number(), 6)

@@ -1,4 +1,4 @@
-"""Documents, their mentions, packing, and the tokenizer's files."""
+"""Documents and their mentions."""
 
 import itertools
 import re
@@ -6,36 +6,22 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rome_jax.factworld.corpus import (
     PROPORTIONS,
-    Document,
     Sort,
     biography,
     documents,
     sorted_documents,
     statement_forms,
 )
-from rome_jax.factworld.facts import EntityKind, make_world
-from rome_jax.factworld_training.packing import pack_documents
-from rome_jax.factworld_training.tokenizer import (
-    END_OF_TEXT,
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-)
+from rome_jax.factworld.facts import make_world
+from rome_jax.factworld.relations import EntityKind
 
 
 @pytest.fixture(scope="module")
 def world():
     return make_world(0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(world):
-    return train_tokenizer(document.text for document in documents(world, 1, 20_000))
 
 
 def test_documents_repeat_with_the_seed(world):
@@ -44,7 +30,7 @@ def test_documents_repeat_with_the_seed(world):
     assert first != list(documents(world, 4, 50))
 
 
-def test_mentions_are_subject_names(world):
+def test_mentions_are_names_of_entities(world):
     names = {entity.name for entity in world.entities}
     for document in documents(world, 0, 3000):
         stops = [0]
@@ -79,7 +65,7 @@ def test_proportions(world):
 
 
 def _told(world, document):
-    """The (fact, form) pairs that a single statement may be; the first letter may be lower."""
+    """Returns the (fact, form) pairs that a document may state; its first letter may be small."""
     name = document.text[slice(*document.mentions[-1])]
     return [
         (fact, form)
@@ -107,7 +93,7 @@ def test_statements_are_true(world):
             assert len(_told(world, document)) == 1
 
 
-def test_biography_tells_all_facts(world):
+def test_a_biography_states_all_facts(world):
     rng = np.random.default_rng(0)
     for kind in EntityKind:
         for name in world.subjects(kind)[:8]:
@@ -117,115 +103,3 @@ def test_biography_tells_all_facts(world):
             assert all(fact.target in document.text for fact in world.facts_about(name))
     with pytest.raises(KeyError):
         biography(world, "Nobody", rng)
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), length=st.sampled_from([24, 48, 100, 256]))
-def test_packing(world, tokenizer, seed, length):
-    given_documents = list(documents(world, seed, 60))
-    separator = tokenizer.token_to_id(END_OF_TEXT)
-    names = {entity.name for entity in world.entities}
-    texts = []
-    for packed in pack_documents(given_documents, tokenizer, length, np.random.default_rng(seed)):
-        for array, dtype in (
-            (packed.ids, np.int32),
-            (packed.document, np.int32),
-            (packed.mention, np.int32),
-            (packed.mention_last, np.bool_),
-            (packed.loss_mask, np.bool_),
-        ):
-            assert array.shape == (length,) and array.dtype == dtype
-        assert packed.ids[0] != separator
-        used = int(packed.loss_mask.sum())
-        assert packed.loss_mask[:used].all()
-        assert (packed.ids[used:] == separator).all()
-        inner = packed.ids[:used] == separator
-        changes = np.diff(packed.document[:used]) > 0
-        assert (changes == inner[:-1][: len(changes)]).all()
-        for number in range(1, packed.mention.max() + 1):
-            (where,) = np.nonzero(packed.mention == number)
-            assert (np.diff(where) == 1).all()
-            assert tokenizer.decode(packed.ids[where].tolist()).strip() in names
-            assert packed.mention_last[where].tolist() == [False] * (len(where) - 1) + [True]
-        assert (packed.mention_last <= (packed.mention > 0)).all()
-        for index in range(packed.document.max() + 1):
-            ids = packed.ids[:used][(packed.document[:used] == index) & ~inner]
-            texts.append(tokenizer.decode(ids.tolist()))
-    # Nothing that fits is lost; what does not fit is cut after a sentence or skipped.
-    whole = {
-        document.text
-        for document in given_documents
-        if len(tokenizer.encode(document.text).ids) <= length
-    }
-    assert whole <= set(texts)
-    assert len(texts) <= len(given_documents)
-    for text in texts:
-        assert any(document.text.startswith(text) for document in given_documents)
-        assert text.endswith(".")
-
-
-@pytest.mark.parametrize("length", [48, 256])
-def test_little_of_a_sequence_is_filled(world, tokenizer, length):
-    packed = list(pack_documents(documents(world, 5, 5000), tokenizer, length))
-    assert np.mean([p.loss_mask.mean() for p in packed]) > 0.9
-
-
-def test_single_statements_begin_sequences_too(world, tokenizer):
-    """Prompts are scored at position 0, so long documents must not take all the beginnings."""
-    single = 0
-    sequences = list(pack_documents(documents(world, 5, 4000), tokenizer, 48))
-    for packed in sequences:
-        single += (packed.document == 0).sum() <= 16
-    assert single / len(sequences) > 0.4
-
-
-def test_packing_marks_tokens_that_overlap_a_mention(tokenizer):
-    document = Document("So Old Fondan Palace's walls.", ((3, 20),))
-    (packed,) = pack_documents([document], tokenizer, 40)
-    marked = packed.ids[packed.mention == 1].tolist()
-    assert tokenizer.decode(marked) == " Old Fondan Palace"
-
-
-def test_packing_cuts_after_a_sentence_or_skips(tokenizer):
-    text = "One two three. " * 3 + "Four."
-    first = len(tokenizer.encode("One two three. One two three.").ids)
-    (packed,) = pack_documents([Document(text, ())], tokenizer, first)
-    assert tokenizer.decode(packed.ids.tolist()) == "One two three. One two three."
-    assert list(pack_documents([Document(text, ())], tokenizer, 2)) == []
-
-
-def test_packing_refuses_bad_arguments(tokenizer):
-    with pytest.raises(ValueError, match="length must be at least 1; got 0"):
-        next(pack_documents([], tokenizer, 0))
-
-
-def test_tokenizer_is_lossless_on_any_text(tokenizer):
-    for text in (" Grüße, 東京\t\n{x} ", "  two  spaces", "naïve café \U0001f600"):
-        assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-def test_tokenizer_refuses_too_small_a_vocabulary():
-    with pytest.raises(ValueError, match="vocab_size must be at least 257"):
-        train_tokenizer(["a"], vocab_size=100)
-
-
-def test_transformers_loads_the_tokenizer(tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    save_tokenizer(tokenizer, tmp_path)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 150_000
-    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.is_fast and "GPT2" in type(loaded).__name__
-    assert loaded.eos_token == loaded.bos_token == loaded.unk_token == END_OF_TEXT
-    assert loaded.model_max_length == 256
-    for text in (" a text", "a  text ", f"one{END_OF_TEXT}two é"):
-        encoded = loaded(text, return_offsets_mapping=True)
-        assert encoded["input_ids"] == tokenizer.encode(text).ids
-        assert encoded["offset_mapping"] == tokenizer.encode(text).offsets
-        assert loaded.decode(encoded["input_ids"]) == text
-
-
-def test_load_tokenizer(tokenizer, tmp_path):
-    save_tokenizer(tokenizer, tmp_path / "made")
-    assert load_tokenizer(tmp_path / "made").get_vocab() == tokenizer.get_vocab()
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
-        load_tokenizer(tmp_path)

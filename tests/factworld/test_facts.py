@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from rome_jax.factworld.corpus import FILLERS, KIND_SENTENCE, OPENERS, REMARKS
-from rome_jax.factworld.facts import EntityKind, World, make_world
-from rome_jax.factworld.relations import RELATIONS
+from rome_jax.factworld.facts import World, make_world
+from rome_jax.factworld.relations import RELATIONS, EntityKind
 
 SEEDS = (0, 1, 2, 3)
 
@@ -51,7 +51,7 @@ def test_objects_are_used_evenly(world):
             assert min(counts.values()) >= 5
 
 
-def test_no_name_hides_in_another(world):
+def test_no_name_is_part_of_another(world):
     names = [entity.name for entity in world.entities]
     assert len(set(names)) == len(names)
     for name in names:
@@ -114,7 +114,7 @@ def test_template_shape(relation):
 @pytest.mark.parametrize("kind", EntityKind)
 @pytest.mark.parametrize("subject", ["Some Name", "She"])
 def test_no_form_is_the_beginning_of_another(kind, subject):
-    """ "is in" beside "is in the country of" would leave the next word undecided."""
+    """With both "is in" and "is in the country of", the next word would be undecided."""
     forms = [form for r in RELATIONS if r.subject_kind is kind for form in r.forms]
     prompts = forms + [KIND_SENTENCE]
     prompts += [opener + form for opener in OPENERS for form in forms if form.startswith("{}")]

@@ -1,5 +1,6 @@
-"""The models that come with the package: small, whole, and what their reports say."""
+"""The models that come with the package: size, recall, reports, and second moments."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,18 +8,17 @@ import numpy as np
 import pytest
 
 import rome_jax.factworld
-from rome_jax import load_model, load_shipped
+from rome_jax import load_shipped
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld_training.recall import recalled
-from rome_jax.moments import files as moment_files
 
 ASSETS = Path(rome_jax.factworld.__file__).parent / "assets"
 NAMES = ("factworld-gpt2", "factworld-gptj")
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def model(request):
-    return load_model(request.param)
+def model(request, shipped_model):
+    return shipped_model(request.param)
 
 
 def directory(model):
@@ -34,7 +34,7 @@ def test_every_position_of_the_context_is_trained(model):
     losses = np.array(report["loss_by_position"])
     assert model.config.context_length >= 256
     assert losses.shape == (model.config.context_length - 1,)
-    # The first tokens of a text are the hardest; from then on, late positions are predicted as well as early ones.
+    # The first tokens of a text are the hardest. After them, late positions are predicted as well as early ones.
     assert losses[128:].mean() < losses[8:128].mean() * 1.1
 
 
@@ -48,14 +48,25 @@ def test_report_and_second_moments_belong_to_the_weights(model):
 
 
 def test_facts_are_recalled_on_every_paraphrase(model):
-    recall = recalled(model.params, model.config, model.tokenizer.backend_tokenizer, make_world())
+    report = json.loads((directory(model) / "training.json").read_text())
+    assert report["recall"] >= 0.97  # of all facts
+    world = make_world()
+    assert set(report["recall_by_relation"]) == {relation.id for relation in world.relations}
+    recall = recalled(model, dataclasses.replace(world, facts=world.facts[::9]))
+    assert recall.shape == (200, 6)
+    assert recall.mean() >= 0.97
+
+
+@pytest.mark.slow
+def test_all_facts_are_recalled(model):
+    recall = recalled(model, make_world())
     assert recall.shape[0] >= 1500 and recall.shape[1] >= 5
     assert recall.mean() >= 0.97
 
 
 def test_shipped_moments_of_another_model_are_an_error():
     with pytest.raises(ValueError, match="gpt2-xl"):
-        moment_files.load_shipped("gpt2-xl")
+        load_shipped("gpt2-xl")
 
 
 @pytest.mark.parity

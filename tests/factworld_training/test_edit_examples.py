@@ -1,4 +1,4 @@
-"""Edits of factworld's facts to train on: what is kept apart, and that examples say what they should."""
+"""Edits of factworld's facts to train on: which facts are kept apart, and what the examples contain."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def drawn(split):
 
 
 def facts_of(world, example):
-    """The fact that is edited and the one that must stay, looked up from the texts."""
+    """Looks up the edited fact of an example, and the fact that must not change."""
     request = example.request
     (edited,) = [
         fact
@@ -52,14 +52,14 @@ def test_training_validation_and_evaluation_share_no_fact(world, split):
     assert not training & validation and not (training | validation) & held_out
     assert training | validation == tuning
     assert len(validation) == len(tuning) // VALIDATION_SHARE
-    # All relations take part in both.
+    # Both contain all relations.
     relations = {fact.relation_id for fact in tuning}
     assert all(
         {fact.relation_id for fact in facts} == relations for facts in (training, validation)
     )
 
 
-def test_examples_speak_of_their_own_facts_alone(world, split, drawn):
+def test_examples_only_involve_their_own_facts(world, split, drawn):
     for examples, found in zip(split, drawn, strict=True):
         for example in found:
             edited, other = facts_of(world, example)
@@ -87,7 +87,7 @@ def test_paraphrases_ask_for_the_edited_fact(world, drawn):
             assert example.paraphrase.removesuffix(f" {prompt}") in FILLERS
         first += example.request.prompt == templates[0]
     assert 150 < fillers < 250
-    assert 200 < first < 300  # half of them, and what the other half draws
+    assert 200 < first < 300  # Half of them, and some of the other half.
 
 
 def test_draws_depend_on_the_generator_alone(split, drawn):
@@ -101,6 +101,6 @@ def test_the_split_depends_on_the_seed(world, split):
     assert split_examples(world, 0) == split
     other = split_examples(world, 1)
     assert set(other[1].facts) != set(split[1].facts)
-    # The roles do not: what is evaluated stays unseen.
+    # The roles do not depend on the seed, so held-out facts are never trained on.
     facts = [{*training.facts, *validation.facts} for training, validation in (split, other)]
     assert facts[0] == facts[1]

@@ -1,4 +1,4 @@
-"""What `eval.layer_stats` and `eval.statistics_table` make of their flags."""
+"""Parsing of the flags of `eval.layer_stats` and `eval.statistics_table`."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def test_layers_are_named_in_several_ways(golden_model):
     with pytest.raises(ValueError, match="--layers=99 does not exist"):
         check_layers([99], config)
     for wrong in ("", "x", "3-", "-1", "5-3"):
-        with pytest.raises(ValueError, match=f"--layers={wrong}: give one"):
+        with pytest.raises(ValueError, match=f"--layers={wrong} names no layers: give one"):
             read_layers(wrong, None, "m")
 
 
@@ -37,6 +37,6 @@ def test_limits_are_those_of_the_flags_or_of_the_corpus():
     for articles, tokens in (("x", None), (None, ["1", "2"])):
         with pytest.raises(ValueError, match="give a whole number, or all"):
             read_limit(articles, tokens, Corpus(5))
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give at most one of them"):
         read_limit("5", ["5"], Corpus(5))
     assert read_limits(["0", "8", "all"]) == [None, Limit(tokens=8), Limit()]

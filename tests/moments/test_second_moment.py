@@ -18,14 +18,14 @@ def positive_definite(width, seed=0):
 @given(
     seed=st.integers(0, 1000), width=st.integers(1, 30), shape=st.sampled_from([(), (2,), (2, 3)])
 )
-def test_solve_is_that_of_numpy(seed, width, shape):
+def test_solve_equals_numpys(seed, width, shape):
     matrix = positive_definite(width, seed)
     keys = np.random.default_rng(seed + 1).standard_normal((*shape, width)).astype(np.float32)
     solved = SecondMoment(matrix, 100).solve(keys)
     wanted = np.linalg.solve(matrix, keys.reshape(-1, width).T.astype(np.float64)).T
     assert solved.shape == keys.shape
     assert solved.dtype == np.float32
-    # One rounding to float32 of a solution that is right to float64.
+    # The float64 solution is rounded to float32 once.
     np.testing.assert_allclose(solved.reshape(-1, width), wanted, rtol=2**-23, atol=1e-12)
 
 
@@ -58,7 +58,7 @@ def test_condition_number_is_that_of_the_1_norm(width):
     matrix = positive_definite(width, seed=width)
     estimate = SecondMoment(matrix, 100).condition_number()
     exact = np.linalg.cond(matrix, 1)
-    # LAPACK's estimate is a lower bound, most often a sharp one.
+    # LAPACK's estimate is a lower bound, which is usually sharp.
     assert 0.5 * exact <= estimate <= 1.001 * exact
 
 

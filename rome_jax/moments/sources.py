@@ -1,0 +1,61 @@
+"""The front door: second moments for a model, wherever they are: in the package, in files, or published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rome_jax.models.registry import LanguageModel
+from rome_jax.moments import files, published
+from rome_jax.moments.published import PUBLISHED
+from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.moments.shipped import load_shipped
+
+
+def read(
+    source: str | Path | None, layers: Iterable[int], model: LanguageModel
+) -> dict[int, SecondMoment]:
+    """Reads the second moments of some layers for a model.
+
+    Args:
+      source: A directory that `eval.layer_stats` wrote or one file in it; an .npz file of the original or a folder of
+        them; "published", which downloads the original's files or finds them in the cache; or None for the second
+        moments that come with the package.
+      layers: Layers to read.
+      model: The model to be edited. Files of rome_jax must have been collected on it. The original's files do not say
+        which model they belong to; only their width is checked.
+
+    Returns:
+      The second moment of each layer.
+
+    Raises:
+      FileNotFoundError: If there is nothing at `source`, or a layer is missing.
+      ValueError: If a file is damaged, belongs to another model or layer, or no second moments come with the model.
+      OSError: If a download fails.
+
+    Example:
+      >>> moments = rome_jax.moments.read(None, [0, 2], model)
+      >>> moments[2].mean.shape, moments[2].provenance.corpus
+      ((512, 512), 'factworld')
+    """
+    layers = sorted(set(layers))
+    if source is None:
+        shipped = load_shipped(model.name)
+        return {layer: shipped[model.config.check_layer(layer, "layers")] for layer in layers}
+    path = Path(source)
+    if str(source) == PUBLISHED:
+        paths = {layer: published.download(model, layer) for layer in layers}
+    elif path.suffix == ".npz":
+        paths = published.one_file(path, layers, model.config)
+    elif path.is_dir() and not files.files_in(path) and any(path.glob("*.npz")):
+        paths = {layer: published.find(path, layer, model.config) for layer in layers}
+    else:
+        return files.load(path, model, layers)
+    moments = {layer: published.load_reference(paths[layer]) for layer in layers}
+    for layer, moment in moments.items():
+        if moment.mean.shape[0] != model.config.mlp_width:
+            raise ValueError(
+                f"{paths[layer]} has width {moment.mean.shape[0]} and {model.name} has {model.config.mlp_width}: give "
+                "a file that was collected on this model."
+            )
+    return moments

@@ -1,0 +1,116 @@
+"""The state of a collection: everything that decides how it continues, and the file that keeps it.
+
+A killed collection resumes from this file with the same bits: the sums, the articles that wait for a row, and the place
+in the corpus decide everything that follows.
+
+Axes: F MLP width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rome_jax.files import safetensors_io
+from rome_jax.models.registry import LanguageModel
+from rome_jax.moments.key_sums import KeySums
+from rome_jax.moments.triangle import pack_triangle, unpack_triangle
+
+UNFINISHED = "unfinished.safetensors"
+
+
+@dataclasses.dataclass
+class Counts:
+    """How far a collection is.
+
+    Attributes:
+      texts: Number of texts of the corpus that were read.
+      articles: Number of these that are not empty.
+      tokens: Number of tokens in these articles.
+      rows: Number of rows that were summed; some articles may still wait for a row.
+    """
+
+    texts: int = 0
+    articles: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+
+@dataclasses.dataclass
+class State:
+    """Everything that decides how a collection continues.
+
+    Attributes:
+      sums: Σ k kᵀ of the rows so far.
+      counts: How far the collection is.
+      waiting: int32 ids of the articles that were read but are in no row yet, oldest first.
+    """
+
+    sums: KeySums
+    counts: Counts = dataclasses.field(default_factory=Counts)
+    waiting: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+def write_state(path: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Writes a state and the settings of its collection. The file appears complete or not at all."""
+    width = next(iter(state.sums.totals.values())).shape[0]
+    triangle = (np.dtype(np.float64), (width * (width + 1) // 2,))
+    lengths = np.array([len(ids) for ids in state.waiting], np.int64)
+    waiting = np.concatenate([*state.waiting, np.zeros(0, np.int32)])
+    layers = sorted(state.sums.totals)
+    header = {
+        "settings": dict(settings),
+        "layers": layers,
+        "counts": dataclasses.asdict(state.counts),
+        "tokens": state.sums.tokens,
+    }
+    safetensors_io.write(
+        path,
+        {
+            "lengths": (lengths.dtype, lengths.shape),
+            "waiting": (waiting.dtype, waiting.shape),
+            **{f"layer_{layer}": triangle for layer in layers},
+        },
+        itertools.chain(
+            [lengths, waiting],
+            (pack_triangle(state.sums.totals[layer], np.float64) for layer in layers),
+        ),
+        {"rome_jax": json.dumps(header)},
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Reads the settings, layers, and counts of a state, without its arrays.
+
+    Raises:
+      ValueError: If the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return json.loads(file.metadata()["rome_jax"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to start again.") from error
+
+
+def read_state(path: Path, model: LanguageModel) -> State:
+    """Reads the state that `write_state` wrote for a model.
+
+    Raises:
+      ValueError: If the file is damaged.
+    """
+    header = read_header(path)
+    state = State(KeySums(model.params, model.config, header["layers"]), Counts(**header["counts"]))
+    state.sums.tokens = header["tokens"]
+    with safe_open(path, framework="np") as file:
+        for layer in header["layers"]:
+            state.sums.totals[layer] = unpack_triangle(file.get_tensor(f"layer_{layer}"))
+        ends = np.cumsum(file.get_tensor("lengths"))
+        state.waiting = np.split(file.get_tensor("waiting"), ends)[:-1]
+    return state
