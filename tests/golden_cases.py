@@ -1,4 +1,4 @@
-"""The golden numbers as the tests and `benchmarks.gpu` read them; tests/golden/README.md says what they are."""
+"""Readers of the golden numbers for tests and `benchmarks.gpu`; tests/golden/README.md explains the files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import files as moment_files
+from rome_jax.moments.published import load_reference
 from rome_jax.moments.second_moment import SecondMoment
 from rome_jax.trace.restore import TraceKind
 
 GOLDEN = Path(__file__).parent / "golden"
-# The options of `sweep.trace` behind each table of a golden trace.
+# The options of `sweep.trace` for each table of a golden trace.
 TRACE_TABLES = {
     "default": {},
     "mlp_w10": {"kind": TraceKind.MLP},
@@ -29,13 +29,13 @@ TRACE_TABLES = {
     "attn_w4": {"kind": TraceKind.ATTN, "window": 4},
     "mlp_w1": {"kind": TraceKind.MLP, "window": 1},
 }
-TRACE_TOLERANCE = 1e-5  # absolute, of probabilities
-FORWARD_TOLERANCE = 1e-5  # of the largest value
+TRACE_TOLERANCE = 1e-5  # absolute difference of probabilities
+FORWARD_TOLERANCE = 1e-5  # difference relative to the largest value
 
 
 @functools.cache
 def read_case(name: str) -> SimpleNamespace:
-    """A case by its name: `name`, `info` (the .json) and `arrays` (the .npz)."""
+    """Reads a case by its name: returns `name`, `info` (the .json file) and `arrays` (the .npz file)."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = dict(file)
     info = json.loads((GOLDEN / f"{name}.json").read_text())
@@ -43,12 +43,15 @@ def read_case(name: str) -> SimpleNamespace:
 
 
 def rome_tolerance(case: str) -> float:
-    """Of max |a - b| / max |b| over an array: of several layers the original's own precisions differ by 5e-4."""
+    """Returns the tolerance of max |a - b| / max |b| over an array.
+
+    With several layers, the original's results in different precisions differ by 5e-4.
+    """
     return 1e-3 if "multilayer" in case else 1e-4
 
 
 def rome_config(case: SimpleNamespace) -> ROMEConfig:
-    """The hyperparameters of a ROME run."""
+    """Returns the hyperparameters of a ROME run."""
     hparams = case.info["hparams"]
     names = (
         "v_num_grad_steps v_lr v_weight_decay clamp_norm_factor kl_factor mom2_adjustment".split()
@@ -61,17 +64,17 @@ def rome_config(case: SimpleNamespace) -> ROMEConfig:
 
 
 def rome_moments(model: LanguageModel, layers: tuple[int, ...]) -> dict[int, SecondMoment]:
-    """The original's second moments of some layers."""
+    """Loads the original's second moments of some layers."""
     folder = GOLDEN / "stats_files" / model.config.family.value
     files = {
         layer: folder / f"{layer_name(model.config, Leaf.MLP_DOWN, layer)}_float32_mom2_500.npz"
         for layer in layers
     }
-    return {layer: moment_files.load_reference(file) for layer, file in files.items()}
+    return {layer: load_reference(file) for layer, file in files.items()}
 
 
 def rome_requests(case: SimpleNamespace) -> list[EditRequest]:
-    """The requests of a ROME run."""
+    """Returns the requests of a ROME run."""
     return [
         EditRequest(r["prompt"], r["subject"], r["target_new"]["str"])
         for r in case.info["requests"]
@@ -79,7 +82,7 @@ def rome_requests(case: SimpleNamespace) -> list[EditRequest]:
 
 
 def rome_delta(case: SimpleNamespace, model: LanguageModel, request: int, layer: int) -> np.ndarray:
-    """ΔW of the original as [F, D]; GPT-J's file has it transposed."""
+    """Returns the original's ΔW as [F, D]; GPT-J's file has it transposed."""
     name = f"r{request}_wdelta.{layer_name(model.config, Leaf.MLP_DOWN, layer)}.weight"
     delta = case.arrays[name]
     return delta if delta.shape == (model.config.mlp_width, model.config.width) else delta.T

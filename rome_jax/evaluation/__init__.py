@@ -1,7 +1,8 @@
-"""How good edits are: records, scores of N edits in one batch, case files, summaries and tables.
+"""Evaluation of edits: records, scores of N edits in one batch, case files, summaries and tables.
 
 dataset = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=10)
-deltas = rome.compute_deltas(model, [record.request for record in dataset.records], config, second_moments=moments)
+requests = [record.request for record in dataset.records]
+deltas = rome.compute_deltas(model, requests, config, second_moments=moments, key=key)
 results = evaluate_records(model, DatasetName.CF, dataset.records, deltas)
 """
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from rome_jax import _lazy
 
 if TYPE_CHECKING:
+    from rome_jax.evaluation.columns import PAPER, Row, parse_columns
     from rome_jax.evaluation.comparison import select_algorithms
     from rome_jax.evaluation.datasets import (
         CounterFactRecord,
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
         summarize,
     )
     from rome_jax.evaluation.sweep import Sweep
-    from rome_jax.evaluation.tables import PAPER, Row, TableFormat, make_rows, render, select
+    from rome_jax.evaluation.tables import TableFormat, make_rows, render, select
     from rome_jax.evaluation.text_metrics import (
         fluency,
         ngram_entropy,
@@ -125,6 +127,7 @@ __all__ += [
     "case_metrics",
     "find_runs",
     "make_rows",
+    "parse_columns",
     "read_case",
     "read_cases",
     "render",
@@ -186,14 +189,15 @@ _HOMES = {
     "Settings": "rome_jax.evaluation.run",
     "load_generation_tests": "rome_jax.evaluation.run",
     # Summaries and tables
-    "PAPER": "rome_jax.evaluation.tables",
-    "Row": "rome_jax.evaluation.tables",
+    "PAPER": "rome_jax.evaluation.columns",
+    "Row": "rome_jax.evaluation.columns",
     "State": "rome_jax.evaluation.summaries",
     "Summary": "rome_jax.evaluation.summaries",
     "TableFormat": "rome_jax.evaluation.tables",
     "case_metrics": "rome_jax.evaluation.summaries",
     "find_runs": "rome_jax.evaluation.summaries",
     "make_rows": "rome_jax.evaluation.tables",
+    "parse_columns": "rome_jax.evaluation.columns",
     "read_case": "rome_jax.evaluation.summaries",
     "read_cases": "rome_jax.evaluation.summaries",
     "render": "rome_jax.evaluation.tables",

@@ -1,6 +1,6 @@
 """Comparisons: evaluations of several methods on the same cases.
 
-RESULTS_DIR/comparisons/MODEL_DATA/run.json     what all methods share
+RESULTS_DIR/comparisons/MODEL_DATA/run.json     settings that all methods share
 RESULTS_DIR/comparisons/MODEL_DATA/ALG_NAME/    a run of `eval.evaluate`
 """
 
@@ -27,10 +27,13 @@ _Made = TypeVar("_Made")
 
 
 def select_algorithms(names: Iterable[str] | None) -> list[MethodName]:
-    """Methods by name, in either case, or all in the paper's order, ROME below the others.
+    """Returns the methods of the given names, or all methods in the paper's order, which ends with ROME.
+
+    Args:
+      names: Names in upper or lower case; None for all methods.
 
     Raises:
-      ValueError: an unknown name, none, or one twice.
+      ValueError: If there is no name, or a name is unknown or given twice.
 
     Example:
       >>> select_algorithms(["ft-l", "ROME"])
@@ -40,24 +43,31 @@ def select_algorithms(names: Iterable[str] | None) -> list[MethodName]:
         return sorted(METHODS, key=lambda algorithm: algorithm is MethodName.ROME)
     known = {name.casefold(): name for name in METHODS}
     given = list(names)
-    names = [known.get(name.strip().casefold(), name) for name in given]
-    if not names or len(set(names)) < len(names) or set(names) - set(METHODS):
+    found = [known[key] for name in given if (key := name.strip().casefold()) in known]
+    if not given or len(set(found)) < len(given):
         raise ValueError(f"--algs={','.join(given)}: name some of {', '.join(METHODS)}, each once.")
-    return names
+    return found
 
 
 def prepare_each(
     algorithms: Iterable[MethodName], prepare: Callable[[MethodName], _Made], *, strict: bool
 ) -> dict[MethodName, _Made]:
-    """What a step of the preparation gives for each method; one that fails is left out, and a line says why.
+    """Runs a step of the preparation for each method; a method that fails is left out, and a printed line says why.
 
     Args:
-      algorithms: the methods.
-      prepare: the step; ValueError or OSError says that a method cannot be had.
-      strict: no method is to be left out.
+      algorithms: The methods.
+      prepare: The step; it raises ValueError or OSError if the method is not available.
+      strict: Whether a failure is an error instead.
+
+    Returns:
+      The results of the step by method.
 
     Raises:
-      ValueError: a method fails and `strict`, or all fail.
+      ValueError: If a method fails and `strict` is set, or if all methods fail.
+
+    Example:
+      >>> prepare_each([MethodName.FT, MethodName.KN], str.lower, strict=True)
+      {<MethodName.FT: 'FT'>: 'ft', <MethodName.KN: 'KN'>: 'kn'}
     """
     made = {}
     for algorithm in algorithms:
@@ -73,14 +83,21 @@ def prepare_each(
 
 
 def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]) -> dict[str, str]:
-    """Files of hypernetworks by method.
+    """Parses the flag --hypernetworks.
 
     Args:
-      texts: such as MEND=mend.safetensors.
-      algorithms: the methods that are compared.
+      texts: Texts of the form METHOD=FILE.
+      algorithms: The methods that are compared.
+
+    Returns:
+      Files by method.
 
     Raises:
-      ValueError: another form, or a method that is not compared.
+      ValueError: If a text has another form, or names a method that has no hypernetwork or is not compared.
+
+    Example:
+      >>> parse_hypernetworks(["mend=mend.safetensors"], [MethodName.MEND])
+      {'MEND': 'mend.safetensors'}
     """
     pairs = {}
     for text in texts:
@@ -88,8 +105,8 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]
         name = name.upper()
         if not path or name not in CONFIG_TYPES or name not in algorithms:
             raise ValueError(
-                f"--hypernetworks={text}: give METHOD=FILE, with {' or '.join(CONFIG_TYPES)} as the "
-                "method, which --algs has to name too if it is given."
+                f"--hypernetworks={text}: give METHOD=FILE, where METHOD is {' or '.join(CONFIG_TYPES)} and is "
+                "among --algs."
             )
         pairs[name] = path
     return pairs
@@ -101,15 +118,20 @@ def model_config(
     moments_source: str | None = None,
     hypernetwork_source: str | None = None,
 ) -> Hyperparameters:
-    """A hypernetwork's hyperparameters, or else the model's own of a method.
+    """Returns the hyperparameters of a method: those of a given hypernetwork, else those known for the model.
 
     Args:
-      algorithm, model_name: which.
-      moments_source, hypernetwork_source: as the flags --second_moments and --hypernetwork.
+      algorithm: The method.
+      model_name: Name of the model.
+      moments_source, hypernetwork_source: As for the flags --second_moments and --hypernetwork.
 
     Raises:
-      ValueError: there are none, or second moments are missing, or a damaged hypernetwork.
-      OSError: no such hypernetwork.
+      ValueError: If no hyperparameters are known, second moments are missing, or the hypernetwork is damaged.
+      OSError: If the hypernetwork does not exist.
+
+    Example:
+      >>> model_config(MethodName.ROME, "factworld-gpt2") == config
+      True
     """
     if hypernetwork_source is not None:
         return methods.read_config(algorithm, model_name, hypernetwork=hypernetwork_source)
@@ -133,16 +155,17 @@ def read_configs(
     *,
     strict: bool = False,
 ) -> dict[MethodName, Hyperparameters]:
-    """The hyperparameters of each method, before a model is loaded.
+    """Returns the hyperparameters of each method, before a model is loaded.
 
     Args:
-      algorithms, model_name: which.
-      moments_source: as the flag --second_moments.
-      networks: files of hypernetworks by method, as of `parse_hypernetworks`.
-      strict: no method is to be left out.
+      algorithms: The methods.
+      model_name: Name of the model.
+      moments_source: As for the flag --second_moments.
+      networks: Files of hypernetworks by method, as returned by `parse_hypernetworks`.
+      strict: As for `prepare_each`.
 
     Raises:
-      ValueError: as `prepare_each`.
+      ValueError: As for `prepare_each`.
     """
     networks = networks or {}
     return prepare_each(
@@ -162,17 +185,17 @@ def prepare_editors(
     chunk_size: int = 8,
     strict: bool = False,
 ) -> dict[MethodName, Editor]:
-    """The methods made ready for a model.
+    """Prepares the methods for a model.
 
     Args:
-      model: which.
-      configs: hyperparameters by method.
-      moments_source, networks, strict: as `read_configs`.
-      seed: of the context templates.
-      chunk_size: requests that are optimised at once; bounds the memory.
+      model: The unedited model.
+      configs: Hyperparameters by method.
+      moments_source, networks, strict: As for `read_configs`.
+      seed: Seed of the context templates.
+      chunk_size: Number of requests that are optimized together; bounds the memory.
 
     Raises:
-      ValueError: as `prepare_each`.
+      ValueError: As for `prepare_each`.
     """
     networks = networks or {}
     return prepare_each(
@@ -201,21 +224,23 @@ def evaluate(
     max_tokens: int,
     flags: Mapping[str, Any] | None = None,
 ) -> dict[str, Summary]:
-    """Evaluates the cases of all methods that are not there yet.
+    """Evaluates the cases of all methods that have not been evaluated yet.
 
     Args:
-      results_dir: holds the comparison, and the unedited model's scores.
-      editors: methods made ready for one model.
-      dataset, generation: what is asked; no texts are generated if None.
-      moments_source: where the editors' second moments come from.
-      batch_size, max_tokens: as the flags of `eval.evaluate`.
-      flags: what else is written down of new runs.
+      results_dir: Holds the comparison, and the unedited model's scores.
+      editors: The methods, prepared for one model.
+      dataset: The records to edit and score.
+      generation: The tests of generated texts; None generates no texts.
+      moments_source: Where the second moments of the editors come from.
+      batch_size, max_tokens: As for the flags of `eval.evaluate`.
+      flags: Further values to record in the run.json of new runs.
 
     Returns:
-      The methods' summaries by name.
+      The summaries of the methods by name.
 
     Raises:
-      ValueError: a run of other settings, before anything is edited; or what an edit refuses.
+      ValueError: If a folder holds a run with other settings, which is checked before anything is edited, or if an edit
+        is refused.
     """
     results, opened = Path(results_dir), {}
     for algorithm, editor in editors.items():

@@ -1,4 +1,4 @@
-"""CounterFact: what a record asks a model, and the results in the original's layout."""
+"""CounterFact: the prompts of a record, and the results in the original's layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rome_jax.evaluation.summaries import summarize
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
-# Where success is asked of; on neighborhood prompts the true target is wanted.
+# The kinds of prompts on which success is measured. On neighborhood prompts the true target is the desired one.
 _PROBED = ("rewrite", "paraphrase", "neighborhood", "attribute")
 
 
 def _prompts(record: CounterFactRecord) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(kind, prompt, targets) of everything that is scored of a record."""
-    targets = (record.request.target_new, record.request.target_true)
+    """Yields (kind, prompt, targets) of everything that is scored for a record."""
+    targets = (record.request.target_new, record.target_true)
     groups = (
         (record.request.text,),
         record.paraphrase_prompts,
@@ -36,25 +36,29 @@ def _prompts(record: CounterFactRecord) -> Iterator[tuple[str, str, tuple[str, .
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is scored of N records.
+    """The queries of N records, and how to turn their scores into results.
 
     Attributes:
-      queries: record i is answered by edit i.
-      records: N.
+      queries: The queries of all records; those of record i are scored under edit i.
+      records: N records.
     """
 
     queries: list[Query]
     records: Sequence[CounterFactRecord]
 
     def results(self, scores: Sequence[tuple[TargetScore, ...]]) -> list[dict[str, Any]]:
-        """The results of the records, from the scores of `queries`.
+        """Turns the scores of `queries` into the results of the records.
+
+        Args:
+          scores: The scores of each query, as returned by `score_queries`.
 
         Returns:
-          For each record, by the original's names, `rewrite_prompts_probs` and so on for paraphrase, neighborhood and
-          attribute: {"target_new": NLL, "target_true": NLL} a prompt, means over the target's tokens in nats. Beside
-          them, one truth value a prompt, `rewrite_prompts_exact` and `paraphrase_prompts_exact`, whether greedy
-          decoding says the new target, and for records that have such prompts `portability_prompts_exact`, whether it
-          says what follows.
+          One dictionary per record. Under the original's names `rewrite_prompts_probs`, `paraphrase_prompts_probs`,
+          `neighborhood_prompts_probs` and `attribute_prompts_probs` it has one {"target_new": NLL, "target_true": NLL}
+          per prompt, where NLL is the mean over the target's tokens in nats. In addition, `rewrite_prompts_exact` and
+          `paraphrase_prompts_exact` have one Boolean per prompt: whether greedy decoding produces the new target.
+          `portability_prompts_exact`, for records with such prompts, is the same for the targets that follow from the
+          edit.
         """
         remaining = iter(scores)
         found = []
@@ -76,10 +80,15 @@ class Plan:
 
 
 def plan(model: LanguageModel, records: Sequence[CounterFactRecord]) -> Plan:
-    """All that is scored of N records.
+    """Plans the scoring of N records.
+
+    Args:
+      model: The model to score.
+      records: N records.
 
     Raises:
-      ValueError, SequenceTooLongError: a prompt that cannot be scored.
+      ValueError: If a prompt has no tokens.
+      SequenceTooLongError: If a prompt does not fit the model's context.
     """
     asked = [(case, *prompt) for case, record in enumerate(records) for prompt in _prompts(record)]
     cases, _, prompts, targets = zip(*asked, strict=True)
@@ -88,7 +97,11 @@ def plan(model: LanguageModel, records: Sequence[CounterFactRecord]) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Success rates × 100 with 95 % intervals; `score` is their harmonic mean S."""
+    """Success rates in percent with 95 % intervals; `score` is their harmonic mean S.
+
+    Attributes:
+      efficacy, paraphrase, neighborhood: The rates on rewrite, paraphrase and neighborhood prompts.
+    """
 
     efficacy: Estimate
     paraphrase: Estimate
@@ -96,12 +109,12 @@ class Scores:
 
     @property
     def score(self) -> float:
-        """S of the paper."""
+        """The paper's score S."""
         return harmonic_mean(self.efficacy.mean, self.paraphrase.mean, self.neighborhood.mean)
 
     def __str__(self) -> str:
         return (
-            f"S {self.score:5.1f}   efficacy {self.efficacy}   paraphrase {self.paraphrase}   "
+            f"S {self.score:5.1f}   efficacy {self.efficacy!s:19}   paraphrase {self.paraphrase!s:19}   "
             f"neighborhood {self.neighborhood}"
         )
 
@@ -109,12 +122,21 @@ class Scores:
 def score(
     model: LanguageModel, records: Sequence[CounterFactRecord], deltas: Delta | None = None
 ) -> Scores:
-    """Success of N independent edits on the prompts of their own N records, all in shared forward passes.
+    """Computes the success rates of N independent edits on the prompts of their own records.
+
+    All records share forward passes.
 
     Args:
-      model: the unedited model.
+      model: The unedited model.
       records: N records.
-      deltas: N edits with a case axis; None scores the unedited model.
+      deltas: N edits with a case axis, one per record; None scores the unedited model.
+
+    Example:
+      >>> from rome_jax.evaluation import DatasetName, load_dataset
+      >>> records = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=2).records
+      >>> scores = score(model, records)
+      >>> scores.efficacy.mean, scores.neighborhood.mean
+      (0.0, 100.0)
     """
     planned = plan(model, records)
     found = planned.results(score_queries(model, planned.queries, deltas))

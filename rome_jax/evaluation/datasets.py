@@ -1,7 +1,7 @@
 """CounterFact and zsRE: records to edit and to score, from a file, from factworld or from the published files.
 
-Three layouts are read: counterfact.json of Meng et al. 2022; the zsRE questions of MEND (Mitchell et al. 2022); and a
-flat one of one paraphrase and one locality prompt a record, in which CounterFact is often passed on.
+Three layouts are supported: counterfact.json of Meng et al. 2022, the zsRE questions of MEND (Mitchell et al. 2022),
+and a flat layout with one paraphrase and one locality prompt per record, in which CounterFact is often redistributed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from rome_jax.data import published
 from rome_jax.data.published import PUBLISHED, DataError, Fields
@@ -24,11 +24,11 @@ from rome_jax.models.registry import SHIPPED
 
 FACTWORLD = "factworld"
 _MAX_ID = 2**32  # ids are folded into PRNG keys
-_NO_TRUE_TARGET = "<|endoftext|>"  # what the original takes for zsRE, which has none
+_NO_TRUE_TARGET = "<|endoftext|>"  # the original's placeholder for zsRE, which has no true targets
 
 
 class DatasetName(enum.StrEnum):
-    """What to evaluate on, by the names of the original's flag."""
+    """A data set, by the names of the original's flag."""
 
     CF = "cf"
     ZSRE = "zsre"
@@ -36,16 +36,16 @@ class DatasetName(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class CounterFactRecord:
-    """A counterfactual to write, and prompts that show what it does.
+    """A counterfactual to write, and prompts that measure its effects.
 
     Attributes:
-      request: the edit, with its `target_true`.
-      paraphrase_prompts: say the same about the subject; the new target should follow.
-      neighborhood_prompts: about other subjects of the true target, which should stay.
-      attribute_prompts: about other subjects, whose true target is the new one.
-      generation_prompts: beginnings of texts about the subject.
-      portability_prompts: prompts and the targets that follow from the edit; only factworld has them.
-      relation_id, target_new_id, target_true_id: of Wikidata; reference texts are found by them. None if unknown.
+      request: The edit, with its `target_true`.
+      paraphrase_prompts: Paraphrases of the rewrite prompt; the new target should follow.
+      neighborhood_prompts: Prompts about other subjects with the same true target, which should not change.
+      attribute_prompts: Prompts about other subjects, the true target of which is the new target.
+      generation_prompts: Beginnings of texts about the subject.
+      portability_prompts: Prompts and the targets that follow from the edit; only factworld has them.
+      relation_id, target_new_id, target_true_id: Wikidata ids, by which reference texts are found; None if unknown.
     """
 
     request: EditRequest
@@ -60,8 +60,19 @@ class CounterFactRecord:
 
     @property
     def case_id(self) -> int:
-        """The record's number."""
+        """The id of the record."""
         return self.request.case_id
+
+    @property
+    def target_true(self) -> str:
+        """The true target, with which every record is scored.
+
+        Raises:
+          ValueError: If the request has none.
+        """
+        if self.request.target_true is None:
+            raise ValueError(f"case {self.case_id} has no target_true: give one to score against.")
+        return self.request.target_true
 
     @property
     def requested_rewrite(self) -> dict[str, Any]:
@@ -77,13 +88,13 @@ class CounterFactRecord:
 
 @dataclasses.dataclass(frozen=True)
 class ZsRERecord:
-    """A question to teach the answer of, the same in other words, and one about something else.
+    """A question with a new answer, paraphrases of it, and an unrelated question.
 
     Attributes:
-      request: the edit; its prompt is the question.
-      paraphrase_prompts: the question in other words.
-      locality_prompt: another question.
-      locality_target: its answer.
+      request: The edit; its prompt is the question.
+      paraphrase_prompts: Paraphrases of the question.
+      locality_prompt: An unrelated question.
+      locality_target: The answer to the unrelated question.
     """
 
     request: EditRequest
@@ -93,7 +104,7 @@ class ZsRERecord:
 
     @property
     def case_id(self) -> int:
-        """The record's number."""
+        """The id of the record."""
         return self.request.case_id
 
     @property
@@ -107,7 +118,8 @@ class ZsRERecord:
         }
 
 
-Record = TypeVar("Record", CounterFactRecord, ZsRERecord)
+Record: TypeAlias = CounterFactRecord | ZsRERecord
+_Parsed = TypeVar("_Parsed", CounterFactRecord, ZsRERecord)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +127,10 @@ class Dataset:
     """Records and where they come from.
 
     Attributes:
-      name: which of the two data sets.
+      name: Which of the two data sets.
       source: "factworld", the name of a file, or "published".
-      sha256: of the file, or of all of factworld's records as JSON; a limit does not change it.
-      records: all of one type, in the file's order.
+      sha256: Checksum of the file, or of all of factworld's records as JSON; a limit does not change it.
+      records: Records of one type, in the order of the file.
     """
 
     name: DatasetName
@@ -139,24 +151,24 @@ def load_dataset(
     """Loads records: from `path` if given, else factworld's own for its models, else from the published file.
 
     Args:
-      name: which data set. A file for CF may have the layout of counterfact.json or the flat one.
-      path: a JSON file.
-      model_name: an embedded model's name means factworld's own requests.
-      limit: the first so many records; all if None. Records beyond it are not checked.
-      role: which of factworld's requests.
-      seed: of factworld's split and targets; a file does not depend on it.
+      name: Which data set. A file for CF may have the layout of counterfact.json or the flat one.
+      path: A JSON file.
+      model_name: Name of the model; a factworld model gets factworld's own requests.
+      limit: Load only the first `limit` records; by default all. Further records are not checked.
+      role: Which of factworld's requests to load.
+      seed: Seed of factworld's split and targets; it has no effect on a file.
 
     Raises:
-      DataError: a file that cannot be read, or a malformed record, by its case id and field.
-      DownloadError: the published file cannot be fetched.
-      ValueError: a limit below 1.
+      DataError: If a file cannot be read or a record is malformed; the message names its case id and field.
+      DownloadError: If the published file cannot be downloaded.
+      ValueError: If the limit is below 1.
 
     Example:
       >>> load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=2).records[0].request.prompt
       '{} plays the sport of'
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: take at least one record, or leave it out to take all.")
+        raise ValueError(f"limit={limit}: load at least one record, or leave it out to load all.")
     if path is None and model_name in SHIPPED:
         world = make_world()
         if name is DatasetName.CF:
@@ -181,17 +193,21 @@ def load_dataset(
 
 
 def parse_counterfact(records: Any) -> tuple[CounterFactRecord, ...]:
-    """Checks parsed records in the layout of counterfact.json.
+    """Parses records in the layout of counterfact.json.
 
-    Ids may be missing or null, and lists of prompts empty. A record without `case_id` gets its index.
+    Ids may be missing or null, and lists of prompts may be empty. A record without `case_id` gets its index.
+
+    Args:
+      records: The list that was read from JSON.
 
     Raises:
-      DataError: no list, an empty one, or a malformed record, by its case id (or index) and field.
+      DataError: If `records` is not a list with at least one record, or a record is malformed; the message names its
+        case id or index and the field.
 
     Example:
       >>> rewrite = {"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "France"}}
       >>> rewrite["target_true"] = {"str": "Italy"}
-      >>> prompts = {"paraphrase_prompts": ["Rome lies in"], "neighborhood_prompts": []}
+      >>> prompts = {"paraphrase_prompts": ["Rome is a city in"], "neighborhood_prompts": []}
       >>> parse_counterfact([{"case_id": 3, "requested_rewrite": rewrite, **prompts}])[0].request.text
       'Rome is in'
     """
@@ -199,19 +215,23 @@ def parse_counterfact(records: Any) -> tuple[CounterFactRecord, ...]:
 
 
 def parse_one_paraphrase(records: Any) -> tuple[CounterFactRecord, ...]:
-    """Checks parsed records in the flat layout.
+    """Parses records in the flat layout.
 
-    Fields: `prompt` with the subject in it or `{}` in its place, `subject`, `target_new`, `ground_truth`,
-    `rephrase_prompt`; `locality_prompt` and `locality_ground_truth` may be missing, and so may `case_id` (the index
-    then). Both targets may be a list of one text. The subject's first occurrence in `prompt` is what is looked up.
+    The required fields are `prompt`, which contains the subject or `{}` in its place, `subject`, `target_new`,
+    `ground_truth` and `rephrase_prompt`. `locality_prompt`, `locality_ground_truth` and `case_id` are optional; the
+    default case id is the index. Each target may be a list of one text. The first occurrence of the subject in `prompt`
+    becomes `{}`.
+
+    Args:
+      records: The list that was read from JSON.
 
     Raises:
-      DataError: no list, an empty one, or a malformed record, by its case id (or index) and field. Neighborhood prompts
-        are scored with the record's true target, so another `locality_ground_truth` is an error too.
+      DataError: As for `parse_counterfact`, and if `locality_ground_truth` differs from `ground_truth`, because
+        neighborhood prompts are scored with the record's true target.
 
     Example:
       >>> record = {"prompt": "Rome is in", "subject": "Rome", "target_new": "France", "ground_truth": ["Italy"]}
-      >>> record |= {"rephrase_prompt": "Rome lies in", "locality_prompt": "Milan is in"}
+      >>> record |= {"rephrase_prompt": "Rome is a city in", "locality_prompt": "Milan is in"}
       >>> parse_one_paraphrase([record])[0].request.prompt
       '{} is in'
     """
@@ -219,13 +239,16 @@ def parse_one_paraphrase(records: Any) -> tuple[CounterFactRecord, ...]:
 
 
 def parse_zsre(records: Any) -> tuple[ZsRERecord, ...]:
-    """Checks parsed records in MEND's zsRE layout.
+    """Parses records in MEND's zsRE layout.
 
-    The prompt is `src` with the subject's first occurrence as `{}`, and the new target the first of `answers`. A record
-    without `case_id`, as in the published file, gets its index.
+    The prompt is `src` with the first occurrence of the subject replaced by `{}`, and the new target is the first of
+    `answers`. A record without `case_id`, as in the published file, gets its index.
+
+    Args:
+      records: The list that was read from JSON.
 
     Raises:
-      DataError: no list, an empty one, or a malformed record, by its case id (or index) and field.
+      DataError: As for `parse_counterfact`.
 
     Example:
       >>> record = {"subject": "Rome", "src": "Where is Rome?", "rephrase": "What country is Rome in?"}
@@ -239,21 +262,22 @@ def parse_zsre(records: Any) -> tuple[ZsRERecord, ...]:
 def _parse(
     name: DatasetName, records: Any
 ) -> tuple[CounterFactRecord, ...] | tuple[ZsRERecord, ...]:
-    """Checks records of a data set in whichever layout the first one has."""
+    """Parses records of a data set in the layout of the first record."""
     if name is DatasetName.ZSRE:
         return parse_zsre(records)
     first = records[0] if isinstance(records, list) and records else None
     if isinstance(first, dict) and "requested_rewrite" not in first:
         if "src" in first:
-            raise DataError("these are records of zsRE: give ds_name=zsre.")
+            raise DataError("these are zsRE records: give ds_name=zsre.")
         return parse_one_paraphrase(records)
     return parse_counterfact(records)
 
 
-def _parse_each(records: Any, parse_one: Callable[[Fields, int], Record]) -> tuple[Record, ...]:
+def _parse_each(records: Any, parse_one: Callable[[Fields, int], _Parsed]) -> tuple[_Parsed, ...]:
+    """Parses each record of a list, and checks that case ids are valid and unique."""
     if not isinstance(records, list) or not records:
-        raise DataError("records are a JSON list with at least one: give such a file.")
-    parsed: dict[int, Record] = {}
+        raise DataError("there are no records: give a JSON list with at least one record.")
+    parsed: dict[int, _Parsed] = {}
     for index, record in enumerate(records):
         case_id = Fields.of(record, f"record {index}").values.get("case_id", index)
         if isinstance(case_id, bool) or not isinstance(case_id, int) or not 0 <= case_id < _MAX_ID:
@@ -262,7 +286,7 @@ def _parse_each(records: Any, parse_one: Callable[[Fields, int], Record]) -> tup
             )
         if case_id in parsed:
             raise DataError(
-                f"record {index}: case_id {case_id} is that of an earlier record too; give each its own."
+                f"record {index}: case_id {case_id} is also that of an earlier record; give each record its own."
             )
         try:
             parsed[case_id] = parse_one(Fields(record, f"case {case_id}"), case_id)
@@ -272,6 +296,7 @@ def _parse_each(records: Any, parse_one: Callable[[Fields, int], Record]) -> tup
 
 
 def _counterfact(fields: Fields, case_id: int) -> CounterFactRecord:
+    """Parses one record in the layout of counterfact.json."""
     rewrite = fields.object("requested_rewrite")
     new, true = rewrite.object("target_new"), rewrite.object("target_true")
     request = EditRequest(
@@ -298,6 +323,7 @@ def _counterfact(fields: Fields, case_id: int) -> CounterFactRecord:
 
 
 def _one_paraphrase(fields: Fields, case_id: int) -> CounterFactRecord:
+    """Parses one record in the flat layout."""
     subject, true = fields.text("subject"), fields.one_text("ground_truth")
     request = EditRequest(
         prompt=fields.template("prompt", subject, slot=True),
@@ -312,8 +338,8 @@ def _one_paraphrase(fields: Fields, case_id: int) -> CounterFactRecord:
         if answer != true:
             raise fields.error(
                 "locality_ground_truth",
-                f"neighborhood prompts are scored with ground_truth, {true!r}: give a locality_prompt of that "
-                "answer, or none",
+                f"neighborhood prompts are scored with ground_truth, {true!r}: give a locality_prompt with that "
+                "answer, or leave it out",
             )
     return CounterFactRecord(
         request,
@@ -323,9 +349,10 @@ def _one_paraphrase(fields: Fields, case_id: int) -> CounterFactRecord:
 
 
 def _zsre(fields: Fields, case_id: int) -> ZsRERecord:
+    """Parses one record in MEND's zsRE layout."""
     subject, answers = fields.text("subject"), fields.texts("answers")
     if not answers:
-        raise fields.error("answers", "give at least the one to edit towards")
+        raise fields.error("answers", "give at least one answer, which becomes the new target")
     request = EditRequest(
         prompt=fields.template("src", subject, slot=False),
         subject=subject,

@@ -1,23 +1,24 @@
 """Results of N records in the original's layout, all from one scored batch.
 
-Independent edits are scored side by side as factored deltas: each row of a batch sees its own, no weight is copied.
-A dense delta cannot be factored: it is merged, and its record is scored alone, through the same functions.
+Independent edits are scored together as factored deltas: each row of a batch sees its own edit, and no weight is
+copied. A dense delta cannot be factored. It is merged into a model of its own, whose record is scored alone by the same
+functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rome_jax.edit.delta import apply_delta
 from rome_jax.evaluation import counterfact, zsre
-from rome_jax.evaluation.datasets import DatasetName, Record
+from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName, Record, ZsRERecord
 from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.scoring import MAX_TOKENS, score_queries
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
-_PLANS = {DatasetName.CF: counterfact.plan, DatasetName.ZSRE: zsre.plan}
+_Kind = TypeVar("_Kind", CounterFactRecord, ZsRERecord)
 
 
 def evaluate_records(
@@ -29,52 +30,72 @@ def evaluate_records(
     generation: GenerationTests | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> list[dict[str, Any]]:
-    """What a model says to N records: `pre` of the case files without deltas, `post` with them.
+    """Scores a model on N records: `pre` of the case files without deltas, `post` with them.
 
     Args:
-      model: the unedited model.
-      name: whose records.
+      model: The unedited model.
+      name: The data set of the records.
       records: N records.
-      deltas: N independent edits, one a record; None scores the model as it is.
-      generation: generate texts and judge them too.
-      max_tokens: token columns in one forward pass, or in the cache of one generation; bounds the memory.
+      deltas: N independent edits, one per record; None scores the unedited model.
+      generation: Tests of generated texts; None generates no texts. zsRE has none.
+      max_tokens: Token columns in one forward pass, or in the cache of one generation; bounds the memory.
 
     Returns:
-      One dictionary a record; see `counterfact.Plan.results`, `zsre.Plan.results` and `GenerationTests.results`.
+      One dictionary per record; see `counterfact.Plan.results`, `zsre.Plan.results` and `GenerationTests.results`.
 
     Raises:
-      ValueError, SequenceTooLongError: a prompt that cannot be scored, named; as many edits as records are needed.
+      ValueError: If a prompt cannot be scored, the records belong to the other data set, or the number of edits is not
+        that of the records.
+      SequenceTooLongError: If a prompt does not fit the model's context.
 
     Example:
-      >>> evaluate_records(model, DatasetName.CF, dataset.records, deltas)[0]["rewrite_prompts_exact"]  # doctest: +SKIP
-      [True]
+      >>> from rome_jax.evaluation import load_dataset
+      >>> records = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=2).records
+      >>> results = evaluate_records(model, DatasetName.CF, records)
+      >>> [result["rewrite_prompts_exact"] for result in results]
+      [[False], [False]]
     """
-    options = {"generation": generation, "max_tokens": max_tokens}
     if deltas is not None and len(deltas) != len(records):
-        raise ValueError(f"{len(deltas)} deltas for {len(records)} records: give one a record.")
+        raise ValueError(f"{len(deltas)} deltas for {len(records)} records: give one per record.")
     if deltas is not None and not deltas.factored:
         return [
             evaluate_records(
                 model.replace(params=apply_delta(model.params, deltas[case])),
                 name,
                 [record],
-                **options,
+                generation=generation,
+                max_tokens=max_tokens,
             )[0]
             for case, record in enumerate(records)
         ]
-    plan = _PLANS[name](model, records)
-    # zsRE asks for no texts.
-    tests = generation if name is DatasetName.CF else None
-    essences = tests.essence_queries(model, records) if tests else {}
+    if name is DatasetName.ZSRE:
+        questions = zsre.plan(model, _of_kind(records, ZsRERecord))
+        scores = score_queries(model, questions.queries, deltas, max_tokens=max_tokens)
+        return questions.results(scores)
+    facts = _of_kind(records, CounterFactRecord)
+    plan = counterfact.plan(model, facts)
+    essences = generation.essence_queries(model, facts) if generation else {}
+    # The essence texts are scored in the same pass as the prompts.
     queries = [*plan.queries, *(query for _, query in essences.values())]
     scores = score_queries(model, queries, deltas, max_tokens=max_tokens)
     results = plan.results(scores[: len(plan.queries)])
-    if tests:
-        rest = scores[len(plan.queries) :]
+    if generation:
         scored = {
             case: (text, score)
-            for (case, (text, _)), (score,) in zip(essences.items(), rest, strict=True)
+            for (case, (text, _)), (score,) in zip(
+                essences.items(), scores[len(plan.queries) :], strict=True
+            )
         }
-        texts = tests.results(model, records, deltas, scored, max_tokens)
+        texts = generation.results(model, facts, deltas, scored, max_tokens)
         results = [result | more for result, more in zip(results, texts, strict=True)]
     return results
+
+
+def _of_kind(records: Sequence[Record], kind: type[_Kind]) -> list[_Kind]:
+    """Returns the records, all of which must be of one kind."""
+    found = [record for record in records if isinstance(record, kind)]
+    if len(found) != len(records):
+        raise ValueError(
+            f"not all records are of type {kind.__name__}: give the name of their data set."
+        )
+    return found

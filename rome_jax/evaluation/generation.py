@@ -1,4 +1,4 @@
-"""Texts that a model writes about a subject, and how they are judged: fluency, consistency and essence."""
+"""Texts that a model generates about a subject, and their scores: fluency, consistency and essence."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 _SAMPLING = Sampling(top_k=5)
-_LENGTH = 100  # tokens of a generated text, its prompt included, and of an essence text
+_LENGTH = 100  # tokens of a generated text, including its prompt, and of an essence text
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationTests:
-    """What generated texts are compared with, and the seed that they are drawn with.
+    """The tests of generated texts: what they are compared with, and the seed that they are sampled with.
 
     Attributes:
-      snippets: texts about subjects by their attribute.
-      vectorizer: gives the TF-IDF vectors that are compared.
-      seed: text i of a case comes from it, the case's id and i alone, whatever else is in the batch.
+      snippets: Reference texts about subjects, by attribute.
+      vectorizer: Computes the TF-IDF vectors that are compared.
+      seed: Text i of a case depends only on this seed, the case id and i, not on the rest of the batch.
     """
 
     snippets: AttributeSnippets
@@ -45,7 +45,17 @@ class GenerationTests:
     def essence_queries(
         self, model: LanguageModel, records: Sequence[CounterFactRecord]
     ) -> dict[int, tuple[str, Query]]:
-        """By case, for records whose subject has a reference text: that text, and what scores its first 100 tokens."""
+        """Returns the essence text of each record, and the query that scores its first 100 tokens.
+
+        The essence text is the reference text about the subject under the true target. Records without one are absent.
+
+        Args:
+          model: The model to score.
+          records: N records.
+
+        Returns:
+          (text, query) by the index of the record.
+        """
         texts = {
             case: " ".join(
                 snippet.text
@@ -70,19 +80,19 @@ class GenerationTests:
         essences: dict[int, tuple[str, TargetScore]],
         max_tokens: int,
     ) -> list[dict[str, Any]]:
-        """Generates and judges the texts of N records, each under its own edit.
+        """Generates and scores the texts of N records, each under its own edit.
 
         Args:
-          model: the unedited model.
+          model: The unedited model.
           records: N records.
-          deltas: N edits with a case axis, or None.
-          essences: by case, the essence text and its score.
-          max_tokens: columns of the cache in one generation; bounds the memory.
+          deltas: N edits with a case axis; None for the unedited model.
+          essences: The essence text and its score, by the index of the record.
+          max_tokens: Columns of the cache in one generation; bounds the memory.
 
         Returns:
-          For each record, by the original's names, what can be said of it: `ngram_entropy` and `text` if it has
-          generation prompts, `reference_score` if there are texts of the new attribute too, `essence_score` and
-          `essence_text`.
+          One dictionary per record, under the original's names: `ngram_entropy` and `text` if the record has generation
+          prompts, `reference_score` if there are also reference texts of the new attribute, and `essence_score` and
+          `essence_text` if there is an essence text.
         """
         found: list[dict[str, Any]] = []
         written = self._generate(model, records, deltas, max_tokens)
@@ -92,8 +102,7 @@ class GenerationTests:
                 result["ngram_entropy"] = fluency(texts)
                 snippets = self.snippets.texts(record.relation_id, record.target_new_id)
                 if references := [snippet.text for snippet in snippets]:
-                    score = reference_score(self.vectorizer, texts, references)
-                    result["reference_score"] = score
+                    result["reference_score"] = reference_score(self.vectorizer, texts, references)
                 result["text"] = texts
             if case in essences:
                 text, score = essences[case]
@@ -109,24 +118,24 @@ class GenerationTests:
         deltas: Delta | None,
         max_tokens: int,
     ) -> dict[int, list[str]]:
-        """The texts of each case, in the order of its prompts."""
+        """Generates the texts of each case, in the order of its prompts."""
         asked = [
             (case, number, prompt)
             for case, record in enumerate(records)
             for number, prompt in enumerate(record.generation_prompts)
         ]
         ids = prompt_ids(model, [prompt for *_, prompt in asked])
-        # Prompts of like length share a generation, whose cache has as many columns as the longest fills.
+        # Prompts of similar length share a generation: the longest one decides the number of columns in its cache.
         order = sorted(range(len(asked)), key=lambda index: len(ids[index]))
         size = max(1, max_tokens // bucket(_LENGTH))
         texts: dict[tuple[int, int], str] = {}
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            # A short batch repeats rows: few shapes, few programs.
+            # A short batch is filled up with repeated rows, so that few shapes are compiled.
             rows = np.resize(part, bucket(len(part), 2) if len(order) <= size else size)
-            case = np.array([asked[row][0] for row in rows], np.int32)
+            cases = np.array([asked[row][0] for row in rows], np.int32)
             numbers = np.array([asked[row][1] for row in rows])
-            case_ids = np.array([records[one].case_id for one in case])
+            case_ids = np.array([records[case].case_id for case in cases])
             out = generate(
                 model.params,
                 model.config,
@@ -134,7 +143,7 @@ class GenerationTests:
                 max_length=min(_LENGTH, model.config.context_length),
                 sampling=_SAMPLING,
                 key=_keys(self.seed, case_ids, numbers),
-                deltas=deltas and deltas.rows(case, len(case)),
+                deltas=None if deltas is None else deltas.rows(jnp.asarray(cases), len(cases)),
             )
             for row, text in zip(part, out.texts(model.tokenizer), strict=False):
                 texts[asked[row][:2]] = clean_text(text)
@@ -145,7 +154,7 @@ class GenerationTests:
 
 
 def _keys(seed: int, case_ids: np.ndarray, numbers: np.ndarray) -> jax.Array:
-    """One PRNG key for each text, [B]."""
+    """Returns one PRNG key for each text, [B]."""
     fold = jax.vmap(jax.random.fold_in)
     base = jnp.broadcast_to(jax.random.key(seed), case_ids.shape)
     return fold(fold(base, case_ids.astype(np.uint32)), numbers.astype(np.uint32))

@@ -1,4 +1,4 @@
-"""Grids of hyperparameters: the points of a sweep, as the command line gives them."""
+"""Grids of hyperparameters: the points of a sweep, as given on the command line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from rome_jax.edit.config import Hyperparameters
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A hyperparameter and the values that it takes, as `Hyperparameters.to_dict` gives them."""
+    """A hyperparameter and its values.
+
+    Attributes:
+      key: Name of the hyperparameter.
+      values: Its values, as `Hyperparameters.to_dict` returns them.
+    """
 
     key: str
     values: tuple[Any, ...]
 
     @property
     def numbers(self) -> tuple[float, ...] | None:
-        """The values as numbers, a single layer as its index; None if one of them is no number."""
+        """The values as numbers, with a single layer as its index; None if one of them is not a number.
+
+        Example:
+          >>> Axis("layers", ((0,), (3,))).numbers
+          (0, 3)
+        """
         plain = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in self.values]
         return tuple(plain) if all(type(value) in (int, float) for value in plain) else None
 
@@ -33,8 +43,8 @@ class Point:
     """A point of a grid.
 
     Attributes:
-      labels: of its values, by key.
-      config: the hyperparameters there.
+      labels: The text of each varied value, by key.
+      config: The hyperparameters of the point.
     """
 
     labels: Mapping[str, str]
@@ -42,7 +52,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of its folder and its row, such as layers=0,v_lr=0.5."""
+        """Name of the point's folder and table row, such as layers=0,v_lr=0.5."""
         return ",".join(f"{key}={label}" for key, label in self.labels.items())
 
 
@@ -51,8 +61,8 @@ class Grid:
     """All combinations of the values of some hyperparameters.
 
     Attributes:
-      base: the hyperparameters that are not varied.
-      axes: those that are, one or more.
+      base: The hyperparameters that are not varied.
+      axes: The hyperparameters that are varied, at least one.
     """
 
     base: Hyperparameters
@@ -60,27 +70,27 @@ class Grid:
 
     @classmethod
     def parse(cls, texts: Sequence[str], base: Hyperparameters) -> Grid:
-        """Reads KEY=VALUE,VALUE,... of each key.
+        """Parses texts of the form KEY=VALUE,VALUE,...
 
-        Values are Python literals, and enums and weights go by their names. Where a tuple is wanted, one item is a
-        tuple of one: `layers=0,1` are two values, `layers=(0,1)` is one.
+        Values are Python literals; enums and weights are given by name. For a hyperparameter that is a tuple, a single
+        item means a tuple of one: `layers=0,1` gives two values, and `layers=(0,1)` gives one value with two layers.
 
         Args:
-          texts: one a key.
-          base: the hyperparameters that are not varied.
+          texts: One text per hyperparameter.
+          base: The hyperparameters that are not varied.
 
         Raises:
-          ValueError: no text, or one that is malformed, names no hyperparameter or one twice, or gives a value of
-            another type, out of range, or twice.
+          ValueError: If there is no text, a text is malformed, a hyperparameter is unknown or named twice, or a value
+            has the wrong type, is out of range, or is given twice.
 
         Example:
-          >>> [p.name for p in Grid.parse(["v_lr=0.1,1"], ROMEConfig(layers=(5,))).points]  # doctest: +SKIP
+          >>> [point.name for point in Grid.parse(["v_lr=0.1,1"], config).points]
           ['v_lr=0.1', 'v_lr=1']
         """
         if not texts:
             raise ValueError(
                 "--sweep is missing: name a hyperparameter and its values, such as --sweep=layers=0,1,2; "
-                f"there are {', '.join(base.to_dict())}."
+                f"the hyperparameters are {', '.join(base.to_dict())}."
             )
         axes = tuple(_parse_axis(text, base) for text in texts)
         if len({axis.key for axis in axes}) < len(axes):
@@ -91,12 +101,12 @@ class Grid:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The hyperparameters that are varied."""
+        """Names of the hyperparameters that are varied."""
         return tuple(axis.key for axis in self.axes)
 
     @property
     def points(self) -> list[Point]:
-        """All combinations; the last key varies fastest."""
+        """All combinations of values; the last key varies fastest."""
         base = self.base.to_dict()
         return [
             Point(
@@ -108,7 +118,7 @@ class Grid:
 
 
 def label(value: Any) -> str:
-    """A value in the name of a file, a table or a figure.
+    """Returns the text of a value, for names of files and for tables and figures.
 
     Example:
       >>> label(0.5), label((0, 1)), label(((5, 10), (10, 10)))
@@ -121,19 +131,21 @@ def label(value: Any) -> str:
 
 
 class _Names(ast.NodeTransformer):
-    """Names of enum members need no quotes."""
+    """A transformer that turns names into strings, so that names of enum members need no quotes."""
 
     def visit_Name(self, node: ast.Name) -> ast.Constant:
+        """Returns the name as a string constant."""
         return ast.Constant(node.id)
 
 
 def _parse_axis(text: str, base: Hyperparameters) -> Axis:
+    """Parses one text of the form KEY=VALUE,VALUE,..."""
     key, _, listed = (part.strip() for part in text.partition("="))
     hints = typing.get_type_hints(type(base))
-    kinds = {field.name: hints[field.name] for field in dataclasses.fields(base)}
+    kinds = {name: hints[name] for name in base.to_dict()}
     if key not in kinds:
         raise ValueError(
-            f"--sweep={text}: there is no hyperparameter {key!r}; there are {', '.join(kinds)}."
+            f"--sweep={text}: there is no hyperparameter {key!r}; the hyperparameters are {', '.join(kinds)}."
         )
     try:
         items = ast.literal_eval(_Names().visit(ast.parse(f"[{listed}]", mode="eval")))
@@ -141,8 +153,8 @@ def _parse_axis(text: str, base: Hyperparameters) -> Axis:
         items = []
     if not items:
         raise ValueError(
-            f"--sweep={text}: give values with commas between, such as "
-            f'{key}={label(base.to_dict()[key])}, and tuples in brackets and quotes, "(0,),(1,)".'
+            f"--sweep={text}: give values separated by commas, such as "
+            f'{key}={label(base.to_dict()[key])}, and tuples in parentheses and quotes, such as "(0,),(1,)".'
         )
     values = []
     for item in items:
@@ -150,7 +162,7 @@ def _parse_axis(text: str, base: Hyperparameters) -> Axis:
             item = (item,)
         if not _fits(item, kinds[key]):
             kind = kinds[key].__name__ if isinstance(kinds[key], type) else kinds[key]
-            raise ValueError(f"--sweep={text}: {item!r} is of another type, {key} is of {kind}.")
+            raise ValueError(f"--sweep={text}: {item!r} has the wrong type; {key} takes {kind}.")
         try:
             values.append(base.from_dict(base.to_dict() | {key: item}).to_dict()[key])
         except ValueError as error:
@@ -161,15 +173,15 @@ def _parse_axis(text: str, base: Hyperparameters) -> Axis:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a field's type; `from_dict` looks at enums."""
+    """Returns whether a plain value has the type of a field; `from_dict` checks the names of enum members."""
     inner = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple):
             return False
-        wanted = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if isinstance(kind, enum.EnumType):
         return isinstance(value, str)
     return type(value) in ((int, float) if kind is float else (kind,))

@@ -1,9 +1,9 @@
-"""Up to a thousand edits in one embedded model: by MEMIT at once, by ROME one after another, measured at some counts.
+"""Up to a thousand edits in one embedded model: by MEMIT all at once, and by ROME one after another.
 
     OUTPUT_DIR/run.json             settings and versions
-    OUTPUT_DIR/METHOD_COUNT.json    a `Measurement` of the model with COUNT edits, and the seconds that these took
+    OUTPUT_DIR/METHOD_COUNT.json    a `Measurement` of the model with COUNT edits, and the seconds that the edits took
 
-What is there is not computed again.
+Existing results are not computed again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.edit.config import MEMITConfig, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.edit.methods import memit, rome
@@ -27,14 +28,18 @@ from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 
-MOST = 1000
+MOST = 1000  # edits
 
 
 def read_counts(values: Sequence[str]) -> list[int]:
-    """The numbers of edits that --counts names, ascending.
+    """Returns the numbers of edits given by --counts, in ascending order.
 
     Raises:
-      ValueError: none, or one that is no number from 1 to 1,000.
+      ValueError: If there is none, or one is not a whole number from 1 to 1,000.
+
+    Example:
+      >>> read_counts(["100", "10", "10"])
+      [10, 100]
     """
     wrong = [value for value in values if not (value.isdecimal() and 1 <= int(value) <= MOST)]
     if wrong or not values:
@@ -43,18 +48,23 @@ def read_counts(values: Sequence[str]) -> list[int]:
 
 
 def choose_records(world: World, seed: int) -> list[CounterFactRecord]:
-    """A thousand edit requests: the held-out ones, which are fewer, and then tuning ones."""
+    """Returns a thousand edit requests: all held-out ones, followed by tuning ones.
+
+    Args:
+      world: The world of the facts.
+      seed: Seed of the requests.
+    """
     parts = (counterfact_records(world, seed, role) for role in (Role.HELD_OUT, Role.TUNING))
-    return parse_counterfact(list(itertools.chain(*parts))[:MOST])
+    return list(parse_counterfact(list(itertools.chain(*parts))[:MOST]))
 
 
 def prepare_editors(model: LanguageModel, *, seed: int = 0, chunk_size: int = 8) -> list[Editor]:
-    """ROME and MEMIT, made ready for an embedded model.
+    """Prepares ROME and MEMIT for an embedded model.
 
     Args:
-      model: an embedded one.
-      seed: of the context templates.
-      chunk_size: requests that MEMIT optimises side by side.
+      model: An embedded model.
+      seed: Seed of the context templates.
+      chunk_size: Number of requests that MEMIT optimizes together.
     """
     return [
         Editor.prepare(
@@ -67,42 +77,62 @@ def prepare_editors(model: LanguageModel, *, seed: int = 0, chunk_size: int = 8)
 def memit_models(
     editor: Editor, records: Sequence[CounterFactRecord], counts: Sequence[int]
 ) -> Iterator[LanguageModel]:
-    """For each count, the model that holds the first requests, all written at once."""
+    """Yields the model that holds the first `count` requests, written all at once, for each count.
+
+    Args:
+      editor: MEMIT, prepared for the model.
+      records: The edit requests.
+      counts: Numbers of edits.
+    """
+    config = editor.config
+    if not isinstance(config, MEMITConfig):
+        raise TypeError(f"editor is of {editor.algorithm}: give one of MEMIT.")
     for count in counts:
         requests = [record.request for record in records[:count]]
-        delta = memit.compute_joint_delta(editor.model, requests, editor.config, **editor.options)
+        delta = memit.compute_joint_delta(editor.model, requests, config, **editor.options)
         yield editor.model.replace(params=apply_delta(editor.model.params, delta))
 
 
 def rome_models(
     editor: Editor, records: Sequence[CounterFactRecord], counts: Sequence[int]
 ) -> Iterator[LanguageModel]:
-    """For each count, in ascending order, the model that holds the first requests, written one after another.
+    """Yields the model that holds the first `count` requests, written one after another, for each count.
 
-    A model is written over when the next one is asked for.
+    The weights of a model are overwritten when the next one is requested.
+
+    Args:
+      editor: ROME, prepared for the model.
+      records: The edit requests.
+      counts: Numbers of edits, in ascending order.
     """
+    config = editor.config
+    if not isinstance(config, ROMEConfig):
+        raise TypeError(f"editor is of {editor.algorithm}: give one of ROME.")
     requests = [record.request for record in records[: max(counts, default=0)]]
     options = {name: editor.options[name] for name in ("second_moments", "templates")}
-    sequence = rome.compute_sequence(editor.model, requests, editor.config, **options)
-    sequence = tqdm(sequence, total=len(requests), unit="edit", desc="ROME")
-    for done, (model, _) in enumerate(sequence, 1):
+    sequence = rome.compute_sequence(editor.model, requests, config, **options)
+    bar = tqdm(sequence, total=len(requests), unit="edit", desc="ROME")
+    for done, (model, _) in enumerate(bar, 1):
         if done in counts:
             yield model
 
 
-_MODELS = {MethodName.ROME: rome_models, MethodName.MEMIT: memit_models}
+_MODELS: Mapping[MethodName, Callable[..., Iterator[LanguageModel]]] = {
+    MethodName.ROME: rome_models,
+    MethodName.MEMIT: memit_models,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class MassEdits:
-    """Measurements of two methods on one model, in a folder.
+    """Measurements of two methods on one model, stored in a folder.
 
     Attributes:
-      directory: see above.
-      editors: of ROME and MEMIT, on the same model.
-      world: of the facts.
-      records: the edit requests, in their order.
-      texts: about subjects that none of them names.
+      directory: The folder; see the top of this module.
+      editors: ROME and MEMIT, prepared for the same model.
+      world: The world of the facts.
+      records: The edit requests, in their order.
+      texts: Texts about subjects that no request mentions.
     """
 
     directory: Path
@@ -115,20 +145,20 @@ class MassEdits:
     def open(
         cls, directory: str | Path, editors: Sequence[Editor], world: World, seed: int
     ) -> MassEdits:
-        """Begins a run, or resumes one of the same settings.
+        """Begins a run, or resumes one with the same settings.
 
         Args:
-          directory: new, or that of a run.
-          editors: of ROME and MEMIT, on the same model.
-          world: of the facts.
-          seed: of the requests and texts.
+          directory: A new folder, or that of a run.
+          editors: ROME and MEMIT, prepared for the same model.
+          world: The world of the facts.
+          seed: Seed of the requests and texts.
 
         Raises:
-          ValueError: a run of other settings, which are named.
+          ValueError: If the folder holds a run with other settings; the message names them.
         """
         settings = {
             **runs.describe_model(editors[0].model),
-            **{editor.algorithm: editor.config.to_dict() for editor in editors},
+            **{str(editor.algorithm): editor.config.to_dict() for editor in editors},
             "template_seeds": [editor.seed for editor in editors],
             "seed": seed,
         }
@@ -138,11 +168,15 @@ class MassEdits:
         return cls(Path(directory), tuple(editors), world, records, texts)
 
     def path(self, algorithm: MethodName, count: int) -> Path:
-        """The file of a measurement."""
+        """Returns the path of a measurement."""
         return self.directory / f"{algorithm}_{count:04d}.json"
 
     def measure(self, counts: Sequence[int]) -> None:
-        """Measures both methods at the counts that are not there yet."""
+        """Measures both methods at the counts that have not been measured yet.
+
+        Args:
+          counts: Numbers of edits.
+        """
         for editor in self.editors:
             algorithm = editor.algorithm
             todo = sorted({c for c in counts if not self.path(algorithm, c).exists()})
@@ -150,31 +184,34 @@ class MassEdits:
             for count in todo:
                 begun = time.monotonic()
                 model = next(models)
-                # A sequence continues where it was; MEMIT begins anew.
+                # A sequence continues from the previous count, and MEMIT starts from the unedited model.
                 seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
                 runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
 
     def report(self, counts: Sequence[int]) -> dict[str, Any]:
-        """All measurements at some counts, by method, with the unedited model's and the settings."""
+        """Returns the settings, a measurement of the unedited model, and the stored measurements by method.
+
+        Args:
+          counts: Numbers of edits, all of which must have been measured.
+        """
         about = runs.read_run(self.directory)
-        return {
-            "model": about["settings"]["model"],
-            **about,
-            "before": self._look(self.editors[0].model, max(counts), 0.0),
-            "runs": {
-                editor.algorithm.value: [
-                    _read(self.path(editor.algorithm, count)) for count in sorted(set(counts))
-                ]
-                for editor in self.editors
-            },
+        before = self._look(self.editors[0].model, max(counts), 0.0)
+        measured = {
+            editor.algorithm.value: [
+                _read(self.path(editor.algorithm, count)) for count in sorted(set(counts))
+            ]
+            for editor in self.editors
         }
+        return {"model": about["settings"]["model"]} | about | {"before": before, "runs": measured}
 
     def _look(self, model: LanguageModel, count: int, seconds: float) -> dict[str, Any]:
+        """Measures a model on the first `count` requests."""
         found = measure(model, self.world, self.records[:count], self.texts)
         return dataclasses.asdict(found) | {"seconds": seconds}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    """Reads a measurement."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

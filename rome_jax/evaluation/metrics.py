@@ -1,4 +1,4 @@
-"""Metrics as the original defines them: pure functions of arrays.
+"""Metrics of the original, as pure functions of arrays.
 
 Axes: B prompts, T tokens of a target, N tokens of a text.
 """
@@ -11,92 +11,110 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rome_jax.evaluation.intervals import NO_INTERVAL
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over cases with its spread, both times 100 as papers print them.
+    """A mean over cases, its spread, and its 95 % interval; rates are in percent, as papers print them.
 
     Attributes:
-      mean: the mean over cases.
-      spread: the population standard deviation σ, which the original's summary prints.
-      count: the number of cases n.
+      mean: The mean over cases.
+      spread: The population standard deviation σ over cases, which the original's summary prints. NaN for the score S,
+        which no single case has.
+      count: The number of cases.
+      low, high: The ends of the 95 % interval of the mean. Both are NaN where there is no interval.
+
+    Example:
+      >>> print(Estimate(99.5, 7.1, 200, 97.2, 99.9))
+      99.5 [97.2, 99.9]
     """
 
     mean: float
     spread: float
     count: int
+    low: float = math.nan
+    high: float = math.nan
 
     @property
-    def half_width(self) -> float:
-        """Half of the mean's 95 % interval, 1.96 σ / √n."""
-        return 1.96 * self.spread / math.sqrt(self.count)
+    def has_interval(self) -> bool:
+        """Whether both ends of the interval are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def __str__(self) -> str:
-        return f"{self.mean:5.1f} ± {self.half_width:.1f}"
+        interval = f" [{self.low:.1f}, {self.high:.1f}]" if self.has_interval else ""
+        return f"{self.mean:.1f}{interval}"
 
 
-def estimate(values: np.ndarray, *, scale: float = 100.0) -> Estimate:
-    """Mean and spread of one value a case.
+def estimate(
+    values: np.ndarray, *, scale: float = 100.0, interval: tuple[float, float] = NO_INTERVAL
+) -> Estimate:
+    """Returns the mean and the spread of one value per case, with a given interval.
 
     Args:
-      values: float [n], one or more.
-      scale: what both are multiplied by; 1 for seconds and perplexities.
+      values: Float [N], one value per case, at least one.
+      scale: Factor that everything is multiplied by; 1 for seconds and perplexities.
+      interval: The unscaled ends of the mean's interval; see `rome_jax.evaluation.intervals`.
 
     Raises:
-      ValueError: there is no value.
+      ValueError: If there is no value.
 
     Example:
-      >>> estimate(np.array([1.0, 1.0, 0.0, 0.0]))
-      Estimate(mean=50.0, spread=50.0, count=4)
+      >>> print(estimate(np.array([1.0, 1.0, 0.0, 0.0]), interval=(0.15, 0.85)))
+      50.0 [15.0, 85.0]
     """
     values = np.asarray(values, np.float64)
     if not values.size:
         raise ValueError("values is empty: give the value of at least one case.")
-    return Estimate(float(scale * values.mean()), float(scale * values.std()), len(values))
+    low, high = (float(scale * end) for end in interval)
+    return Estimate(
+        float(scale * values.mean()), float(scale * values.std()), len(values), low, high
+    )
 
 
-def success(nll_wanted: np.ndarray, nll_other: np.ndarray) -> np.ndarray:
-    """Whether each prompt prefers the wanted target, 0 or 1; a tie is a failure.
+def success(nll_desired: np.ndarray, nll_other: np.ndarray) -> np.ndarray:
+    """Returns 1 for each prompt on which the desired target is more likely than the other one, else 0.
 
-    On rewrite and paraphrase prompts the new target is wanted, on neighborhood prompts the true one.
+    The desired target is the new one on rewrite and paraphrase prompts, and the true one on neighborhood prompts. A tie
+    counts as a failure.
 
     Args:
-      nll_wanted, nll_other: float [B], mean negative log-likelihood per target token.
+      nll_desired, nll_other: Float [B], mean negative log-likelihood per target token, in nats.
 
     Returns:
-      float [B].
+      float64 [B] of zeros and ones.
 
     Example:
       >>> success(np.array([1.0, 3.0]), np.array([2.0, 2.0])).tolist()
       [1.0, 0.0]
     """
-    return (np.asarray(nll_wanted) < np.asarray(nll_other)).astype(np.float64)
+    return (np.asarray(nll_desired) < np.asarray(nll_other)).astype(np.float64)
 
 
-def magnitude(nll_wanted: np.ndarray, nll_other: np.ndarray) -> np.ndarray:
-    """By how much each prompt prefers the wanted target, p(wanted) − p(other): the original's `diff`.
+def magnitude(nll_desired: np.ndarray, nll_other: np.ndarray) -> np.ndarray:
+    """Returns by how much each prompt prefers the desired target, p(desired) − p(other): the original's `diff`.
 
-    p = exp(−NLL) is the geometric mean of a target's token probabilities. On rewrite and paraphrase prompts the new
-    target is wanted, on neighborhood prompts the true one.
+    p = exp(−NLL) is the geometric mean of the probabilities of a target's tokens. The desired target is that of
+    `success`.
 
     Args:
-      nll_wanted, nll_other: float [B], mean negative log-likelihood per target token.
+      nll_desired, nll_other: Float [B], mean negative log-likelihood per target token, in nats.
 
     Returns:
-      float [B], from −1 to 1.
+      float64 [B], from −1 to 1.
 
     Example:
       >>> magnitude(np.array([0.0, np.log(4)]), np.array([np.log(2), np.log(2)])).round(9).tolist()
       [0.5, -0.25]
     """
-    return np.exp(-np.asarray(nll_wanted)) - np.exp(-np.asarray(nll_other))
+    return np.exp(-np.asarray(nll_desired)) - np.exp(-np.asarray(nll_other))
 
 
 def harmonic_mean(*values: float) -> float:
-    """The paper's score S of efficacy, paraphrase and neighborhood success; 0 where one of them is 0.
+    """Returns the paper's score S of efficacy, paraphrase and neighborhood success; 0 if one of them is 0.
 
     Args:
-      values: none below 0.
+      *values: Non-negative numbers.
 
     Example:
       >>> harmonic_mean(100.0, 50.0, 50.0)
@@ -107,13 +125,13 @@ def harmonic_mean(*values: float) -> float:
 
 
 def accuracy(hits: Sequence[bool] | np.ndarray) -> float:
-    """Share of target tokens that are the most likely ones, each given those before it.
+    """Returns the share of target tokens that are the most likely ones, each given the target tokens before it.
 
     Args:
-      hits: bool [T], one or more.
+      hits: Bool [T], at least one token.
 
     Raises:
-      ValueError: a target without tokens.
+      ValueError: If the target has no tokens.
 
     Example:
       >>> accuracy([True, True, False, True])
@@ -123,18 +141,19 @@ def accuracy(hits: Sequence[bool] | np.ndarray) -> float:
 
 
 def exact(hits: Sequence[bool] | np.ndarray) -> bool:
-    """Whether greedy decoding says the whole target, token by token.
+    """Returns whether greedy decoding produces the whole target, token by token.
 
-    It does if and only if, teacher-forced, every target token is the most likely one: then the first decoded token is
-    the target's, so the second is decoded after the very tokens that teacher forcing shows, and so on; and at the first
-    miss the two part. So one forward pass answers for the free-running model. (The same text in other tokens is no
-    match; a tie goes to whichever token `hits` took for the most likely one.)
+    It does if and only if every target token is the most likely one under teacher forcing. In that case the first
+    decoded token is the target's first token, so the second one is decoded from the same prefix that teacher forcing
+    uses, and so on. At the first miss the two prefixes differ. One forward pass therefore answers for the free-running
+    model. The same text in other tokens is not a match, and a tie goes to the token that `hits` took as the most likely
+    one.
 
     Args:
-      hits: bool [T], one or more.
+      hits: Bool [T], at least one token.
 
     Raises:
-      ValueError: a target without tokens.
+      ValueError: If the target has no tokens.
 
     Example:
       >>> exact([True, True]), exact([True, False])
@@ -144,13 +163,13 @@ def exact(hits: Sequence[bool] | np.ndarray) -> bool:
 
 
 def essence_perplexity(log_probs: np.ndarray) -> float:
-    """The original's perplexity of a text about the subject, exp(−Σ log p / N) over its tokens 2 to N.
+    """Returns the original's perplexity of a text about the subject, exp(−Σ log p / N) over its tokens 2 to N.
 
-    The first token has no prediction, so N − 1 terms are summed; yet the original divides by N. The value is therefore
-    a little below the usual perplexity.
+    The first token has no prediction, so the sum has N − 1 terms, but the original divides by N. The value is therefore
+    slightly below the usual perplexity.
 
     Args:
-      log_probs: float [N − 1], natural log-probability of each token but the first.
+      log_probs: Float [N − 1], natural log-probability of each token after the first.
 
     Example:
       >>> round(essence_perplexity(np.log([1 / 4, 1 / 2])), 9)  # the cube root of 4 · 2
@@ -161,6 +180,7 @@ def essence_perplexity(log_probs: np.ndarray) -> float:
 
 
 def _target(hits: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """Returns `hits` as a Boolean array with at least one entry."""
     hits = np.asarray(hits, bool)
     if not hits.size:
         raise ValueError("hits is empty: give every target at least one token.")

@@ -1,11 +1,12 @@
-"""How likely a model, under many edits at once, finds targets after prompts.
+"""Log-probabilities of targets after prompts, under many edits in one forward pass.
 
-    queries of N edited models ─► rows of tokens, each of one edit ─► ONE forward pass ─► log-probabilities
+    queries of N edited models ─► rows of tokens, one edit per row ─► one forward pass ─► log-probabilities
 
-The prompts of an edit are packed into few rows, so that next to nothing is padding, and all targets of a prompt share
-one run of it (`TokenBatch.branches`). Logits are computed where a target's token is predicted and nowhere else.
+The prompts of an edit are packed into few rows with little padding, and all targets of a prompt share one run of it
+(`TokenBatch.branches`). Logits are computed only at the places where a target's token is predicted.
 
-Axes: B rows, T columns, R of them read in a row, P places read in all, K tokens scored at a place, V vocabulary.
+Axes: B rows, T columns, R columns that are read in a row, P places that are read in total, K tokens scored at a place,
+M tokens of a target, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Interventions
 from rome_jax.models.registry import LanguageModel
 
-_COLUMNS = (64, 96, 128)  # of a row, if no prompt is longer: few sizes, few programs
-_PLACES = 256  # whose logits are in memory at once
-MAX_TOKENS = 16_384
+_COLUMNS = (
+    64,
+    96,
+    128,
+)  # the lengths of rows, unless a prompt is longer: few shapes compile few programs
+_PLACES = 256  # places for which logits are in memory at once
+MAX_TOKENS = 16_384  # token columns in one forward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """Targets to score after one prompt.
+    """A prompt and the targets to score after it.
 
     Attributes:
-      prompt: token ids, at least one.
-      targets: token ids of each target, at least one each.
-      case: which of N edits answers.
+      prompt: Token ids, at least one.
+      targets: Token ids of each target, at least one each.
+      case: Index of the edit, out of N, under which the query is scored.
     """
 
     prompt: tuple[int, ...]
@@ -47,17 +52,17 @@ class Query:
     case: int = 0
 
     def __len__(self) -> int:
-        """Tokens that run: the last one of a target is only predicted."""
+        """Number of tokens that are run; the last token of a target is predicted, not run."""
         return len(self.prompt) + sum(len(target) - 1 for target in self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetScore:
-    """How likely each token of a target is, teacher-forced.
+    """Teacher-forced scores of a target's tokens.
 
     Attributes:
-      log_probs: float32 [M], in nats.
-      hits: bool [M], whether the token is the model's most likely one.
+      log_probs: float32 [M], log-probabilities in nats.
+      hits: bool [M], whether each token is the model's most likely one.
     """
 
     log_probs: np.ndarray
@@ -65,23 +70,33 @@ class TargetScore:
 
     @property
     def nll(self) -> float:
-        """Mean negative log-likelihood per token; lower wins."""
+        """Mean negative log-likelihood per token, in nats; lower is more likely."""
         return -float(self.log_probs.mean(dtype=np.float64))
 
 
 def tokenize_texts(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each text, without special tokens."""
+    """Returns the token ids of each text, without special tokens.
+
+    Example:
+      >>> [len(ids) for ids in tokenize_texts(model, ["Rome", ""])]
+      [3, 0]
+    """
     if not texts:
         return []
     return list(map(tuple, model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
 
 
 def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each prompt.
+    """Returns the token ids of each prompt.
 
     Raises:
-      ValueError: a prompt without tokens, named.
-      SequenceTooLongError: a prompt that does not fit the context, named.
+      ValueError: If a prompt has no tokens.
+      SequenceTooLongError: If a prompt does not fit the model's context.
+
+    Example:
+      >>> prompt_ids(model, ["Rome is in", ""])
+      Traceback (most recent call last):
+      ValueError: prompt 1, '', has no tokens: give at least one character.
     """
     rows = tokenize_texts(model, prompts)
     for index, row in enumerate(rows):
@@ -94,6 +109,7 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, 
 
 
 def _check_fits(model: LanguageModel, length: int, name: str) -> None:
+    """Raises SequenceTooLongError if a text is longer than the model's context."""
     if length > model.config.context_length:
         raise SequenceTooLongError(
             f"{name} has {length} tokens, more than the model's context of "
@@ -107,20 +123,22 @@ def make_queries(
     targets: Sequence[Sequence[str]],
     cases: Sequence[int] | None = None,
 ) -> list[Query]:
-    """Queries from texts.
+    """Makes queries from texts.
 
     Args:
-      model: whose tokenizer and context length count.
+      model: The model, for its tokenizer and context length.
       prompts: P texts.
-      targets: of each prompt, one or more; a target gets one leading space.
-      cases: of each prompt, the edit that answers; 0 if None.
+      targets: The targets of each prompt, at least one each; one leading space is added to each target.
+      cases: Index of the edit for each prompt; by default 0.
 
     Raises:
-      ValueError: a prompt without tokens, named.
-      SequenceTooLongError: a prompt that does not fit the context with a target, named.
+      ValueError: If a prompt has no tokens; the message names it.
+      SequenceTooLongError: If a prompt does not fit the context together with a target; the message names it.
 
     Example:
-      >>> make_queries(model, ["The capital of France is"], [["Paris", "Rome"]])  # doctest: +SKIP
+      >>> (query,) = make_queries(model, ["Gothulf Punby plays the sport of"], [["tennis", "judo"]])
+      >>> len(query.targets), query.case
+      (2, 0)
     """
     flat = iter(
         tokenize_texts(model, [target_text(target) for group in targets for target in group])
@@ -142,27 +160,30 @@ def score_queries(
     *,
     max_tokens: int = MAX_TOKENS,
 ) -> list[tuple[TargetScore, ...]]:
-    """The scores of every query's targets, each under its own edit, in one forward pass.
+    """Scores the targets of all queries, each query under its own edit, in one forward pass.
 
     Args:
-      model: the unedited model; its weights are not copied.
-      queries: of any edits, in any order.
-      deltas: N edits with a case axis, or one, which all queries see; None scores the model itself.
-      max_tokens: in a pass; bounds the memory. More queries than fit take several passes.
+      model: The unedited model; its weights are not copied.
+      queries: Queries under any edits, in any order.
+      deltas: N edits with a case axis, or one edit without, under which all queries are scored; None scores the
+        unedited model.
+      max_tokens: Token columns in one pass; bounds the memory. If the queries need more, there are several passes.
 
     Returns:
-      One tuple for each query, one score for each of its targets.
+      One tuple per query, with one score per target.
 
     Example:
-      >>> (score,), = score_queries(model, make_queries(model, ["The file"], [["is open"]]))  # doctest: +SKIP
-      >>> score.nll  # doctest: +SKIP
+      >>> queries = make_queries(model, ["Gothulf Punby plays the sport of"], [["rowing"]])
+      >>> ((score,),) = score_queries(model, queries)
+      >>> round(score.nll, 3), score.hits.tolist()
+      (0.011, [True])
     """
     if not queries:
         return []
-    independent = deltas is not None and deltas.batched
+    batched = deltas if deltas is not None and deltas.batched else None
     groups: dict[int, list[_Placed]] = {}
     for index, query in enumerate(queries):
-        groups.setdefault(query.case if independent else 0, []).append(_Placed(index, query))
+        groups.setdefault(0 if batched is None else query.case, []).append(_Placed(index, query))
     columns, rows = _pack(groups, model.config.context_length)
     scores: dict[int, tuple[TargetScore, ...]] = {}
     size = max(1, max_tokens // columns)
@@ -170,14 +191,14 @@ def score_queries(
         part = rows[start : start + size]
         case = np.zeros(bucket(len(part)), np.int32)
         case[: len(part)] = [case for case, _ in part]
-        own = deltas.rows(case, len(case)) if independent else deltas
+        own = deltas if batched is None else batched.rows(jnp.asarray(case), len(case))
         scores |= _score_rows(model, [row for _, row in part], len(case), columns, own)
     return [scores[index] for index in range(len(queries))]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Placed:
-    """A query and its place in the list: what a row is packed with."""
+    """A query with its index in the list, as an item to pack into a row."""
 
     index: int
     query: Query
@@ -189,12 +210,15 @@ class _Placed:
 def _pack(
     groups: Mapping[int, Sequence[_Placed]], context_length: int
 ) -> tuple[int, list[tuple[int, list[_Placed]]]]:
-    """The queries of each case in rows of their own: the rows' columns, and the rows with their cases.
+    """Packs the queries of each case into rows of their own.
 
-    Of several widths the one with the least padding.
+    Of several row lengths it takes the one with the least padding.
+
+    Returns:
+      The number of columns, and the rows with their cases.
     """
     longest = max(len(placed) for group in groups.values() for placed in group)
-    # Long targets side by side may take more columns than there are positions.
+    # Several long targets of one prompt may take more columns than the model has positions.
     limit = max(context_length, longest)
     packings = []
     for columns in dict.fromkeys(min(max(size, bucket(longest)), limit) for size in _COLUMNS):
@@ -213,11 +237,13 @@ def _score_rows(
     columns: int,
     deltas: Delta | None,
 ) -> dict[int, tuple[TargetScore, ...]]:
-    """Runs packed rows and gives each query its scores."""
+    """Runs packed rows and returns the scores of each query by its index."""
     ids, segments, branches = (np.zeros((num_rows, columns), np.int32) for _ in range(3))
-    # (row, column) -> its number and the tokens scored there, in the order of the rows
+    # (row, column) -> the number of the place and the tokens scored there, in the order of the rows
     places: dict[tuple[int, int], tuple[int, list[int]]] = {}
-    spots: dict[int, list[list[tuple[int, int]]]] = {}  # query -> target -> [P, K] index of a token
+    spots: dict[
+        int, list[list[tuple[int, int]]]
+    ] = {}  # query -> target -> index [P, K] of each token
     for row, placed in enumerate(rows):
         column = 0
         for segment, item in enumerate(placed, start=1):
@@ -229,21 +255,27 @@ def _score_rows(
                 ids[row, begun:column], branches[row, begun:column] = target[:-1], branch
                 spots[item.index].append([])
                 for place, token in zip((last, *range(begun, column)), target, strict=True):
-                    number, wanted = places.setdefault((row, place), (len(places), []))
-                    spots[item.index][-1].append((number, len(wanted)))
-                    wanted.append(token)
+                    number, scored = places.setdefault((row, place), (len(places), []))
+                    spots[item.index][-1].append((number, len(scored)))
+                    scored.append(token)
             segments[row, begin:column] = segment
     count = bucket(max(len(places), 16), 2)
     if count > _PLACES:
         count = round_up(len(places), _PLACES)
     read, at = _by_row(list(places), num_rows, count)
-    most = max(len(wanted) for _, wanted in places.values())
+    most = max(len(scored) for _, scored in places.values())
     tokens = np.zeros((count, most), np.int32)
-    for number, wanted in places.values():
-        tokens[number, : len(wanted)] = wanted
-    batch = TokenBatch(ids, segments > 0, segments=segments, branches=branches)
-    scored = _score(model.params, model.config, batch, read, at, tokens, deltas)
-    log_probs, hits = map(np.asarray, scored)
+    for number, scored in places.values():
+        tokens[number, : len(scored)] = scored
+    batch = TokenBatch(
+        jnp.asarray(ids),
+        jnp.asarray(segments > 0),
+        segments=jnp.asarray(segments),
+        branches=jnp.asarray(branches),
+    )
+    log_probs, hits = map(
+        np.asarray, _score(model.params, model.config, batch, read, at, tokens, deltas)
+    )
     return {
         index: tuple(
             TargetScore(log_probs[pair], hits[pair])
@@ -256,7 +288,16 @@ def _score_rows(
 def _by_row(
     places: Sequence[tuple[int, int]], num_rows: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(row, column) of places -> the columns read of each row [B, R], and each place's (row, index there) [P, 2]."""
+    """Groups places by row, so that the last layer can read a few columns of each.
+
+    Args:
+      places: (row, column) of each place.
+      num_rows: The number of rows B.
+      count: The padded number of places P.
+
+    Returns:
+      The columns to read of each row, int32 [B, R], and (row, index into these columns) of each place, int32 [P, 2].
+    """
     at = np.zeros((count, 2), np.int32)
     used = np.zeros(num_rows, np.int32)
     for number, (row, _) in enumerate(places):
@@ -277,7 +318,17 @@ def _score(
     tokens: jax.Array,
     deltas: Delta | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What `_by_row` gives, and tokens [P, K] -> their log-probabilities, and whether each is the likeliest, [P, K]."""
+    """Computes the log-probabilities of tokens, and whether each is the most likely one.
+
+    Args:
+      params, config, batch: The model and the packed rows.
+      read, at: As returned by `_by_row`.
+      tokens: int32 [P, K], the tokens to score at each place.
+      deltas: One edit, or one per row; None for the unedited model.
+
+    Returns:
+      float32 [P, K] and bool [P, K].
+    """
     attention = forward.plain_attention(batch)
     own = None if deltas is None else deltas.rows(None, len(batch.ids))
     hidden = forward.embed(params, config, batch.ids, attention.positions)
@@ -307,47 +358,51 @@ def target_nlls(
     *,
     deltas: Delta | None = None,
 ) -> np.ndarray:
-    """Mean negative log-likelihood per token, in nats, of one target after each prompt; lower wins.
+    """Computes the mean negative log-likelihood per token, in nats, of one target after each prompt.
 
     Args:
-      model: the unedited model.
-      prompts, targets: P texts each; a target gets one leading space.
-      deltas: one edit, if any.
+      model: The unedited model.
+      prompts, targets: P texts each; one leading space is added to each target.
+      deltas: One edit; None scores the unedited model.
 
     Returns:
-      float [P].
+      float64 [P]; lower is more likely.
 
     Raises:
-      ValueError, SequenceTooLongError: as `make_queries`.
+      ValueError: If a prompt has no tokens.
+      SequenceTooLongError: If a prompt does not fit the context together with its target.
 
     Example:
-      >>> target_nlls(model, ["The capital of France is"], ["Paris"])  # doctest: +SKIP
+      >>> prompt = "Gothulf Punby plays the sport of"
+      >>> target_nlls(model, [prompt, prompt], ["rowing", "tennis"]).round(2).tolist()
+      [0.01, 9.26]
     """
     queries = make_queries(model, prompts, [[target] for target in targets])
     return np.array([score.nll for (score,) in score_queries(model, queries, deltas)])
 
 
 def perplexity(model: LanguageModel, texts: Sequence[str]) -> float:
-    """exp of the mean negative log-likelihood of all tokens but the first of each text.
+    """Computes exp of the mean negative log-likelihood over all tokens of the texts except the first of each.
 
     Args:
-      model: with its edits merged.
-      texts: of two tokens or more.
+      model: The model, with any edits merged.
+      texts: Texts; those with fewer than two tokens are left out.
 
     Raises:
-      ValueError: no text has two tokens.
-      SequenceTooLongError: a text that does not fit the context, named.
+      ValueError: If no text has two tokens.
+      SequenceTooLongError: If a text does not fit the context; the message names it.
 
     Example:
-      >>> perplexity(model, ["The capital of France is Paris."])  # doctest: +SKIP
+      >>> round(perplexity(model, ["Gothulf Punby plays the sport of rowing."]), 1)
+      2.2
     """
     queries = [text_query(row) for row in prompt_ids(model, texts) if len(row) > 1]
     if not queries:
-        raise ValueError("no text has two tokens: give longer ones.")
+        raise ValueError("no text has two tokens: give longer texts.")
     log_probs = [score.log_probs for (score,) in score_queries(model, queries)]
     return float(np.exp(-np.concatenate(log_probs).mean(dtype=np.float64)))
 
 
 def text_query(ids: Sequence[int], case: int = 0) -> Query:
-    """All tokens of a text after its first, of which there is at least one, as the target of the first."""
+    """Makes a query that scores all tokens of a text after the first one, of which there must be at least one."""
     return Query(tuple(ids[:1]), (tuple(ids[1:]),), case)

@@ -1,4 +1,4 @@
-"""What a model with many edits keeps, and what they cost: ROME edits that go into it one after another."""
+"""Sequences of ROME edits in one model: what the model keeps of each edit, and what they cost it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rome_jax.factworld.facts import World, make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import files as moment_files
+from rome_jax.moments.shipped import load_shipped
 from rome_jax.version import __version__
 
-TEXTS = 100  # behind the perplexity
+TEXTS = 100  # number of texts over which perplexity is computed
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A model after some edits; rates in percent.
+    """Measurement of a model after some edits; rates are in percent.
 
     Attributes:
-      edits: how many so far.
-      retention: rewrite prompts of all edits so far that prefer the new target.
-      paraphrase: their paraphrase prompts that do.
-      neighborhood: their neighborhood prompts about unedited facts that prefer the true target.
-      perplexity: of texts about subjects that are never edited.
+      edits: The number of edits so far.
+      retention: Share of the rewrite prompts of all edits so far on which the new target is preferred.
+      paraphrase: The same for their paraphrase prompts.
+      neighborhood: Share of their neighborhood prompts about unedited facts on which the true target is preferred.
+      perplexity: Perplexity of texts about subjects that are never edited.
     """
 
     edits: int
@@ -47,17 +47,32 @@ class Measurement:
 
 
 def unedited_texts(world: World, records: Sequence[CounterFactRecord], seed: int) -> list[str]:
-    """Texts of the world that mention no subject of the records."""
+    """Returns texts of the world that mention no subject of the records.
+
+    Args:
+      world: The world of the facts.
+      records: Edit requests.
+      seed: Seed of the texts.
+
+    Returns:
+      At most 100 texts.
+    """
     subjects = [record.request.subject for record in records]
     texts = (document.text for document in documents(world, seed=seed + 1))
     return list(itertools.islice((t for t in texts if not any(s in t for s in subjects)), TEXTS))
 
 
 def edited_prompts(world: World, records: Sequence[CounterFactRecord]) -> set[str]:
-    """Every wording of the facts that the records change."""
+    """Returns all prompts that ask for the facts that the records change, in every wording of their relation.
+
+    Args:
+      world: The world of the facts.
+      records: Edit requests of this world.
+    """
     return {
         fill(template, record.request.subject)
         for record in records
+        if record.relation_id is not None
         for template in world.relation(record.relation_id).templates
     }
 
@@ -68,17 +83,24 @@ def measure(
     records: Sequence[CounterFactRecord],
     texts: Sequence[str],
 ) -> Measurement:
-    """Looks at a model that holds the edits of `records`, one or more."""
+    """Measures a model that holds the edits of `records`.
+
+    Args:
+      model: The edited model.
+      world: The world of the facts.
+      records: The edits so far, at least one.
+      texts: Texts about subjects that are never edited.
+    """
     edited = edited_prompts(world, records)
-    asked: list[tuple[str, str, str, str]] = []  # what of, prompt, the target wanted, the other
+    asked: list[tuple[str, str, str, str]] = []  # kind, prompt, desired target, other target
     for record in records:
-        new, true = record.request.target_new, record.request.target_true
+        new, true = record.request.target_new, record.target_true
         neighbors = [p for p in record.neighborhood_prompts if p not in edited]
         asked.append(("retention", record.request.text, new, true))
         asked += [("paraphrase", prompt, new, true) for prompt in record.paraphrase_prompts]
         asked += [("neighborhood", prompt, true, new) for prompt in neighbors]
-    kinds, prompts, wanted, other = zip(*asked, strict=True)
-    success = target_nlls(model, prompts, wanted) < target_nlls(model, prompts, other)
+    kinds, prompts, desired, other = zip(*asked, strict=True)
+    success = target_nlls(model, prompts, desired) < target_nlls(model, prompts, other)
     rates = {
         kind: 100 * float(success[np.array(kinds) == kind].mean()) for kind in dict.fromkeys(kinds)
     }
@@ -94,8 +116,22 @@ def run(
     texts: Sequence[str],
     every: int,
 ) -> Iterator[dict[str, Any]]:
-    """After each edit, how it came about; with every `every`-th one a measurement."""
-    moments = moment_files.load_shipped(model.name)
+    """Yields a record of each edit; every `every`-th one, and the last, include a measurement.
+
+    Args:
+      model: The unedited model.
+      world: The world of the facts.
+      records: The edit requests, in their order.
+      config: Hyperparameters of the edits.
+      templates: Context templates.
+      texts: Texts about subjects that are never edited.
+      every: Number of edits between two measurements.
+
+    Yields:
+      The number of the edit, its division factor, its norm and its norm relative to the weight; under `after`, if
+      measured, a `Measurement` as a dictionary.
+    """
+    moments = load_shipped(model.name)
     requests = [record.request for record in records]
     sequence = rome.compute_sequence(
         model, requests, config, second_moments=moments, templates=templates
@@ -103,7 +139,8 @@ def run(
     for count, (edited, result) in enumerate(sequence, 1):
         (edit,) = result.layers
         names = ("division_factor", "norm", "norm_ratio")
-        entry = {"edit": count} | {name: float(getattr(edit, name)[0]) for name in names}
+        entry: dict[str, Any] = {"edit": count}
+        entry |= {name: float(getattr(edit, name)[0]) for name in names}
         if count % every == 0 or count == len(records):
             entry["after"] = dataclasses.asdict(measure(edited, world, records[:count], texts))
         yield entry
@@ -112,20 +149,22 @@ def run(
 def run_modes(
     model: LanguageModel, config: ROMEConfig, *, num_edits: int, every: int = 10, seed: int = 0
 ) -> dict[str, Any]:
-    """Sequences of factworld's held-out edits into an embedded model, with either key that the update divides by.
+    """Runs a sequence of factworld's held-out edits in an embedded model, once for each key mode.
+
+    The key mode decides which key the update divides by; see `KeyMode`.
 
     Args:
-      model: an embedded one.
-      config: of the edits, but for the key mode.
-      num_edits: requests.
-      every: edits between two measurements.
-      seed: of the context templates and the requests.
+      model: An embedded model.
+      config: Hyperparameters of the edits; the key mode is replaced.
+      num_edits: The number of edits.
+      every: Number of edits between two measurements.
+      seed: Seed of the context templates and the requests.
 
     Returns:
-      Settings, versions and, by key mode, what `run` yields; JSON values.
+      Settings, versions and, by key mode, the records that `run` yields, as JSON values.
 
     Raises:
-      ValueError: a configuration that the model cannot be edited with.
+      ValueError: If the model cannot be edited with this configuration.
     """
     world = make_world()
     records = parse_counterfact(counterfact_records(world, seed, Role.HELD_OUT, num_edits))

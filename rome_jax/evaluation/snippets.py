@@ -1,7 +1,7 @@
-"""What generated text is compared with: reference texts by attribute, and the TF-IDF vocabulary.
+"""References for generated texts: texts by attribute, and the TF-IDF vocabulary.
 
-The published reference texts are one JSON list of 926 MB.  It is never in memory whole: one pass finds where its
-elements begin and end, and afterwards only the elements asked for are read.
+The published reference texts are one JSON list of 926 MB. It is never loaded as a whole: one pass finds where its
+elements begin and end, and afterwards only the requested elements are read.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from rome_jax.factworld.records import attribute_snippets, biographies, tfidf_vo
 from rome_jax.files.artifacts import cache_directory, write_whole
 from rome_jax.files.progress import tqdm
 
-_CHUNK = 1 << 22
-# A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes mean nothing else.
+_CHUNK = 1 << 22  # bytes
+# A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes have no other use.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 
-Attribute = tuple[str, str]  # ids of a relation and of its target
+Attribute = tuple[str | None, str | None]  # ids of a relation and of its target
 
 
 @dataclasses.dataclass(frozen=True)
 class Snippet:
-    """A text about something that has an attribute.
+    """A text about a subject that has an attribute.
 
     Attributes:
-      name: what it is about.
-      text: the text.
+      name: Name of the subject.
+      text: The text.
     """
 
     name: str
@@ -47,33 +47,39 @@ class Snippet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttributeSnippets:
-    """Reference texts by relation and target, in memory or left in a file; made by `from_groups` and `open`.
+    """Reference texts by relation and target, in memory or in a file; created by `from_groups` and `open`.
 
     Attributes:
-      places: by attribute, where its groups of snippets are.
-      read: the snippets at a place.
+      places: The places of the groups of snippets, by attribute.
+      read: Returns the snippets at a place.
     """
 
     places: Mapping[Attribute, Sequence[Any]] = dataclasses.field(repr=False)
     read: Callable[[Any], tuple[Snippet, ...]] = dataclasses.field(repr=False)
 
     def texts(self, relation_id: str | None, target_id: str | None) -> tuple[Snippet, ...]:
-        """The snippets of an attribute, in the file's order; none if there are none, or an id is None.
+        """Returns the snippets of an attribute in the order of the file; an unknown attribute has none.
 
-        From a file, they are read at each call.
+        Snippets in a file are read at each call.
+
+        Args:
+          relation_id, target_id: Ids of the relation and of its target; None is unknown.
 
         Raises:
-          DataError: the file has changed since it was opened.
+          DataError: If the file has changed since it was opened.
         """
         places = self.places.get((relation_id, target_id), ())
         return tuple(snippet for place in places for snippet in self.read(place))
 
     @classmethod
     def from_groups(cls, groups: Sequence[Any]) -> AttributeSnippets:
-        """Takes parsed groups, {"relation_id", "target_id", "samples": [{"name", "text"}, ...]}.
+        """Creates snippets from parsed groups, which are kept in memory.
+
+        Args:
+          groups: Objects of the form {"relation_id", "target_id", "samples": [{"name", "text"}, ...]}.
 
         Raises:
-          DataError: a malformed group, by its index and field.
+          DataError: If a group is malformed; the message names its index and field.
 
         Example:
           >>> group = {"relation_id": "P30", "target_id": "Q46"}
@@ -81,7 +87,7 @@ class AttributeSnippets:
           >>> AttributeSnippets.from_groups([group]).texts("P30", "Q46")[0].name
           'Rome'
         """
-        places = defaultdict(list)
+        places: defaultdict[Attribute, list[Any]] = defaultdict(list)
         for index, group in enumerate(groups):
             attribute, snippets = _parse_group(group, f"group {index}")
             places[attribute].append(snippets)
@@ -91,18 +97,22 @@ class AttributeSnippets:
     def open(cls, path: str | Path, *, chunk_size: int = _CHUNK) -> AttributeSnippets:
         """Opens a JSON list of groups without loading it.
 
-        At first the whole file is read once, with a bar, and an index is left in the folder `dsets` of
-        `artifacts.cache_directory()`. It serves until the file's size or time changes.
+        The first call reads the whole file once, with a progress bar, and writes an index to the folder `dsets` of
+        `artifacts.cache_directory()`. Later calls use the index until the size or the time of the file changes.
 
         Args:
-          path: of the file.
-          chunk_size: bytes read at a time; with the largest group it decides the memory needed.
+          path: Path of the file.
+          chunk_size: Number of bytes read at a time; together with the largest group it determines the memory needed.
 
         Raises:
-          DataError: no such file, one that is cut short or no JSON list, or a malformed group.
+          DataError: If the file does not exist, is cut short or not a JSON list, or a group is malformed.
 
         Example:
-          >>> AttributeSnippets.open("attribute_snippets.json").texts("P30", "Q46")  # doctest: +SKIP
+          >>> group = {"relation_id": "P30", "target_id": "Q46"}
+          >>> group["samples"] = [{"name": "Rome", "text": "Rome is old."}]
+          >>> _ = Path("snippets.json").write_text(json.dumps([group]))
+          >>> [snippet.text for snippet in AttributeSnippets.open("snippets.json").texts("P30", "Q46")]
+          ['Rome is old.']
         """
         path = Path(path).expanduser().resolve()
         if not path.is_file():
@@ -113,9 +123,9 @@ class AttributeSnippets:
         index = cache_directory() / "dsets" / f"{path.name}.{digest}.index"
         elements = _read_index(index, key)
         if elements is None:
-            elements = list(_scan(path, chunk_size))
+            elements = [list(element) for element in _scan(path, chunk_size)]
             write_whole(index, json.dumps({"file": key, "elements": elements}).encode())
-        places = defaultdict(list)
+        places: defaultdict[Attribute, list[Any]] = defaultdict(list)
         for relation_id, target_id, start, stop in elements:
             places[relation_id, target_id].append((start, stop))
         return cls(dict(places), _FileReader(path))
@@ -123,7 +133,11 @@ class AttributeSnippets:
 
 @dataclasses.dataclass(frozen=True)
 class _FileReader:
-    """Reads the snippets of the group at bytes [start, stop) of a file."""
+    """Reads the snippets of the group at bytes [start, stop) of a file.
+
+    Attributes:
+      path: Path of the file.
+    """
 
     path: Path
 
@@ -132,22 +146,25 @@ class _FileReader:
             with open(self.path, "rb") as file:
                 return _read_group(file, *place)[1]
         except DataError as error:
-            raise DataError(f"{self.path} has changed while it was in use: start again.") from error
+            raise DataError(
+                f"{self.path} has changed while it was in use: start the program again."
+            ) from error
 
 
 def load_snippets(path: str | Path | None = None, factworld: bool = False) -> AttributeSnippets:
-    """Reference texts: from `path` if given, else factworld's own or the published file.
+    """Loads reference texts: from `path` if given, else factworld's own or the published file.
 
     Args:
-      path: a JSON file in the layout of attribute_snippets.json.
-      factworld: take factworld's biographies.
+      path: A JSON file in the layout of attribute_snippets.json.
+      factworld: Whether to use factworld's biographies instead of the published file.
 
     Raises:
-      DataError: a file that cannot be read.
-      DownloadError: the published file cannot be fetched.
+      DataError: If a file cannot be read.
+      DownloadError: If the published file cannot be downloaded.
 
     Example:
-      >>> snippets = load_snippets(factworld=True)
+      >>> len(load_snippets(factworld=True).places) > 100
+      True
     """
     if path is None and factworld:
         return AttributeSnippets.from_groups(attribute_snippets(make_world(), 0))
@@ -159,18 +176,18 @@ def load_snippets(path: str | Path | None = None, factworld: bool = False) -> At
 def load_tfidf(
     path: str | Path | None = None, factworld: bool = False
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Inverse document frequencies: from `path` if given, else factworld's own or the published ones.
+    """Loads inverse document frequencies: from `path` if given, else factworld's own or the published ones.
 
     Args:
-      path: a folder with idf.npy and tfidf_vocab.json.
-      factworld: take those of factworld's biographies.
+      path: A folder with idf.npy and tfidf_vocab.json.
+      factworld: Whether to use those of factworld's biographies instead of the published ones.
 
     Returns:
-      idf, float64 [V], and the column of each word.
+      The frequencies, float64 [V], and the column of each word.
 
     Raises:
-      DataError: files that cannot be read, or do not belong together.
-      DownloadError: the published files cannot be fetched.
+      DataError: If a file cannot be read, or the two files do not belong together.
+      DownloadError: If the published files cannot be downloaded.
 
     Example:
       >>> idf, vocabulary = load_tfidf(factworld=True)
@@ -188,12 +205,12 @@ def load_tfidf(
         vocabulary_path = folder / published.TFIDF_VOCABULARY.name
     vocabulary, _ = read_json(vocabulary_path)
     if not idf_path.is_file():
-        raise DataError(f"there is no file {idf_path}: give a folder with it.")
+        raise DataError(f"there is no file {idf_path}: give a folder that contains it.")
     try:
         idf = np.load(idf_path)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"{idf_path} is no array ({error}): mend it or download it again."
+            f"{idf_path} is not an array ({error}): repair it or download it again."
         ) from error
     if not (idf.ndim == 1 and np.issubdtype(idf.dtype, np.floating) and np.isfinite(idf).all()):
         raise DataError(
@@ -208,29 +225,32 @@ def load_tfidf(
     return idf.astype(np.float64), vocabulary
 
 
-def _parse_group(group: Any, name: str) -> tuple[Attribute, tuple[Snippet, ...]]:
+def _parse_group(group: Any, name: str) -> tuple[tuple[str, str], tuple[Snippet, ...]]:
+    """Parses a group; returns its attribute and its snippets."""
     fields = Fields.of(group, name)
     attribute = fields.text("relation_id"), fields.text("target_id")
     samples = fields.objects("samples")
-    # A blank text among so many is no reason to refuse them all.
+    # One blank text among many is no reason to refuse the file.
     return attribute, tuple(
         Snippet(one.text("name", blank=True), one.text("text", blank=True)) for one in samples
     )
 
 
-def _read_group(file: BinaryIO, start: int, stop: int) -> tuple[Attribute, tuple[Snippet, ...]]:
-    """The group at bytes [start, stop)."""
+def _read_group(
+    file: BinaryIO, start: int, stop: int
+) -> tuple[tuple[str, str], tuple[Snippet, ...]]:
+    """Reads and parses the group at bytes [start, stop)."""
     file.seek(start)
     name = f"the group at byte {start}"
     try:
         group = json.loads(file.read(stop - start))
     except ValueError as error:
-        raise DataError(f"{name} is not JSON ({error}): mend it or download it again.") from error
+        raise DataError(f"{name} is not JSON ({error}): repair it or download it again.") from error
     return _parse_group(group, name)
 
 
 def _read_index(path: Path, key: dict[str, Any]) -> list[list[Any]] | None:
-    """The elements of an index, if it is there, whole and of this very file."""
+    """Returns the elements of an index, or None if it is missing, damaged or belongs to another file."""
     try:
         index = json.loads(path.read_bytes())
         return index["elements"] if index["file"] == key else None
@@ -239,7 +259,7 @@ def _read_index(path: Path, key: dict[str, Any]) -> list[list[Any]] | None:
 
 
 def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
-    """Attribute and byte range of each group of a file."""
+    """Yields the attribute and the byte range of each group of a file."""
     size = os.path.getsize(path)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", delay=1)
     with open(path, "rb") as scanned, open(path, "rb") as parsed, bar:
@@ -253,9 +273,9 @@ def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _elements(file: BinaryIO, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges [start, stop) of the objects in a JSON list, found by counting brackets outside of strings."""
+    """Yields the byte ranges [start, stop) of the objects in a JSON list, by counting brackets outside of strings."""
     depth = start = 0
-    rest, offset = b"", 0  # what is left of the chunk before, and where it begins
+    rest, offset = b"", 0  # the unfinished end of the previous chunk, and its position in the file
     while block := file.read(chunk_size):
         chunk = rest + block
         used = len(chunk)
@@ -266,7 +286,7 @@ def _elements(file: BinaryIO, chunk_size: int) -> Iterator[tuple[int, int]]:
                 break
             if token in (b"{", b"["):
                 if depth == 0 and token == b"{":
-                    raise DataError("it is no JSON list: give the file of attribute snippets.")
+                    raise DataError("it is not a JSON list: give the file of attribute snippets.")
                 if depth == 1:
                     start = offset + match.start()
                 depth += 1
@@ -278,5 +298,5 @@ def _elements(file: BinaryIO, chunk_size: int) -> Iterator[tuple[int, int]]:
                     return
         rest, offset = chunk[used:], offset + used
     raise DataError(
-        f"it breaks off after {offset + len(rest)} bytes: remove it and download it again."
+        f"it ends early, after {offset + len(rest)} bytes: remove it and download it again."
     )

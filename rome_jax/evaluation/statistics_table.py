@@ -1,4 +1,4 @@
-"""How good ROME's edits are with second moments from few and from many tokens, on an embedded model."""
+"""The quality of ROME's edits with second moments computed from few and from many tokens, on an embedded model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import collect
 from rome_jax.moments import files as moment_files
+from rome_jax.moments.second_moment import SecondMoment
 
 
 def lines(
     model: LanguageModel, limits: Sequence[collect.Limit | None], num_cases: int, seed: int = 0
 ) -> Iterator[str]:
-    """The table of docs/statistics.md, in Markdown: a row for each number of tokens behind C.
+    """Yields the lines of the table in docs/statistics.md: one row for each number of tokens behind C.
 
     Args:
-      model: an embedded one.
-      limits: the numbers of tokens; None for the identity in place of C.
-      num_cases: held-out edit requests, two at least.
-      seed: of templates and records.
+      model: An embedded model.
+      limits: The numbers of tokens; None uses the identity in place of C.
+      num_cases: The number of held-out edit requests, at least 2.
+      seed: Seed of the context templates and the records.
 
     Raises:
-      ValueError: fewer requests.
+      ValueError: If there are fewer than 2 requests.
     """
     if num_cases < 2:
-        raise ValueError(f"--num_cases={num_cases}: give at least 2, as an interval needs them.")
+        raise ValueError(
+            f"--num_cases={num_cases}: give at least 2, because the table has intervals."
+        )
     records = parse_counterfact(counterfact_records(make_world(), seed, Role.HELD_OUT, num_cases))
     config = ROMEConfig.for_model(model.name)
     (layer,) = config.layers
@@ -50,8 +53,14 @@ def lines(
         yield f"| {' | '.join(_row(model, records, config, templates, limit))} |"
 
 
-def moment_of(model: LanguageModel, layer: int, limit: collect.Limit) -> moment_files.SecondMoment:
-    """C of a layer over so much of factworld's corpus, as a file would keep it."""
+def moment_of(model: LanguageModel, layer: int, limit: collect.Limit) -> SecondMoment:
+    """Returns C of a layer over part of factworld's corpus, with the rounding of a statistics file.
+
+    Args:
+      model: An embedded model.
+      layer: Index of the layer.
+      limit: How much of the corpus to use.
+    """
     with tempfile.TemporaryDirectory() as directory:
         collect.collect(model, factworld(), [layer], Path(directory), limit=limit, progress=False)
         return moment_files.load(directory, model)[layer]
@@ -64,6 +73,7 @@ def _row(
     templates: Sequence[str],
     limit: collect.Limit | None,
 ) -> tuple[str, ...]:
+    """Returns the cells of one row."""
     (layer,) = config.layers
     moment = None if limit is None else moment_of(model, layer, limit)
     tokens, condition = "none", "1"
@@ -77,7 +87,7 @@ def _row(
         model,
         [record.request for record in records],
         dataclasses.replace(config, mom2_adjustment=moment is not None),
-        second_moments={layer: moment},
+        second_moments=None if moment is None else {layer: moment},
         templates=templates,
     )
     scores = counterfact.score(model, records, deltas)

@@ -1,11 +1,11 @@
 """Sweeps: evaluations at every point of a grid of hyperparameters.
 
-    RESULTS_DIR/sweeps/NAME/run.json     what all points share
-    RESULTS_DIR/sweeps/NAME/POINT/       a run of `eval.evaluate`; POINT is such as layers=0,v_lr=0.5
-    RESULTS_DIR/sweeps/NAME/sweep.csv    a row a point
+    RESULTS_DIR/sweeps/NAME/run.json     settings that all points share
+    RESULTS_DIR/sweeps/NAME/POINT/       a run of `eval.evaluate`; POINT is a name such as layers=0,v_lr=0.5
+    RESULTS_DIR/sweeps/NAME/sweep.csv    one row per point
 
-Points that differ in learning rates and other plain numbers share their compiled programs; each layer, and each number
-of steps, compiles its own.
+Points that differ only in learning rates and other plain numbers share their compiled programs. Each layer and each
+number of steps compiles programs of its own.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ _REMEDY = "give another --sweep_name"
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is evaluated at every point.
+    """A grid of hyperparameters, and what is evaluated at each of its points.
 
     Attributes:
-      grid: the points.
-      algorithm, model: which method, on which model.
-      dataset, generation: what is asked; no texts are generated if None.
-      moments_source: as the flag --second_moments.
-      seed: of the context templates.
-      hypernetwork_source: as the flag --hypernetwork.
+      grid: The points.
+      algorithm: The editing method.
+      model: The unedited model.
+      dataset: The records to edit and score.
+      generation: The tests of generated texts; None generates no texts.
+      moments_source: Source of second moments, as for the flag --second_moments.
+      seed: Seed of the context templates.
+      hypernetwork_source: Source of a hypernetwork, as for the flag --hypernetwork.
     """
 
     grid: Grid
@@ -67,7 +69,7 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The default name: method, model, data and keys. Further values of these keys belong to the same sweep."""
+        """The default name: method, model, data and keys, so that further values of these keys join the same sweep."""
         model = runs.short_name(self.model).replace("/", "_")
         return "_".join([self.algorithm, model, self.dataset.name, *self.grid.keys])
 
@@ -80,23 +82,24 @@ class Sweep:
         chunk_size: int = 8,
         max_tokens: int,
     ) -> dict[str, Summary]:
-        """Evaluates the cases of all points that are not there yet.
+        """Evaluates the cases of all points that have not been evaluated yet.
 
         Args:
-          directory: of the sweep.
-          pre_dir: of the unedited models' scores, which all runs share.
-          batch_size, chunk_size, max_tokens: as the flags of `eval.evaluate`.
+          directory: Folder of the sweep.
+          pre_dir: Folder of the unedited model's scores, which all runs share.
+          batch_size, chunk_size, max_tokens: As for the flags of `eval.evaluate`.
 
         Returns:
-          The points' summaries by name.
+          The summaries of the points by name.
 
         Raises:
-          ValueError: a sweep of other settings, a layer that the model does not have, or what an edit refuses.
-          OSError: second moments that cannot be read or fetched.
+          ValueError: If the folder holds a sweep with other settings, the model does not have a layer, or an edit is
+            refused.
+          OSError: If second moments cannot be read or downloaded.
         """
         flags = {"batch_size": batch_size, "chunk_size": chunk_size, "max_tokens": max_tokens}
         points = self.grid.points
-        for layer in {layer for point in points for layer in point.config.layers}:
+        for layer in {layer for point in points for layer in point.config.to_dict()["layers"]}:
             self.model.config.check_layer(layer, "layers")
         found = {}
         for number, point in enumerate(points, 1):
@@ -117,7 +120,8 @@ class Sweep:
             )
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
             with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", EditWarning)  # whole points may disable the model
+                # Some points may damage the model on every case, so their warnings are summarized in one line.
+                warnings.simplefilter("always", EditWarning)
                 run.evaluate(
                     editor,
                     self.dataset,
@@ -125,14 +129,14 @@ class Sweep:
                     batch_size=batch_size,
                     max_tokens=max_tokens,
                 )
-            caught = [warning for warning in caught if issubclass(warning.category, EditWarning)]
-            if caught:
-                print(f"  {len(caught)} warnings, such as: {caught[0].message}")
+            messages = [one.message for one in caught if issubclass(one.category, EditWarning)]
+            if messages:
+                print(f"  {len(messages)} warnings, such as: {messages[0]}")
             found[point.name] = summaries.summarize(run.cases(self.dataset))
         return found
 
     def _shared(self, settings: Settings) -> dict[str, Any]:
-        """The settings that the points have in common."""
+        """Returns the settings that the points have in common."""
         fixed = {k: v for k, v in self.grid.base.to_dict().items() if k not in self.grid.keys}
         return {
             "alg_name": self.algorithm.value,
@@ -145,21 +149,23 @@ class Sweep:
 
 
 def text_table(found: Mapping[str, Summary]) -> str:
-    """The table to print: score, efficacy, generalization and specificity; with texts fluency and consistency.
+    """Renders the table to print: score, efficacy, generalization, specificity, fluency and consistency.
 
     Args:
-      found: the points' summaries by name.
+      found: The summaries of the points by name.
     """
     return tables.render(tables.select(tables.make_rows(found), _SHOWN))
 
 
 def write_csv(path: Path, grid: Grid, found: Mapping[str, Summary]) -> None:
-    """Writes all metrics, a row a point; the values of the varied hyperparameters come first.
+    """Writes all metrics, one row per point, below the row of the unedited model.
+
+    The values of the varied hyperparameters come first.
 
     Args:
-      path: of the file.
-      grid: the points.
-      found: their summaries by name.
+      path: Path of the file.
+      grid: The points.
+      found: The summaries of the points by name.
     """
     labels = {point.name: point.labels.values() for point in grid.points}
     rendered = tables.render(tables.make_rows(found), tables.TableFormat.CSV)
@@ -167,6 +173,7 @@ def write_csv(path: Path, grid: Grid, found: Mapping[str, Summary]) -> None:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*grid.keys, *head])
-    for line in body:  # the unedited model has no values
+    for line in body:
+        # The unedited model has no hyperparameters.
         writer.writerow([*labels.get(line[0], [""] * len(grid.keys)), *line])
     write_whole(path, file.getvalue().encode())

@@ -1,24 +1,21 @@
-"""Tables of summaries, as text, CSV, Markdown or LaTeX: a row a run, and one for the unedited model."""
+"""Tables of summaries, as text, CSV, Markdown or LaTeX: one row per run, below a row for the unedited model."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import enum
-import io
 import itertools
 import math
-import re
-import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rome_jax.evaluation.metrics import Estimate
-from rome_jax.evaluation.summaries import State, Summary
+from rome_jax.evaluation import table_formats
+from rome_jax.evaluation.columns import COLUMNS, Row
+from rome_jax.evaluation.summaries import Source, State, Summary, estimate_metrics
 
 
 class TableFormat(enum.StrEnum):
-    """How a table is written."""
+    """Format of a table."""
 
     TEXT = "text"
     CSV = "csv"
@@ -26,106 +23,109 @@ class TableFormat(enum.StrEnum):
     LATEX = "latex"
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of a table.
+@dataclasses.dataclass
+class _Group:
+    """Runs on the same model and data: the unedited model's metrics by case, the runs' rows, and their source."""
 
-    Attributes:
-      name: of a run, or of what a sweep varies.
-      num_cases: behind it.
-      metrics: by name, without `pre_` or `post_`.
-    """
+    unedited: dict[str, dict[str, float]]
+    rows: list[Row]
+    source: Source | None
 
-    name: str
-    num_cases: int
-    metrics: Mapping[str, Estimate]
+    def takes(self, summary: Summary) -> bool:
+        """Returns whether a run is on the same model and data.
 
+        If their run.json files do not tell, the unedited model's metrics decide: they have to be equal on all cases
+        that both runs have, and there has to be such a case.
+        """
+        if self.source is not None and summary.source is not None:
+            return self.source == summary.source
+        shared = self.unedited.keys() & summary.unedited.keys()
+        return bool(shared) and all(
+            _agree(self.unedited[case], summary.unedited[case]) for case in shared
+        )
 
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    metric: str
-    group: str  # as in the paper
-    symbol: str
-    meaning: str
-    form: str = "z.1f"
-
-
-# S, ES to NM, GE and RS are the symbols of the paper's CounterFact table (Meng et al. 2022, arXiv 2202.05262).
-_COLUMNS = (
-    _Column("score", "Score", "S", "harmonic mean of efficacy, generalization and specificity"),
-    _Column("rewrite_success", "Efficacy", "ES", "new target preferred"),
-    _Column("rewrite_diff", "Efficacy", "EM", "p(new) - p(true)"),
-    _Column("rewrite_acc", "Efficacy", "EA", "target tokens right"),
-    _Column("paraphrase_success", "Generalization", "PS", "new target preferred on paraphrases"),
-    _Column("paraphrase_diff", "Generalization", "PM", "p(new) - p(true) on them"),
-    _Column("paraphrase_acc", "Generalization", "PA", "target tokens right on paraphrases"),
-    _Column("neighborhood_success", "Specificity", "NS", "true target preferred of neighbors"),
-    _Column("neighborhood_diff", "Specificity", "NM", "p(true) - p(new) of neighbors"),
-    _Column("neighborhood_acc", "Specificity", "SA", "target tokens right of neighbors"),
-    _Column("ngram_entropy", "Fluency", "GE", "n-gram entropy in bits"),
-    _Column("reference_score", "Consistency", "RS", "TF-IDF similarity to reference texts"),
-    _Column("essence_score", "Essence", "PPL", "perplexity of the subject's text"),
-    _Column("attribute_success", "Attribute", "AS", "new target preferred of those that have it"),
-    _Column("rewrite_acc_by_token", "By token", "ET", "EA of token ids"),
-    _Column("paraphrase_acc_by_token", "By token", "PT", "PA of token ids"),
-    _Column("neighborhood_acc_by_token", "By token", "ST", "SA of token ids"),
-    _Column("rewrite_exact", "Exact match", "EX", "greedy text says the new target"),
-    _Column("paraphrase_exact", "Exact match", "PX", "it does on paraphrases"),
-    _Column("portability_exact", "Portability", "PO", "it says what follows from the new fact"),
-    _Column("time", "Time", "s", "seconds an edit", "z.3f"),
-)
-
-# The columns of the paper's tables: symbol -> metric. CounterFact has no accuracies, zsRE little else.
-PAPER: Mapping[str, str] = {
-    column.symbol: column.metric
-    for column in _COLUMNS
-    if column.group
-    in ("Score", "Efficacy", "Generalization", "Specificity", "Fluency", "Consistency")
-}
+    def add(self, row: Row, summary: Summary) -> None:
+        """Adds a run: its row, and its cases to those of the unedited model."""
+        for case, metrics in summary.unedited.items():
+            self.unedited.setdefault(case, {}).update(metrics)
+        self.rows.append(row)
 
 
 def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
-    """A row for each run, below one for the unedited model, which runs share that agree on it.
+    """Makes one row for each run, below one row for the unedited model.
 
-    They agree if they have as many cases, and what both measured is equal to 0.01 of the printed × 100. Runs of other
-    cases or another model come below a row of their own.
+    Runs on the same model and data share the row of the unedited model, which is over all of their cases, however many
+    cases each run has. If there are several models or data sets, each has a row of its own, followed by its runs.
 
     Args:
-      runs: summaries by the names that the rows should have.
+      runs: Summaries by the names that the rows should have.
+
+    Returns:
+      The rows from top to bottom. Runs that do not contain scores of the unedited model have no row for it.
 
     Example:
-      >>> [row.name for row in make_rows({"ROME": summarize(cases)})]  # doctest: +SKIP
-      ['unedited', 'ROME']
+      >>> from rome_jax.evaluation.summaries import summarize
+      >>> correct, wrong = {"rewrite_prompts_exact": [True]}, {"rewrite_prompts_exact": [False]}
+      >>> case = {"case_id": 7, "pre": wrong, "post": correct}
+      >>> for row in make_rows({"ROME": summarize([case]), "FT": summarize([case])}):
+      ...     print(row.name, row.metrics["rewrite_exact"].mean)
+      unedited 0.0
+      ROME 100.0
+      FT 100.0
     """
-    groups: list[tuple[dict[str, Estimate], list[Row]]] = []
+    groups: list[_Group] = []
     for name, summary in runs.items():
-        before = summary.state(State.PRE)
         times = {key: value for key, value in summary.metrics.items() if key == "time"}
         row = Row(name, summary.num_cases, summary.state(State.POST) | times)
-        for unedited, rows in groups:
-            if row.num_cases == rows[0].num_cases and all(
-                _same(unedited[metric], before[metric]) for metric in unedited.keys() & before
-            ):
-                unedited |= before
-                rows.append(row)
-                break
-        else:
-            groups.append((before, [row]))
+        group = next((group for group in groups if group.takes(summary)), None)
+        if group is None:
+            group = _Group({}, [], summary.source)
+            groups.append(group)
+        group.add(row, summary)
+    labels = _labels([group for group in groups if group.unedited])
     table = []
-    for unedited, rows in groups:
-        if unedited:
-            name = "unedited" if len(groups) == 1 else f"unedited ({rows[0].name})"
-            table.append(Row(name, rows[0].num_cases, unedited))
-        table += rows
+    for group in groups:
+        if group.unedited:
+            metrics = estimate_metrics(list(group.unedited.values()))
+            before = Summary(len(group.unedited), metrics).state(State.PRE)
+            table.append(Row(next(labels), len(group.unedited), before))
+        table += group.rows
     return table
 
 
-def render_runs(runs: Mapping[str, Summary], table_format: TableFormat = TableFormat.TEXT) -> str:
-    """One table for CounterFact and one for zsRE, of the runs that are there; CSV has them in one.
+def _labels(groups: Sequence[_Group]) -> Iterator[str]:
+    """Yields the name of each group's unedited row: the model and data if that is unique, else its first run."""
+    if len(groups) == 1:
+        yield "unedited"
+        return
+    sources = [group.source and f"{group.source.model}, {group.source.dataset}" for group in groups]
+    for source, group in zip(sources, groups, strict=True):
+        unique = source is not None and sources.count(source) == 1
+        yield f"unedited ({source if unique else group.rows[0].name})"
+
+
+def _agree(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Returns whether two scores of a case have metrics in common, all of them equal up to rounding."""
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(
+        math.isclose(one[name], other[name], rel_tol=1e-4, abs_tol=1e-4) for name in shared
+    )
+
+
+def render_runs(
+    runs: Mapping[str, Summary],
+    table_format: TableFormat = TableFormat.TEXT,
+    metrics: Collection[str] | None = None,
+) -> str:
+    """Renders one table for the runs on CounterFact and one for those on zsRE; CSV has both in one table.
 
     Args:
-      runs: their summaries by name.
-      table_format: of the tables.
+      runs: Summaries by name.
+      table_format: Format of the tables.
+      metrics: The metrics to show, as returned by `parse_columns`; by default all.
+
+    Raises:
+      ValueError: If there is no run.
     """
     datasets: dict[bool, dict[str, Summary]] = {}
     for name, summary in runs.items():
@@ -133,21 +133,25 @@ def render_runs(runs: Mapping[str, Summary], table_format: TableFormat = TableFo
     parts = [make_rows(of_dataset) for of_dataset in datasets.values()]
     if table_format is TableFormat.CSV:
         parts = [list(itertools.chain(*parts))]
+    if metrics is not None:
+        parts = [select(rows, metrics) for rows in parts]
     return "\n\n".join(render(rows, table_format) for rows in parts)
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
-    """Method and run of each folder, such as ROME/run_000; whole paths where these are not unique."""
+    """Returns method and run of each folder, such as ROME/run_000, or whole paths if these are not unique."""
     short = [f"{run.absolute().parent.name}/{run.name}" for run in directories]
     return short if len(set(short)) == len(short) else [str(run) for run in directories]
 
 
 def select(rows: Sequence[Row], metrics: Collection[str]) -> list[Row]:
-    """The same rows with some of their metrics.
+    """Returns the same rows with only some of their metrics.
 
     Example:
-      >>> select([Row("ROME", 4, {"score": Estimate(90.0, 1.0, 4), "time": Estimate(1.0, 0.0, 4)})], ["score"])
-      [Row(name='ROME', num_cases=4, metrics={'score': Estimate(mean=90.0, spread=1.0, count=4)})]
+      >>> from rome_jax.evaluation.metrics import Estimate
+      >>> row = Row("ROME", 4, {"score": Estimate(90.0, 1.0, 4), "time": Estimate(1.0, 0.0, 4)})
+      >>> [list(one.metrics) for one in select([row], ["score"])]
+      [['score']]
     """
     return [
         dataclasses.replace(
@@ -157,164 +161,39 @@ def select(rows: Sequence[Row], metrics: Collection[str]) -> list[Row]:
     ]
 
 
-def _same(one: Estimate, other: Estimate) -> bool:
-    return one.count == other.count and all(
-        math.isclose(a, b, rel_tol=1e-4, abs_tol=0.01) or (math.isnan(a) and math.isnan(b))
-        for a, b in ((one.mean, other.mean), (one.spread, other.spread))
-    )
-
-
 def render(
-    rows: Sequence[Row], table_format: TableFormat = TableFormat.TEXT, *, width: int = 110
+    rows: Sequence[Row], table_format: TableFormat = TableFormat.TEXT, *, width: int = 120
 ) -> str:
-    """The table, without a newline at its end.
+    """Renders a table, without a newline at its end.
 
-    Each metric is shown with its 95 % interval. Columns that no row has are left out; a single case has no interval.
+    Each metric is shown with its 95 % interval, if it has one. Columns that no row has are left out.
 
     Args:
-      rows: of runs, or made otherwise.
-      table_format: LaTeX needs the package booktabs; CSV has full precision and all metrics.
-      width: of text, whose further columns follow below the first.
+      rows: Rows of runs, or others.
+      table_format: LaTeX needs the package booktabs. CSV has full precision, and the ends of the intervals, σ, and the
+        number of cases in columns of their own.
+      width: Width of text in characters; columns that do not fit follow below.
 
     Raises:
-      ValueError: no rows.
+      ValueError: If there are no rows.
 
     Example:
-      >>> print(render([Row("ROME", 4, {"score": Estimate(90.0, 1.0, 4)})], TableFormat.MARKDOWN))
-      | run  | cases |  Score S |
-      | :--- | ----: | -------: |
-      | ROME |     4 | 90.0±1.0 |
+      >>> from rome_jax.evaluation.metrics import Estimate
+      >>> row = Row("ROME", 4, {"score": Estimate(90.0, 1.0, 4, 85.3, 95.0)})
+      >>> print(render([row], TableFormat.MARKDOWN))
+      | run  | cases |           Score S |
+      | :--- | ----: | ----------------: |
+      | ROME |     4 | 90.0 [85.3, 95.0] |
     """
     if not rows:
         raise ValueError("rows is empty: give at least one.")
-    columns = [column for column in _COLUMNS if any(column.metric in row.metrics for row in rows)]
+    columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]
     match table_format:
         case TableFormat.TEXT:
-            return _text(rows, columns, width)
+            return table_formats.text(rows, columns, width)
         case TableFormat.CSV:
-            return _csv(rows)
+            return table_formats.comma_separated(rows)
         case TableFormat.MARKDOWN:
-            return _markdown(rows, columns)
+            return table_formats.markdown(rows, columns)
         case TableFormat.LATEX:
-            return _latex(rows, columns)
-
-
-def _cell(row: Row, column: _Column, plus_minus: str = "±") -> str:
-    """Mean and interval; a lone mean where there is no interval; nothing where the row lacks the metric."""
-    if (value := row.metrics.get(column.metric)) is None:
-        return ""
-    mean, half = _number(value.mean, column.form), _number(value.half_width, column.form)
-    return (
-        f"{mean}{plus_minus}{half}" if value.count > 1 and math.isfinite(value.half_width) else mean
-    )
-
-
-def _number(value: float, form: str) -> str:
-    return f"{value:{form if abs(value) < 1e5 else '.1e'}}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Pads cells to the widths of their columns, the first one's to the right."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    ]
-
-
-def _text(rows: Sequence[Row], columns: Sequence[_Column], width: int) -> str:
-    head = ["run", "cases", *(column.symbol for column in columns)]
-    body = [
-        [row.name, str(row.num_cases), *(_cell(row, column) or "-" for column in columns)]
-        for row in rows
-    ]
-    names, *others = zip(*_aligned([head, *body]), strict=True)
-    blocks = [[names]]  # of columns; each block has the names again
-    for column in others:
-        if len(blocks[-1]) > 1 and sum(2 + len(c[0]) for c in (*blocks[-1], column)) - 2 > width:
-            blocks.append([names])
-        blocks[-1].append(column)
-    tables = ["\n".join("  ".join(line) for line in zip(*block, strict=True)) for block in blocks]
-    legend = "; ".join(f"{column.symbol} {column.meaning}" for column in columns)
-    unscaled = [column.symbol for column in columns if column.symbol in ("PPL", "s")]
-    scale = f"× 100 but {' and '.join(unscaled)}" if unscaled else "× 100"
-    legend = f"{legend}. Means {scale}, ± 1.96 σ/√n over cases."
-    return "\n\n".join([*tables, textwrap.fill(legend, width)])
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    of_metric = ("", "_half_width", "_std", "_cases")
-    writer.writerow(["run", "cases", *(f"{m}{part}" for m in metrics for part in of_metric)])
-    for row in rows:
-        cells: list[object] = [row.name, row.num_cases]
-        for metric in metrics:
-            if (value := row.metrics.get(metric)) is None:
-                cells += [""] * len(of_metric)
-            else:
-                cells += [value.mean, value.half_width, value.spread, value.count]
-        writer.writerow(cells)
-    return file.getvalue().rstrip("\n")
-
-
-def _markdown(rows: Sequence[Row], columns: Sequence[_Column]) -> str:
-    head = ["run", "cases", *(f"{column.group} {column.symbol}" for column in columns)]
-    body = [
-        [
-            re.sub(r"([\\`*_|<\[])", r"\\\1", row.name),
-            str(row.num_cases),
-            *(_cell(row, column) for column in columns),
-        ]
-        for row in rows
-    ]
-    head, *body = _aligned([head, *body])
-    rule = [":" + "-" * (len(head[0]) - 1), *("-" * (len(cell) - 1) + ":" for cell in head[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
-
-
-_LATEX_ESCAPES = str.maketrans(
-    {character: f"\\{character}" for character in "_%&#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
-
-
-def _latex(rows: Sequence[Row], columns: Sequence[_Column]) -> str:
-    groups, rules, start = ["", ""], [], 3
-    for group, members in itertools.groupby(columns, key=lambda column: column.group):
-        size = len(list(members))
-        groups.append(rf"\multicolumn{{{size}}}{{c}}{{{group}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{start + size - 1}}}")
-        start += size
-    lines = [
-        groups,
-        ["Run", "Cases", *(column.symbol for column in columns)],
-        *(
-            [
-                row.name.translate(_LATEX_ESCAPES),
-                str(row.num_cases),
-                *(_latex_cell(row, column) for column in columns),
-            ]
-            for row in rows
-        ),
-    ]
-    top, symbols, *body = (f"{' & '.join(line)} \\\\" for line in lines)
-    return "\n".join(
-        [
-            "% \\usepackage{booktabs}",
-            rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
-            r"\toprule",
-            top,
-            " ".join(rules),
-            symbols,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
-
-
-def _latex_cell(row: Row, column: _Column) -> str:
-    return f"${cell}$" if (cell := _cell(row, column, r" \pm ")) else "--"
+            return table_formats.latex(rows, columns)

@@ -1,6 +1,6 @@
-"""How fluent generated texts are and how close to reference texts: n-gram entropy and TF-IDF similarity.
+"""Fluency of generated texts and their similarity to reference texts: n-gram entropy and TF-IDF similarity.
 
-Words are split as `nltk.word_tokenize` splits them, without its download: the tables of its sentence splitter lie in
+Words are split exactly as by `nltk.word_tokenize`, but without its download: the tables of its sentence splitter are in
 punkt_english/. NLTK and scikit-learn take seconds to import, so they are imported on first use.
 """
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 _PUNKT = pathlib.Path(__file__).parent / "punkt_english"
-_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the entropies of 2-grams and 3-grams
+_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # weights of the entropies of 2-grams and 3-grams
 
 
 @functools.cache
 def _sentence_tokenizer() -> PunktSentenceTokenizer:
-    """NLTK's English sentence splitter, read once from the tables in punkt_english/."""
+    """Loads NLTK's English sentence splitter, once, from the tables in punkt_english/."""
     from nltk.tabdata import PunktDecoder
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
-    # As nltk's load_punkt_params, which from 3.10 on refuses folders outside nltk.data.path.
+    # This repeats nltk's load_punkt_params, which since 3.10 refuses folders outside nltk.data.path.
     decoder, params = PunktDecoder(), PunktParameters()
     for name, file, decode in (
         ("collocations", "collocations.tab", lambda lines: set(decoder.tab2tups(lines))),
@@ -44,20 +44,21 @@ def _sentence_tokenizer() -> PunktSentenceTokenizer:
 
 
 def word_tokens(text: str) -> list[str]:
-    """The words and punctuation marks of an English text, exactly those of `nltk.word_tokenize`.
+    """Splits an English text into words and punctuation marks, exactly as `nltk.word_tokenize` does.
 
-    NLTK's rules move between releases: 3.10.2 and later, on which this depends, also split at dashes inside words
-    (1769–1844) and after opening single quotes, and end sentences at closing curly quotes. The original pinned 3.6.5:
-    its entropies differ slightly on texts with such marks.
+    NLTK's rules change between releases. Since 3.10.2, which this library requires, they also split at dashes inside
+    words (1769–1844) and after opening single quotes, and they end sentences at closing curly quotes. The original used
+    3.6.5, so its entropies differ slightly on texts with such marks.
 
     Args:
-      text: any text; one without words has no tokens.
+      text: Any text; a text without words has no tokens.
 
     Returns:
-      The tokens in their order. Case is kept.
+      The tokens in order, with their case unchanged.
 
     Raises:
-      OSError: a table of punkt_english/ is missing.
+      OSError: If a table of punkt_english/ is missing.
+      MissingPackageError: If NLTK is not installed.
 
     Example:
       >>> word_tokens("Mr. Smith isn't in the U.S. now. Ask him.")[:5]
@@ -75,17 +76,18 @@ def word_tokens(text: str) -> list[str]:
 
 
 def ngram_entropy(tokens: Sequence[str], n: int) -> float:
-    """Entropy in bits of a text's n-grams, −Σ f log₂ f over their relative frequencies f.
+    """Computes the entropy in bits of a text's n-grams, −Σ f log₂ f over their relative frequencies f.
 
     Args:
-      tokens: the text's words.
-      n: words in an n-gram, 1 or more.
+      tokens: The words of the text.
+      n: Number of words in an n-gram, at least 1.
 
     Returns:
-      From 0, one n-gram repeated, to log₂ of their number, all different. Fewer than n tokens give 0.
+      A value from 0, for one repeated n-gram, to log₂ of the number of n-grams, if all are different. Fewer than n
+      tokens give 0.
 
     Raises:
-      ValueError: n is below 1.
+      ValueError: If n is below 1.
 
     Example:
       >>> ngram_entropy("a b a b c".split(), 2)  # a b twice, b a and b c once each
@@ -99,16 +101,16 @@ def ngram_entropy(tokens: Sequence[str], n: int) -> float:
 
 
 def fluency(texts: Sequence[str]) -> float:
-    """The original's `ngram_entropy` of generated texts: low where a model repeats itself.
+    """Computes the original's `ngram_entropy` of generated texts, which is low if a model repeats itself.
 
-    For each text the mean of 2/3 H₂ and 4/3 H₃, the entropies in bits of its 2-grams and 3-grams; then the mean over
-    texts. A text that is too short for a 3-gram adds 0 for it.
+    The value of a text is the mean of 2/3 H₂ and 4/3 H₃, where H₂ and H₃ are the entropies in bits of its 2-grams and
+    3-grams. The result is the mean over texts. For a text that is too short for a 3-gram, H₃ is 0.
 
     Args:
-      texts: one generated text or more.
+      texts: Generated texts, at least one.
 
     Raises:
-      ValueError: there is no text.
+      ValueError: If there is no text.
 
     Example:
       >>> round(fluency(["one two three four five"]), 6)  # (2/3 · log₂ 4 + 4/3 · log₂ 3) / 2
@@ -124,14 +126,15 @@ def fluency(texts: Sequence[str]) -> float:
 
 
 def tfidf_vectorizer(idf: np.ndarray, vocabulary: Mapping[str, int]) -> TfidfVectorizer:
-    """scikit-learn's vectorizer in its default settings, with weights that were computed elsewhere.
+    """Creates scikit-learn's vectorizer with default settings and given weights.
 
     Args:
-      idf: float [V], the inverse document frequency of each term.
-      vocabulary: each of V terms, in lower case, to its index in `idf`.
+      idf: Float [V], the inverse document frequency of each term.
+      vocabulary: The index in `idf` of each of V terms, which are in lower case.
 
     Raises:
-      ValueError: `idf` has another length than the vocabulary, or an index is missing.
+      ValueError: If `idf` and the vocabulary have different lengths, or an index is missing.
+      MissingPackageError: If scikit-learn is not installed.
 
     Example:
       >>> vectorizer = tfidf_vectorizer(np.array([1.0, 2.0]), {"red": 0, "clay": 1})
@@ -154,15 +157,15 @@ def tfidf_vectorizer(idf: np.ndarray, vocabulary: Mapping[str, int]) -> TfidfVec
 def reference_score(
     vectorizer: TfidfVectorizer, texts: Sequence[str], references: Sequence[str]
 ) -> float:
-    """The original's consistency: cosine of the TF-IDF vectors of generated and of reference texts.
+    """Computes the original's consistency: the cosine of the TF-IDF vectors of generated and of reference texts.
 
     Args:
-      vectorizer: of `tfidf_vectorizer`; its vectors have length 1.
-      texts: generated texts, which are joined by spaces.
-      references: texts about subjects that truly have the new attribute, joined likewise.
+      vectorizer: As returned by `tfidf_vectorizer`; its vectors have length 1.
+      texts: Generated texts, which are joined by spaces.
+      references: Texts about subjects that truly have the new attribute, joined in the same way.
 
     Returns:
-      From 0 to 1; 0 where either side has no term of the vocabulary.
+      A value from 0 to 1; 0 if either side has no term of the vocabulary.
 
     Example:
       >>> vectorizer = tfidf_vectorizer(np.array([3.0, 4.0]), {"red": 0, "clay": 1})

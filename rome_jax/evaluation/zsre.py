@@ -1,9 +1,9 @@
-"""zsRE: what a record asks a model, and the results in the original's layout.
+"""zsRE: the prompts of a record, and the results in the original's layout.
 
-Accuracy is teacher-forced: each token of the answer is asked for behind the question and the tokens before it. The
-original decodes those tokens to text and encodes it again, with the question, and of the decoded token takes the first
-piece: where a character is split over two tokens, neither can ever be hit. Both readings are reported; they differ in
-such cases alone.
+Accuracy is teacher-forced: each token of the answer is predicted from the question and the tokens before it. The
+original decodes those tokens to text, encodes the text again together with the question, and compares with the first
+piece of the decoded token. If a character is split over two tokens, neither of them can ever be a hit. Both versions
+are reported; they differ only in such cases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = ("rewrite", "paraphrase", "neighborhood")
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
-    """One truth value of the results: which record and list it goes to, and which token of which query says it."""
+    """One Boolean of the results: the record and the list it belongs to, and the token of the query that decides it."""
 
     case: int
     name: str
@@ -33,11 +33,11 @@ class _Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is scored of N records, and where each answer belongs.
+    """The queries of N records, and how to turn their scores into results.
 
     Attributes:
-      queries: record i is answered by edit i.
-      num_records: N.
+      queries: The queries of all records; those of record i are scored under edit i.
+      num_records: The number of records N.
     """
 
     queries: list[Query]
@@ -45,12 +45,16 @@ class Plan:
     _cells: list[_Cell]
 
     def results(self, scores: Sequence[tuple[TargetScore, ...]]) -> list[dict[str, Any]]:
-        """The results of N records, from the scores of `queries`.
+        """Turns the scores of `queries` into the results of N records.
+
+        Args:
+          scores: The scores of each query, as returned by `score_queries`.
 
         Returns:
-          For each record, for rewrite, paraphrase and neighborhood: `rewrite_prompts_correct`, one truth value a token
-          as the original has it, and `rewrite_prompts_correct_by_token`, with token ids compared. Beside them
-          `rewrite_prompts_exact` and `paraphrase_prompts_exact`, whether greedy decoding says the whole new target.
+          One dictionary per record. For rewrite, paraphrase and neighborhood prompts it has lists with one Boolean per
+          target token: `rewrite_prompts_correct` as the original defines it, and `rewrite_prompts_correct_by_token`
+          with token ids compared. In addition, `rewrite_prompts_exact` and `paraphrase_prompts_exact` have one Boolean
+          per prompt: whether greedy decoding produces the whole new target.
         """
         found: list[dict[str, Any]] = [
             {
@@ -69,10 +73,15 @@ class Plan:
 
 
 def plan(model: LanguageModel, records: Sequence[ZsRERecord]) -> Plan:
-    """All that is scored of N records.
+    """Plans the scoring of N records.
+
+    Args:
+      model: The model to score.
+      records: N records.
 
     Raises:
-      ValueError, SequenceTooLongError: a prompt that cannot be scored.
+      ValueError: If a prompt has no tokens.
+      SequenceTooLongError: If a prompt does not fit the model's context.
     """
     asked = [
         (case, kind, prompt, target)
@@ -106,8 +115,8 @@ def plan(model: LanguageModel, records: Sequence[ZsRERecord]) -> Plan:
 def _as_text(
     model: LanguageModel, prompt: str, target: Sequence[int]
 ) -> list[tuple[tuple[int, ...], int]]:
-    """What the original runs and asks for at each token of a target: (prompt's ids, id)."""
+    """Returns the original's prompt ids and target id for each token of a target."""
     decode = model.tokenizer.decode
     texts = [prompt + decode(target[:token]) for token in range(len(target))]
-    wanted = tokenize_texts(model, [decode([token]) for token in target])
-    return [(ids, token[0]) for ids, token in zip(prompt_ids(model, texts), wanted, strict=True)]
+    pieces = tokenize_texts(model, [decode([token]) for token in target])
+    return [(ids, piece[0]) for ids, piece in zip(prompt_ids(model, texts), pieces, strict=True)]

@@ -1,4 +1,4 @@
-"""Edits that take no time, and results of cases compared: what matters here is how edits are scored."""
+"""Edits that take no time to compute, for tests of how edits are scored, and a comparison of results."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +9,10 @@ from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 
 
 class RandomEdits(Editor):
-    """Rank-one edits of layer 0 that depend on the case's id alone."""
+    """A method that makes random rank-one edits of layer 0, which depend only on the case id."""
 
     def compute(self, requests, progress=False):
+        """Returns one edit per request."""
         shapes = (self.model.config.mlp_width, self.model.config.width)
         left, right = (
             np.stack([np.random.default_rng(r.case_id).normal(size=(n, 1)) for r in requests])
@@ -23,7 +24,7 @@ class RandomEdits(Editor):
 
 
 def assert_same(one, other):
-    """Every number to 1e-4; all else alike."""
+    """Asserts that two results are equal, with numbers to 1e-4."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         if isinstance(value, float):

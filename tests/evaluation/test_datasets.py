@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rome_jax.data import published
-from rome_jax.data.published import DataError, Fields, PublishedFile, fetch
+from rome_jax.data.published import DataError
 from rome_jax.data.request import EditRequest
 from rome_jax.evaluation.datasets import (
     CounterFactRecord,
@@ -20,8 +19,6 @@ from rome_jax.evaluation.datasets import (
 )
 from rome_jax.factworld import records as factworld
 from rome_jax.factworld.facts import make_world
-from rome_jax.files.artifacts import DownloadError
-from rome_jax.trace import inputs as trace_inputs
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
 COUNTERFACT, ZSRE = (SAMPLES / f"{name}_sample_100.json" for name in ("counterfact", "zsre"))
@@ -66,7 +63,7 @@ MISSING = object()
 
 
 def changed(record, path, value):
-    """A copy with the field at `path`, such as "a.b", set, or taken away if value is MISSING."""
+    """Returns a copy in which the field at `path`, such as "a.b", is set, or removed if the value is MISSING."""
     record = copy.deepcopy(record)
     *above, last = path.split(".")
     inner = record
@@ -79,22 +76,12 @@ def changed(record, path, value):
     return record
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and nobody to download from."""
-    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(published, "ROOT", "http://127.0.0.1:9/dsets/")
-    (tmp_path / "cache" / "dsets").mkdir(parents=True)
-    return tmp_path / "cache" / "dsets"
-
-
 def test_counterfact_fields():
     portable = {**CF, "portability_prompts": [{"prompt": "Her country is", "target": "Wales"}]}
     (record,) = parse_counterfact([portable])
     assert record == CounterFactRecord(
         EditRequest("The mother tongue of {} is", "Danielle Darrieux", "English", "French", 7),
-        paraphrase_prompts=tuple(CF["paraphrase_prompts"]),  # as they are, white space included
+        paraphrase_prompts=tuple(CF["paraphrase_prompts"]),  # unchanged, including white space
         neighborhood_prompts=("The mother tongue of Léon Blum is",),
         attribute_prompts=("J.R.R. Tolkien spoke",),
         generation_prompts=("Danielle Darrieux was born in",),
@@ -107,7 +94,7 @@ def test_counterfact_fields():
     assert record.requested_rewrite == REWRITE
 
 
-def test_what_counterfact_may_lack():
+def test_optional_fields_of_counterfact():
     record = changed(CF, "requested_rewrite.relation_id", None)
     record = changed(record, "requested_rewrite.target_new.id", MISSING)
     record = changed(record, "attribute_prompts", MISSING)
@@ -186,7 +173,7 @@ def test_zsre_fields():
         ("case_id", -1, "record 0: case_id is -1; give"),
     ],
 )
-def test_a_malformed_counterfact_record(path, value, message):
+def test_a_malformed_counterfact_record_is_named(path, value, message):
     with pytest.raises(DataError, match=message):
         parse_counterfact([changed(CF, path, value)])
 
@@ -209,7 +196,7 @@ def test_a_malformed_counterfact_record(path, value, message):
         ),
     ],
 )
-def test_a_malformed_flat_record(path, value, message):
+def test_a_malformed_flat_record_is_named(path, value, message):
     with pytest.raises(DataError, match=message):
         parse_one_paraphrase([changed(FLAT, path, value)])
 
@@ -225,24 +212,26 @@ def test_a_malformed_flat_record(path, value, message):
         ("loc", MISSING, "case 0: loc is missing"),
     ],
 )
-def test_a_malformed_zsre_record(path, value, message):
+def test_a_malformed_zsre_record_is_named(path, value, message):
     with pytest.raises(DataError, match=message):
         parse_zsre([changed(QUESTION, path, value)])
 
 
 @pytest.mark.parametrize("parse", [parse_counterfact, parse_one_paraphrase, parse_zsre])
-def test_what_are_no_records(parse):
+def test_something_that_is_not_a_list_of_records_is_refused(parse):
     for records in ({}, [], None):
-        with pytest.raises(DataError, match="a JSON list with at least one"):
+        with pytest.raises(DataError, match="there are no records: give a JSON list"):
             parse(records)
     with pytest.raises(DataError, match="record 0 is 3; give an object with fields"):
         parse([3])
 
 
-def test_two_records_of_one_case():
-    with pytest.raises(DataError, match="record 1: case_id 7 is that of an earlier record too"):
+def test_case_ids_are_unique():
+    with pytest.raises(DataError, match="record 1: case_id 7 is also that of an earlier record"):
         parse_counterfact([CF, CF])
-    with pytest.raises(DataError, match="record 1: case_id 1 is that"):  # by its index
+    with pytest.raises(
+        DataError, match="record 1: case_id 1 is also that"
+    ):  # the default id is the index
         parse_zsre([{**QUESTION, "case_id": 1}, QUESTION])
 
 
@@ -322,7 +311,7 @@ def test_factworld(model_name):
     ]
 
 
-def test_what_decides_the_checksum_of_factworld():
+def test_the_checksum_of_factworld_depends_on_the_seed_and_not_on_the_limit():
     few, more, other = (
         load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=limit, seed=seed)
         for limit, seed in [(2, 0), (5, 0), (5, 1)]
@@ -332,7 +321,7 @@ def test_what_decides_the_checksum_of_factworld():
     assert more.records != other.records
 
 
-def test_a_path_goes_before_the_model(tmp_path):
+def test_a_path_takes_precedence_over_the_model(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([CF]))
     dataset = load_dataset(DatasetName.CF, path=path, model_name="factworld-gpt2")
@@ -348,82 +337,28 @@ def test_records_beyond_the_limit_are_not_checked(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_takes_a_record(limit):
-    with pytest.raises(ValueError, match=f"limit={limit}: take at least one record"):
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(ValueError, match=f"limit={limit}: load at least one record"):
         load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=limit)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[{"case_id": 7, "reques', r"mine.json is not JSON \(.*\): it may be cut short; mend"),
+        (b'[{"case_id": 7, "reques', r"mine.json is not JSON \(.*\): it may be truncated; correct"),
         (b"[\xff]", "mine.json is not JSON .*utf-8"),
-        (b'{"case_id": 7}', "mine.json: records are a JSON list"),
-        (b"[]", "mine.json: records are a JSON list"),
+        (b'{"case_id": 7}', "mine.json: there are no records: give a JSON list"),
+        (b"[]", "mine.json: there are no records: give a JSON list"),
         (
             json.dumps([QUESTION]).encode(),
-            "mine.json: these are records of zsRE: give ds_name=zsre",
+            "mine.json: these are zsRE records: give ds_name=zsre",
         ),
-        (None, "there is no file .*mine.json: give the path of one"),
+        (None, "there is no file .*mine.json: give the path of a file"),
     ],
 )
-def test_a_file_that_cannot_be_read(tmp_path, content, message):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     path = tmp_path / "mine.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_dataset(DatasetName.CF, path=path)
-
-
-def test_published_records_are_taken_from_the_cache(cache):
-    (cache / "zsre_mend_eval.json").write_text(json.dumps([QUESTION]))
-    dataset = load_dataset(DatasetName.ZSRE, model_name="gpt2-xl")
-    assert (dataset.source, dataset.records) == ("published", parse_zsre([QUESTION]))
-    (cache / "counterfact.json").write_text(json.dumps([CF]))
-    with pytest.raises(
-        DownloadError, match=r"counterfact.json has \d+ bytes, and 45108470 are exp"
-    ):
-        load_dataset(DatasetName.CF, model_name="gpt2-xl")
-
-
-def test_published_records_without_a_network(cache):
-    with pytest.raises(DownloadError, match=r"curl .*dsets/counterfact.json` and copy the file to"):
-        load_dataset(DatasetName.CF)
-
-
-def test_fetch_checks_what_it_gets(cache, tmp_path, monkeypatch):
-    content = b"[1, 2]"
-    (tmp_path / "small.json").write_bytes(content)
-    monkeypatch.setattr(published, "ROOT", f"{tmp_path.as_uri()}/")
-    right = hashlib.sha256(content).hexdigest()
-    with pytest.raises(DownloadError, match=r"and 0000.* is expected: it was thrown away"):
-        fetch(PublishedFile("small.json", 6, "0" * 64))
-    path = fetch(PublishedFile("small.json", 6, right))
-    assert (path, path.read_bytes()) == (cache / "small.json", content)
-    # A file that is there is hashed again, unless that takes long.
-    path.write_bytes(b"[3, 4]")
-    with pytest.raises(DownloadError, match=r"small.json has SHA-256 .*: remove it"):
-        fetch(PublishedFile("small.json", 6, right))
-    monkeypatch.setattr(published, "_LARGE", 5)
-    assert fetch(PublishedFile("small.json", 6, right)) == path
-    with pytest.raises(
-        DownloadError, match=r"small.json has 6 bytes, and 7 are expected: remove it"
-    ):
-        fetch(PublishedFile("small.json", 7, right))
-
-
-def test_an_empty_record_is_named():
-    with pytest.raises(DataError, match="case 3: subject is missing; there is no field"):
-        Fields.of({}, "case 3").text("subject")
-
-
-def test_known_facts_are_downloaded_when_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path))
-    monkeypatch.setattr(published, "ROOT", "http://127.0.0.1:9/")
-    monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(DownloadError, match=r"curl .*known_1000.json"):
-        trace_inputs.read_facts("published", "gpt2-xl")
-    (tmp_path / "dsets").mkdir(exist_ok=True)
-    facts = [{"known_id": 3, "subject": "Rome", "attribute": "Italy", "prompt": "Rome is in"}]
-    (tmp_path / "dsets" / "known_1000.json").write_text(json.dumps(facts))
-    assert trace_inputs.read_facts("published", "gpt2-xl").facts[0].known_id == 3

@@ -1,34 +1,33 @@
-"""Records evaluated in batches with factored deltas, against merging each delta and evaluating alone."""
+"""Records evaluated in batches with factored deltas, against merging each delta and evaluating it alone."""
 
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import MethodName
-from rome_jax.edit.methods import fine_tune
 from rome_jax.evaluation import datasets
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
-from rome_jax.models.interventions import Delta
-from rome_jax.models.registry import SHIPPED, load_model
+from rome_jax.models.interventions import Delta, DenseUpdate, Part
+from rome_jax.models.registry import SHIPPED
 from tests.evaluation.edits import RandomEdits, assert_same
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CASES = 20
 
 
-@pytest.fixture(scope="module", params=SHIPPED)
-def model(request):
-    return load_model(request.param)
+@pytest.fixture(scope="module")
+def gpt2(shipped_model):
+    return shipped_model("factworld-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,11 @@ def merged(model, delta):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DatasetName)
-def test_a_batch_of_factored_edits_is_each_edit_merged_and_scored_alone(model, generation, name):
+@pytest.mark.parametrize("model_name", SHIPPED)
+def test_a_batch_of_factored_edits_is_each_edit_merged_and_scored_alone(
+    shipped_model, model_name, generation, name
+):
+    model = shipped_model(model_name)
     records = records_of(name, model)
     deltas = random_edits(model, records)
     texts = generation if name is DatasetName.CF else None
@@ -70,17 +73,16 @@ def test_a_batch_of_factored_edits_is_each_edit_merged_and_scored_alone(model, g
 
 
 @pytest.mark.slow
-def test_neither_batch_size_nor_order_changes_a_case(generation):
-    model = load_model("factworld-gpt2")
-    records = records_of(DatasetName.CF, model, 32)
-    deltas = random_edits(model, records)
-    whole = evaluate_records(model, DatasetName.CF, records, deltas, generation=generation)
+def test_neither_batch_size_nor_order_changes_a_case(gpt2, generation):
+    records = records_of(DatasetName.CF, gpt2, 32)
+    deltas = random_edits(gpt2, records)
+    whole = evaluate_records(gpt2, DatasetName.CF, records, deltas, generation=generation)
     order = np.random.default_rng(0).permutation(8)
     for size in (1, 7):
         for start in range(0, 8, size):
             cases = order[start : start + size]
             part = evaluate_records(
-                model,
+                gpt2,
                 DatasetName.CF,
                 [records[case] for case in cases],
                 jax.tree.map(lambda leaf, cases=cases: leaf[cases], deltas),
@@ -91,42 +93,44 @@ def test_neither_batch_size_nor_order_changes_a_case(generation):
                 assert_same(found, whole[case])
 
 
-def test_a_dense_edit_is_merged_and_scored_alone(generation):
-    model = load_model("factworld-gpt2")
-    records = records_of(DatasetName.CF, model, 2)
-    config = FTConfig(layers=(0,), num_steps=2)
-    deltas = fine_tune.compute_deltas(model, [record.request for record in records], config)
+def test_a_dense_edit_is_merged_and_scored_alone(gpt2, generation):
+    records = records_of(DatasetName.CF, gpt2, 2)
+    (update,) = random_edits(gpt2, records).updates
+    change = jnp.einsum("nfr,ndr->nfd", update.left, update.right)
+    deltas = Delta((DenseUpdate(update.leaf, Part.KERNEL, update.layer, change),))
     assert not deltas.factored
-    batch = evaluate_records(model, DatasetName.CF, records, deltas, generation=generation)
+    batch = evaluate_records(gpt2, DatasetName.CF, records, deltas, generation=generation)
     for case, record in enumerate(records):
-        options = {"generation": generation}
         (alone,) = evaluate_records(
-            merged(model, deltas[case]), DatasetName.CF, [record], **options
+            merged(gpt2, deltas[case]), DatasetName.CF, [record], generation=generation
         )
         assert_same(batch[case], alone)
-    before = evaluate_records(model, DatasetName.CF, records, generation=generation)
-    assert before[0]["rewrite_prompts_probs"] != batch[0]["rewrite_prompts_probs"]
+    (before,) = evaluate_records(gpt2, DatasetName.CF, records[:1])
+    assert before["rewrite_prompts_probs"] != batch[0]["rewrite_prompts_probs"]
 
 
-def test_as_many_edits_as_records_are_needed():
-    model = load_model("factworld-gpt2")
-    records = records_of(DatasetName.CF, model, 2)
-    deltas = Delta(())
-    with pytest.raises((ValueError, TypeError), match=r"no case axis|1 deltas for 2 records"):
-        evaluate_records(model, DatasetName.CF, records, deltas)
+def test_as_many_edits_as_records_are_needed(gpt2):
+    records = records_of(DatasetName.CF, gpt2, 2)
+    with pytest.raises((ValueError, TypeError), match=r"case axis|1 deltas for 2 records"):
+        evaluate_records(gpt2, DatasetName.CF, records, Delta(()))
+
+
+def test_records_of_the_other_data_set_are_refused(gpt2):
+    questions = records_of(DatasetName.ZSRE, gpt2, 1)
+    with pytest.raises(ValueError, match="not all records are of type CounterFactRecord"):
+        evaluate_records(gpt2, DatasetName.CF, questions)
 
 
 @pytest.mark.parametrize(
     ("file", "name"),
     [("counterfact_sample_100.json", DatasetName.CF), ("zsre_sample_100.json", DatasetName.ZSRE)],
 )
-def test_real_records_are_scored(file, name):
-    """Unusual characters, long subjects: their scores by a model of another world mean nothing."""
+def test_real_records_are_scored(gpt2, file, name):
+    """Real records have unusual characters and long subjects; the scores of this model mean nothing."""
     if not DATA.is_dir():
         pytest.skip("the real records are not beside the checkout")
-    model = load_model("factworld-gpt2")
     records = load_dataset(name, path=DATA / file).records
-    results = evaluate_records(model, name, records)
+    results = evaluate_records(gpt2, name, records)
     assert len(results) == 100
     json.dumps(results, allow_nan=False)
     if name is DatasetName.CF:
@@ -134,7 +138,7 @@ def test_real_records_are_scored(file, name):
         assert not any("text" in result for result in results)
 
 
-def test_all_embedded_records_have_what_the_metrics_ask_for(generation):
+def test_all_embedded_records_have_the_references_that_the_metrics_need(generation):
     for record in load_dataset(DatasetName.CF, model_name="factworld-gpt2").records:
         assert generation.snippets.texts(record.relation_id, record.target_new_id)
         true = generation.snippets.texts(record.relation_id, record.target_true_id)

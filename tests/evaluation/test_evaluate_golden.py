@@ -1,4 +1,4 @@
-"""Records of both data sets, before and after an edit of the original, against the original's results."""
+"""Results of records before and after one of the original's edits, against the original's results."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from rome_jax.evaluation.scoring import score_queries, text_query, tokenize_text
 from rome_jax.evaluation.text_metrics import fluency, reference_score, tfidf_vectorizer
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 
-TOLERANCE = 1e-4  # of metrics, golden README
+TOLERANCE = 1e-4  # relative; see the README of the golden files
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model(golden_model):
 
 @pytest.fixture(scope="module")
 def delta(case):
-    """The golden edit, which is of rank one, factored."""
+    """The golden edit, which has rank one, in factored form."""
     left, sizes, right = np.linalg.svd(case.arrays["wdelta"].astype(np.float64))
     assert sizes[1] < 1e-6 * sizes[0]
     update = LowRankUpdate(
@@ -46,9 +46,9 @@ def test_counterfact_has_the_originals_numbers(case, model, delta, state):
     records = parse_counterfact([case.info["record"]])
     deltas = delta if state == "post" else None
     (found,) = evaluate_records(model, DatasetName.CF, records, deltas)
-    for name, wanted in case.info[state]["no_snips"].items():
-        assert len(found[name]) == len(wanted) > 0
-        for one, other in zip(found[name], wanted, strict=True):
+    for name, expected in case.info[state]["no_snips"].items():
+        assert len(found[name]) == len(expected) > 0
+        for one, other in zip(found[name], expected, strict=True):
             assert one == pytest.approx(other, rel=TOLERANCE)
 
 
@@ -73,31 +73,31 @@ def test_zsre_has_the_originals_answers(case, model, delta, state):
     record = zsre_record(case.info[state]["zsre_record"])
     deltas = delta if state == "post" else None
     (found,) = evaluate_records(model, DatasetName.ZSRE, [record], deltas)
-    for name, wanted in case.info[state]["zsre"].items():
-        assert found[name] == wanted
-        assert found[f"{name}_by_token"] == wanted, "no target splits a character here"
+    for name, expected in case.info[state]["zsre"].items():
+        assert found[name] == expected
+        assert found[f"{name}_by_token"] == expected, "no target splits a character here"
 
 
 @pytest.mark.parametrize("state", ["pre", "post"])
-def test_judgements_of_the_originals_texts(case, golden, model, delta, state):
-    wanted = case.info[state]["with_snips"]
-    assert fluency(wanted["text"]) == pytest.approx(wanted["ngram_entropy"], rel=1e-12)
+def test_scores_of_the_originals_texts(case, golden, model, delta, state):
+    expected = case.info[state]["with_snips"]
+    assert fluency(expected["text"]) == pytest.approx(expected["ngram_entropy"], rel=1e-12)
     tfidf = golden("eval_tfidf")
     vectorizer = tfidf_vectorizer(tfidf.arrays["idf"], tfidf.info["vocabulary"])
     references = [sample["text"] for sample in tfidf.info["snippets"][0]["samples"]]
-    actual = reference_score(vectorizer, wanted["text"], references)
-    assert actual == pytest.approx(wanted["reference_score"], rel=1e-12)
+    actual = reference_score(vectorizer, expected["text"], references)
+    assert actual == pytest.approx(expected["reference_score"], rel=1e-12)
     edited = model
     if state == "post":
         edited = model.replace(params=apply_delta(model.params, delta[0]))
-    (ids,) = tokenize_texts(model, wanted["essence_text"])
+    (ids,) = tokenize_texts(model, expected["essence_text"])
     ((score,),) = score_queries(edited, [text_query(ids[:100])])
     actual = essence_perplexity(score.log_probs)
-    assert actual == pytest.approx(wanted["essence_score"], rel=TOLERANCE)
+    assert actual == pytest.approx(expected["essence_score"], rel=TOLERANCE)
 
 
-def test_characters_over_two_tokens_are_never_hit_as_text_but_are_as_tokens(model):
-    """A target that the model is sure to say: its own most likely continuation, forced through an odd tokenizer."""
+def test_a_split_character_can_be_correct_by_token_but_never_as_text(model):
+    """All tokens of the target count as hits, so only the comparison as text can fail."""
     target = "€"  # three bytes
     (ids,) = tokenize_texts(model, [" " + target])
     assert len(ids) > 1
@@ -123,7 +123,7 @@ def test_characters_over_two_tokens_are_never_hit_as_text_but_are_as_tokens(mode
     assert not all(found["rewrite_prompts_correct"])
 
 
-def test_exact_is_what_greedy_decoding_says(case, model):
+def test_exact_is_greedy_decoding(case, model):
     from rome_jax.data.tokens import pad
     from rome_jax.models.generate import generate
 

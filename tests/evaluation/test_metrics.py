@@ -21,24 +21,30 @@ def test_success_prefers_the_lower_loss_and_a_tie_fails():
 
 
 def test_magnitude_is_a_difference_of_probabilities():
-    wanted, other = -np.log([0.5, 0.25, 1.0]), -np.log([0.125, 0.75, 1.0])
-    np.testing.assert_allclose(magnitude(wanted, other), [0.375, -0.5, 0], rtol=1e-12)
+    desired, other = -np.log([0.5, 0.25, 1.0]), -np.log([0.125, 0.75, 1.0])
+    np.testing.assert_allclose(magnitude(desired, other), [0.375, -0.5, 0], rtol=1e-12)
 
 
-def test_estimate_is_mean_spread_and_interval_times_100():
-    result = estimate(np.array([1.0, 0.0, 0.0, 0.0]))  # σ = √(1/4 · 3/4), n = 4
+def test_estimate_is_mean_spread_and_interval_in_percent():
+    result = estimate(np.array([1.0, 0.0, 0.0, 0.0]), interval=(0.05, 0.7))  # σ = √(1/4 · 3/4)
     assert (result.mean, result.count) == (25, 4)
     assert result.spread == pytest.approx(100 * np.sqrt(3) / 4, rel=1e-15)
-    assert result.half_width == pytest.approx(1.96 * 100 * np.sqrt(3) / 4 / 2, rel=1e-15)
-    assert str(result) == " 25.0 ± 42.4"
+    assert (result.low, result.high) == pytest.approx((5, 70))
+    assert str(result) == "25.0 [5.0, 70.0]"
+
+
+def test_an_estimate_without_an_interval_is_a_mean_alone():
+    result = estimate([1.0])
+    assert np.isnan([result.low, result.high]).all() and not result.has_interval
+    assert str(result) == "100.0"
 
 
 def test_estimate_in_other_units():
-    result = estimate([3.0, 5.0], scale=1)  # seconds, say
+    result = estimate([3.0, 5.0], scale=1)  # for instance seconds
     assert (result.mean, result.spread) == (4, 1)
 
 
-def test_estimate_needs_a_case():
+def test_an_estimate_needs_a_case():
     with pytest.raises(ValueError, match="values is empty: give the value of at least one case"):
         estimate([])
 
@@ -61,13 +67,13 @@ def test_accuracy_is_the_share_of_tokens():
     assert accuracy([True, False, True]) == pytest.approx(2 / 3, rel=1e-15)
 
 
-def test_exact_takes_every_token():
+def test_exact_requires_every_token():
     assert exact([True, True]) is True
     assert exact([True, False]) is False
 
 
 @pytest.mark.parametrize("metric", [accuracy, exact])
-def test_a_target_has_tokens(metric):
+def test_a_target_without_tokens_is_refused(metric):
     with pytest.raises(ValueError, match="hits is empty: give every target at least one token"):
         metric([])
 

@@ -1,4 +1,4 @@
-"""Scores of targets, packed into shared rows, against scoring each alone with merged weights."""
+"""Scores of targets that are packed into shared rows, against scoring each target alone with merged weights."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rome_jax.data.request import EditRequest
-from rome_jax.data.tokens import SequenceTooLongError
+from rome_jax.data.tokens import SequenceTooLongError, pad
 from rome_jax.edit.delta import apply_delta
 from rome_jax.evaluation import counterfact, scoring
 from rome_jax.evaluation.datasets import CounterFactRecord
@@ -18,6 +18,7 @@ from rome_jax.evaluation.scoring import Query, make_queries, score_queries, targ
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 
+forward_pass = jax.jit(forward.logits, static_argnums=1)
 PROMPTS = ["The file", "The mother tongue of Danielle Darrieux is", "A new window"]
 TARGETS = [["is open", "English"], ["French", "English", "the system of a window"], ["is"]]
 
@@ -44,10 +45,9 @@ def deltas(model):
 
 
 def alone(model, prompt, target):
-    """Log-probabilities and hits of a target's tokens, with no batch, no padding and no other target."""
-    row = jnp.array([[*prompt, *target[:-1]]])
-    batch = forward.TokenBatch(row, jnp.ones_like(row, bool))
-    logits = forward.logits(model.params, model.config, batch)[0]
+    """Log-probabilities and hits of a target's tokens, with no other prompt and no other target."""
+    batch = pad([[*prompt, *target[:-1]]], multiple=32)  # one program for rows of all lengths
+    logits = forward_pass(model.params, model.config, batch)[0]
     places = np.arange(len(prompt) - 1, len(prompt) - 1 + len(target))
     target = np.array(target)
     log_probs = jax.nn.log_softmax(logits)[places, target]
@@ -75,9 +75,8 @@ def test_targets_that_share_a_prompt_score_as_alone(model):
 def test_a_hit_is_a_hit(model):
     """Random targets are never the most likely token; the model's own choice is."""
     (prompt,) = scoring.prompt_ids(model, PROMPTS[:1])
-    row = jnp.array([prompt])
-    batch = forward.TokenBatch(row, jnp.ones_like(row, bool))
-    best = int(forward.logits(model.params, model.config, batch)[0, -1].argmax())
+    logits = forward_pass(model.params, model.config, pad([prompt], multiple=32))
+    best = int(logits[0, len(prompt) - 1].argmax())
     ((score,),) = score_queries(model, [Query(prompt, ((best, best),))])
     assert score.hits[0]
 
@@ -94,22 +93,31 @@ def test_one_edit_serves_all_queries(model, deltas):
     check(model, queries, score_queries(model, queries, deltas[0]), deltas, rtol=1e-4)
 
 
-@settings(max_examples=6, deadline=None)
+LENGTHS = [(1,), (5, 2), (3, 1, 4)]  # of the targets of a prompt
+
+
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_scores_depend_neither_on_the_batch_nor_on_the_order(golden_model, seed):
     model = golden_model("gpt2")
     rng = np.random.default_rng(seed)
 
-    def ids(most):
-        return tuple(rng.integers(0, model.config.vocab_size, rng.integers(1, most + 1)).tolist())
+    def ids(size):
+        return tuple(rng.integers(0, model.config.vocab_size, size).tolist())
 
-    queries = [Query(ids(20), tuple(ids(5) for _ in range(rng.integers(1, 4)))) for _ in range(12)]
-    wanted = score_queries(model, queries)
+    # The tokens differ between examples, and the lengths do not: all examples share their programs.
+    queries = [
+        Query(ids(prompt), tuple(map(ids, targets)))
+        for prompt, targets in zip(
+            (1, 2, 3, 5, 7, 8, 11, 13, 14, 17, 19, 20), 4 * LENGTHS, strict=True
+        )
+    ]
+    expected = score_queries(model, queries)
     order = rng.permutation(len(queries))
     for max_tokens in (64, 16_384):
         found = score_queries(model, [queries[i] for i in order], max_tokens=max_tokens)
         for place, index in enumerate(order):
-            for one, other in zip(found[place], wanted[index], strict=True):
+            for one, other in zip(found[place], expected[index], strict=True):
                 np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Reference texts read from a file by parts, and the TF-IDF vocabulary."""
+"""Reference texts that are read from a file in parts, and the TF-IDF vocabulary."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Files that were read whole to be indexed."""
+    """The files that were read to be indexed."""
     seen = []
     scan = snippets._scan
     monkeypatch.setattr(
@@ -70,7 +70,7 @@ def expected(groups, relation_id, target_id):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 64, 1 << 20])
-def test_a_file_says_what_it_holds(tmp_path, layout, chunk_size):
+def test_snippets_of_a_file_are_found_in_every_layout_and_chunk_size(tmp_path, layout, chunk_size):
     path = write(tmp_path / "snippets.json", **LAYOUTS[layout])
     opened = AttributeSnippets.open(path, chunk_size=chunk_size)
     again = AttributeSnippets.open(path)  # by its index
@@ -87,8 +87,8 @@ def test_a_file_says_what_it_holds(tmp_path, layout, chunk_size):
         )
 
 
-def test_chunk_borders_fall_everywhere(tmp_path):
-    """Every border between the bytes of a file, by chunks of every size."""
+def test_a_chunk_may_end_anywhere(tmp_path):
+    """Chunks of every size put a border between any two bytes of the file."""
     content = json.dumps(GROUPS, ensure_ascii=False).encode()
     path = tmp_path / "snippets.json"
     path.write_bytes(content)
@@ -100,7 +100,7 @@ def test_chunk_borders_fall_everywhere(tmp_path):
             assert list(snippets._elements(file, size)) == ranges
 
 
-def test_a_file_is_never_in_memory_whole(tmp_path):
+def test_a_file_is_never_loaded_as_a_whole(tmp_path):
     path = write(
         tmp_path / "snippets.json", [group("P1", f"Q{i}", "x" * 20_000) for i in range(200)]
     )
@@ -114,7 +114,7 @@ def test_a_file_is_never_in_memory_whole(tmp_path):
     assert path.stat().st_size > 4_000_000 > 8 * peak
 
 
-def test_the_index_is_made_once_and_serves_its_file_alone(tmp_path, cache, scans):
+def test_the_index_is_written_once_and_belongs_to_one_file(tmp_path, cache, scans):
     path = write(tmp_path / "snippets.json")
     (tmp_path / "other").mkdir()
     other = write(tmp_path / "other" / "snippets.json", [group("P1", "Q1", "of the other file")])
@@ -126,7 +126,7 @@ def test_the_index_is_made_once_and_serves_its_file_alone(tmp_path, cache, scans
 
 
 @pytest.mark.parametrize("longer", [True, False])
-def test_a_stale_index_is_made_anew(tmp_path, scans, longer):
+def test_a_stale_index_is_written_again(tmp_path, scans, longer):
     path = write(tmp_path / "snippets.json", [group("P1", "Q1", "old"), group("P2", "Q2", "new")])
     AttributeSnippets.open(path)
     texts = ["a much longer text", "x"] if longer else ["new", "old"]
@@ -138,7 +138,7 @@ def test_a_stale_index_is_made_anew(tmp_path, scans, longer):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"file": ', b"[]", b'{"file": 1}'])
-def test_a_damaged_index_is_made_anew(tmp_path, cache, scans, content):
+def test_a_damaged_index_is_written_again(tmp_path, cache, scans, content):
     path = write(tmp_path / "snippets.json")
     AttributeSnippets.open(path)
     (index,) = cache.iterdir()
@@ -152,7 +152,7 @@ def test_a_file_cut_short_anywhere_is_an_error(tmp_path, cache):
     path = tmp_path / "snippets.json"
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match=rf"snippets.json: it breaks off after {length} bytes"):
+        with pytest.raises(DataError, match=rf"snippets.json: it ends early, after {length} bytes"):
             AttributeSnippets.open(path, chunk_size=50)
     assert not cache.exists()  # no index of a part
 
@@ -160,8 +160,8 @@ def test_a_file_cut_short_anywhere_is_an_error(tmp_path, cache):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"groups": []}', "snippets.json: it is no JSON list"),
-        (b'[{"relation_id": "P1" "x"}]', r"the group at byte 1 is not JSON \(.*\): mend it or"),
+        (b'{"groups": []}', "snippets.json: it is not a JSON list"),
+        (b'[{"relation_id": "P1" "x"}]', r"the group at byte 1 is not JSON \(.*\): repair it or"),
         (b'[["P1"]]', r"the group at byte 1 is \['P1'\]; give an object with fields"),
         (
             b'[{"target_id": "Q1", "samples": []}]',
@@ -178,29 +178,29 @@ def test_a_file_cut_short_anywhere_is_an_error(tmp_path, cache):
         ),
     ],
 )
-def test_a_malformed_file(tmp_path, content, message):
+def test_a_malformed_file_is_refused(tmp_path, content, message):
     path = tmp_path / "snippets.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         AttributeSnippets.open(path)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*none.json: give the path"):
         load_snippets(tmp_path / "none.json")
 
 
-def test_a_malformed_group():
+def test_a_malformed_group_is_named():
     with pytest.raises(DataError, match="group 1: samples is missing"):
         AttributeSnippets.from_groups([GROUPS[0], {"relation_id": "P1", "target_id": "Q1"}])
 
 
-def test_a_file_that_changes_while_in_use(tmp_path):
+def test_a_file_that_changes_while_in_use_is_refused(tmp_path):
     path = write(tmp_path / "snippets.json")
     opened = AttributeSnippets.open(path)
     write(path, [GROUPS[1]])
     with pytest.raises(
-        DataError, match=r"snippets.json has changed while it was in use: start aga"
+        DataError, match=r"snippets.json has changed while it was in use: start the"
     ):
         opened.texts("P2", "Q1")
 
@@ -221,7 +221,7 @@ def test_published_snippets_are_checked_by_size_and_not_hashed(cache, monkeypatc
         load_snippets()
     cache.mkdir(parents=True, exist_ok=True)
     path = write(cache / "attribute_snippets.json")
-    with pytest.raises(DownloadError, match="and 926285719 are expected"):
+    with pytest.raises(DownloadError, match="instead of 926285719"):
         load_snippets()
     os.truncate(path, 926_285_719)  # a hole: it takes no space, and no bracket is in it
     assert len(load_snippets().texts("P1", "Q1")) == 6
@@ -233,7 +233,7 @@ def save_tfidf(folder, idf, vocabulary):
     return folder
 
 
-def test_tfidf_of_a_folder(tmp_path):
+def test_tfidf_files_are_read_from_a_folder(tmp_path):
     save_tfidf(tmp_path, np.array([1.5, 2.0], np.float32), {"rome": 1, "italy": 0})
     idf, vocabulary = load_tfidf(str(tmp_path), factworld=True)
     assert (idf.dtype, idf.tolist()) == (np.float64, [1.5, 2.0])
@@ -264,20 +264,24 @@ def test_tfidf_of_factworld():
         ([1], {"rome": 0}, r"idf.npy holds int64 \[1\]: it must be finite floats"),
     ],
 )
-def test_tfidf_files_that_do_not_fit(tmp_path, idf, vocabulary, message):
+def test_tfidf_files_that_do_not_belong_together_are_refused(tmp_path, idf, vocabulary, message):
     with pytest.raises(DataError, match=message):
         load_tfidf(save_tfidf(tmp_path, np.array(idf), vocabulary))
 
 
-def test_tfidf_files_that_cannot_be_read(tmp_path):
+def test_tfidf_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*tfidf_vocab.json"):
         load_tfidf(tmp_path)
     save_tfidf(tmp_path, np.array([1.0]), {"rome": 0})
     (tmp_path / "idf.npy").write_bytes(b"PK no array")
-    with pytest.raises(DataError, match=r"idf.npy is no array .*: mend it or download it again"):
+    with pytest.raises(
+        DataError, match=r"idf.npy is not an array .*: repair it or download it again"
+    ):
         load_tfidf(tmp_path)
     (tmp_path / "idf.npy").unlink()
-    with pytest.raises(DataError, match=r"there is no file .*idf.npy: give a folder with it"):
+    with pytest.raises(
+        DataError, match=r"there is no file .*idf.npy: give a folder that contains it"
+    ):
         load_tfidf(tmp_path)
     (tmp_path / "tfidf_vocab.json").write_text('{"rome": ')
     with pytest.raises(DataError, match=r"tfidf_vocab.json is not JSON"):

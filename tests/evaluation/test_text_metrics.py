@@ -37,7 +37,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def nltks_own(tmp_path_factory):
-    """`nltk.word_tokenize`, with our tables as the data that it downloads."""
+    """`nltk.word_tokenize`, with the tables of this package in place of its download."""
     root = tmp_path_factory.mktemp("nltk_data")
     shutil.copytree(TABLES, root / "tokenizers" / "punkt_tab" / "english")
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def test_words_are_those_of_the_original(golden):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_words_of_odd_texts_are_nltks(nltks_own, name):
+def test_words_of_unusual_texts_are_nltks(nltks_own, name):
     assert word_tokens(ODD[name]) == nltks_own(ODD[name])
 
 
@@ -94,7 +94,7 @@ def test_sentence_boundaries_count():
     assert word_tokens("See Dr. Who.") == "See Dr. Who .".split()
 
 
-def test_nothing_slow_is_imported_before_its_use():
+def test_slow_packages_are_imported_on_first_use():
     code = "import sys, rome_jax.evaluation.text_metrics; assert not {'nltk', 'sklearn'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=TABLES.parents[2])
 
@@ -119,7 +119,7 @@ def test_a_text_too_short_for_an_ngram_has_no_entropy(tokens):
     assert ngram_entropy(tokens, 3) == 0
 
 
-def test_ngrams_have_a_word():
+def test_an_ngram_needs_a_word():
     with pytest.raises(ValueError, match="n is 0: give the number of words"):
         ngram_entropy(["a"], 0)
 
@@ -153,7 +153,7 @@ def test_fluency_is_the_originals(golden):
         assert fluency(record["text"]) == pytest.approx(record["ngram_entropy"], rel=1e-12)
 
 
-# ----- likeness to reference texts -----
+# ----- similarity to reference texts -----
 
 
 def test_reference_score_is_the_originals(golden, vectorizer, references):
@@ -183,11 +183,11 @@ def test_reference_score_by_hand():
     [([], ["red"]), (["red"], []), (["unknown words"], ["red"]), ([""], [""])],
     ids=["no text", "no reference", "no known word", "empty texts"],
 )
-def test_nothing_to_compare_scores_zero(texts, references):
+def test_texts_without_known_words_score_zero(texts, references):
     vectorizer = tfidf_vectorizer(np.array([1.0]), {"red": 0})
     assert reference_score(vectorizer, texts, references) == 0
 
 
-def test_weights_belong_to_a_vocabulary():
+def test_weights_and_vocabulary_have_the_same_length():
     with pytest.raises(ValueError, match=r"idf has shape \(3,\), but vocabulary has 2 terms: give"):
         tfidf_vectorizer(np.ones(3), {"red": 0, "clay": 1})

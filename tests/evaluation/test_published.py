@@ -1,0 +1,81 @@
+"""Published files: records from the cache, and downloads that are checked."""
+
+import hashlib
+import json
+
+import pytest
+
+from rome_jax.data import published
+from rome_jax.data.published import DataError, Fields, PublishedFile, fetch
+from rome_jax.evaluation.datasets import DatasetName, load_dataset, parse_zsre
+from rome_jax.files.artifacts import DownloadError
+from rome_jax.trace import inputs as trace_inputs
+
+QUESTION = {
+    "subject": "Rome",
+    "src": "Is Rome the Rome of old?",
+    "rephrase": "Is this still Rome?",
+    "answers": ["yes"],
+    "loc": "nq question: who wrote emma",
+    "loc_ans": "Jane Austen",
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and no server to download from."""
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(published, "ROOT", "http://127.0.0.1:9/dsets/")
+    (tmp_path / "cache" / "dsets").mkdir(parents=True)
+    return tmp_path / "cache" / "dsets"
+
+
+def test_published_records_are_taken_from_the_cache(cache):
+    (cache / "zsre_mend_eval.json").write_text(json.dumps([QUESTION]))
+    dataset = load_dataset(DatasetName.ZSRE, model_name="gpt2-xl")
+    assert (dataset.source, dataset.records) == ("published", parse_zsre([QUESTION]))
+    (cache / "counterfact.json").write_text(json.dumps([QUESTION]))
+    with pytest.raises(DownloadError, match=r"counterfact.json has \d+ bytes instead of 45108470"):
+        load_dataset(DatasetName.CF, model_name="gpt2-xl")
+
+
+def test_published_records_without_a_network(cache):
+    with pytest.raises(DownloadError, match=r"curl .*dsets/counterfact.json` and copy the file to"):
+        load_dataset(DatasetName.CF)
+
+
+def test_a_download_is_checked(cache, tmp_path, monkeypatch):
+    content = b"[1, 2]"
+    (tmp_path / "small.json").write_bytes(content)
+    monkeypatch.setattr(published, "ROOT", f"{tmp_path.as_uri()}/")
+    right = hashlib.sha256(content).hexdigest()
+    with pytest.raises(DownloadError, match=r"instead of 0000.*: it was removed"):
+        fetch(PublishedFile("small.json", 6, "0" * 64))
+    path = fetch(PublishedFile("small.json", 6, right))
+    assert (path, path.read_bytes()) == (cache / "small.json", content)
+    # A cached file is hashed again, unless it is large.
+    path.write_bytes(b"[3, 4]")
+    with pytest.raises(DownloadError, match=r"small.json has SHA-256 .*: remove it"):
+        fetch(PublishedFile("small.json", 6, right))
+    monkeypatch.setattr(published, "_LARGE", 5)
+    assert fetch(PublishedFile("small.json", 6, right)) == path
+    with pytest.raises(DownloadError, match=r"small.json has 6 bytes instead of 7: remove it"):
+        fetch(PublishedFile("small.json", 7, right))
+
+
+def test_an_empty_record_is_named():
+    with pytest.raises(DataError, match="case 3: subject is missing; there is no field"):
+        Fields.of({}, "case 3").text("subject")
+
+
+def test_known_facts_are_downloaded_when_requested(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(published, "ROOT", "http://127.0.0.1:9/")
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(DownloadError, match=r"curl .*known_1000.json"):
+        trace_inputs.read_facts("published", "gpt2-xl")
+    (tmp_path / "dsets").mkdir(exist_ok=True)
+    facts = [{"known_id": 3, "subject": "Rome", "attribute": "Italy", "prompt": "Rome is in"}]
+    (tmp_path / "dsets" / "known_1000.json").write_text(json.dumps(facts))
+    assert trace_inputs.read_facts("published", "gpt2-xl").facts[0].known_id == 3
