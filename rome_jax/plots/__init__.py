@@ -1,1 +1,1 @@
-"""What is drawn; needs matplotlib, from the extra `plot`."""
+"""The figures of the library. They need matplotlib, from the extra `plot`."""

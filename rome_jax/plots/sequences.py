@@ -1,99 +1,180 @@
-"""The figures of `eval.sequential_edits` and `eval.mass_edits`: what a model keeps against the edits in it."""
+"""The figures of `eval.sequential_edits` and `eval.mass_edits`: what a model retains as edits accumulate in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+import numpy as np
 
-# Okabe and Ito's vermilion and blue, which differ for every eye and in grey.
-STYLES = (
-    {"color": "#D55E00", "linestyle": "--", "marker": "s", "fillstyle": "none"},
-    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+from rome_jax.evaluation.intervals import wilson
+from rome_jax.plots import style
+from rome_jax.plots.style import Color
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LINES: tuple[dict[str, Any], ...] = (
+    {"color": Color.VERMILION, "linestyle": "--", "marker": "s", "fillstyle": "none"},
+    {"color": Color.BLUE, "linestyle": "-", "marker": "o"},
 )
+_UNEDITED: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 _TITLES = {
     "retention": "edits that hold, %",
     "paraphrase": "paraphrases that hold, %",
     "neighborhood": "neighbors that hold, %",
     "perplexity": "perplexity of other texts",
+    "norm_ratio": "‖ΔW‖ / ‖W‖ of each edit",
 }
 _RATES = ("retention", "paraphrase", "neighborhood")
+_DODGE = 1.05  # factor by which whiskers are moved apart
+_LOGARITHMIC = 5  # an axis whose values differ by a larger factor is logarithmic
 
 
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Draws retention, neighborhood success, perplexity and the size of each edit against the number of edits.
+@style.drawing
+def plot(report: Mapping[str, Any]) -> Figure:
+    """Draws retention, neighborhood success, perplexity and the size of each edit by the number of edits in sequence.
+
+    Bands are 95 % Wilson intervals, with an edit and its prompts as one case. Perplexities have no interval.
 
     Args:
-      report: what `eval.sequential_edits` writes.
-      path: of the image; its suffix says which kind.
-    """
-    from matplotlib.figure import Figure  # slow to import, needed here alone
+      report: What `rome_jax.evaluation.sequence.run_modes` returns, or the content of a sequential.json.
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    Returns:
+      A figure of four panels with one legend for both key modes.
+
+    Raises:
+      MissingPackageError: If matplotlib is not installed.
+
+    Example:
+      >>> from rome_jax.plots import sequences
+      >>> after = {"edits": 1, "retention": 100.0, "neighborhood": 80.0, "perplexity": 2.1}
+      >>> steps = [{"edit": 1, "norm_ratio": 0.1, "after": after}]
+      >>> report = {"model": "factworld-gpt2", "configuration": {"layers": [0]}, "perplexity_before": 2.0,
+      ...           "runs": {"reference": steps, "consistent": steps}}
+      >>> sequences.plot(report).get_suptitle()
+      '1 ROME edit in sequence, factworld-gpt2, layer 0'
+    """
+    figure = style.new_figure(style.WIDTH, 4.4)
     panels = figure.subplots(2, 2, sharex=True)
     names = ("retention", "neighborhood", "perplexity", "norm_ratio")
+    measured = {
+        mode: [step["after"] for step in steps if "after" in step]
+        for mode, steps in report["runs"].items()
+    }
+    lines = dict(zip(report["runs"], _LINES, strict=True))
     for axes, name in zip(panels.flat, names, strict=True):
-        for (mode, steps), style in zip(report["runs"].items(), STYLES, strict=True):
+        for mode, look in lines.items():
             if name == "norm_ratio":
-                points = [(step["edit"], step[name]) for step in steps]
-                style = style | {"linestyle": "none", "markersize": 2.5}
+                steps = report["runs"][mode]
+                look = look | {"linestyle": "none", "markersize": 2, "markeredgewidth": 0.6}
+                axes.plot([s["edit"] for s in steps], [s[name] for s in steps], **look)
+            elif name == "perplexity":
+                before = {"edits": 0, name: report["perplexity_before"]}
+                _draw_line(axes, [before, *measured[mode]], name, look)
             else:
-                points = [(s["edit"], s["after"][name]) for s in steps if "after" in s]
-                if name == "perplexity":
-                    points = [(0, report["perplexity_before"]), *points]
-            _draw(axes, mode, points, style)
+                _draw_line(axes, measured[mode], name, look)
         axes.set_xlim(left=0)
-        _finish(axes, name, _TITLES.get(name, "‖ΔW‖ / ‖W‖ of each edit"))
-    panels[0, 0].legend(frameon=False, title="key mode")
-    for axes in panels[1]:
-        axes.set_xlabel("edits in the model")
+    _finish(panels, names, measured.values())
     layers = ", ".join(map(str, report["configuration"]["layers"]))
     count = len(next(iter(report["runs"].values())))
-    figure.suptitle(f"{count} ROME edits in sequence, {report['model']}, layer {layers}")
-    figure.savefig(path, dpi=150)
+    edits = f"{count:,} ROME edit{'s' * (count != 1)}"
+    figure.suptitle(f"{edits} in sequence, {report['model']}, layer {layers}")
+    _legend(figure, {f"key mode {mode}": look for mode, look in lines.items()}, style.band_patch())
+    return figure
 
 
-def plot_mass(report: Mapping[str, Any], path: Path) -> None:
-    """Draws retention, paraphrase and neighborhood success and perplexity of both methods against the number of edits,
-    on a logarithmic axis; the unedited model is a dotted line.
+@style.drawing
+def plot_mass(report: Mapping[str, Any]) -> Figure:
+    """Draws retention, paraphrase and neighborhood success and perplexity of two methods by the number of edits.
+
+    Whiskers are 95 % Wilson intervals, with an edit and its prompts as one case; those of few edits reach below the
+    axes. Perplexities have no interval. The number of edits has a logarithmic axis, on which the methods are a little
+    apart so that no whiskers hide others. A dotted line is the unedited model; at the prompts of the edits and their
+    paraphrases, where it prefers the old target, it has none.
 
     Args:
-      report: what `eval.mass_edits` writes.
-      path: of the image; its suffix says which kind.
+      report: What `rome_jax.evaluation.mass_edits.MassEdits.report` returns, or the content of a mass_edits.json.
+
+    Returns:
+      A figure of four panels with one legend.
+
+    Raises:
+      MissingPackageError: If matplotlib is not installed.
+
+    Example:
+      >>> from rome_jax.plots import sequences
+      >>> row = {"edits": 10, "retention": 100.0, "paraphrase": 90.0, "neighborhood": 80.0, "perplexity": 2.1}
+      >>> report = {"model": "factworld-gpt2", "before": row, "runs": {"ROME": [row], "MEMIT": [row]}}
+      >>> [text.get_text() for text in sequences.plot_mass(report).legends[0].texts]
+      ['ROME', 'MEMIT', 'unedited model']
     """
-    from matplotlib.figure import Figure  # slow to import, needed here alone
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = style.new_figure(style.WIDTH, 4.4)
     panels = figure.subplots(2, 2, sharex=True)
-    for axes, (name, title) in zip(panels.flat, _TITLES.items(), strict=True):
-        for (label, rows), style in zip(report["runs"].items(), STYLES, strict=True):
-            _draw(axes, label, [(row["edits"], row[name]) for row in rows], style)
-        axes.axhline(report["before"][name], color="black", linestyle=":", label="unedited")
-        axes.set_xscale("log")
-        _finish(axes, name, title)
-    panels[0, 0].legend(frameon=False, loc="center left")
-    for axes in panels[1]:
-        axes.set_xlabel("edits in the model")
-    figure.suptitle(f"All edits at once (MEMIT) and one after another (ROME), {report['model']}")
-    figure.savefig(path, dpi=150)
+    names = (*_RATES, "perplexity")
+    lines = dict(zip(report["runs"], _LINES, strict=True))
+    for axes, name in zip(panels.flat, names, strict=True):
+        for shift, (method, look) in zip((1 / _DODGE, _DODGE), lines.items(), strict=True):
+            rows = report["runs"][method]
+            edits, values = (np.array([row[key] for row in rows]) for key in ("edits", name))
+            errors = np.abs(_intervals(rows, name) - values) if name in _RATES else None
+            options = style.whiskers(ecolor=look["color"], capsize=2)
+            axes.errorbar(edits * shift, values, errors, **look, **options)
+        if name in ("neighborhood", "perplexity"):
+            axes.axhline(report["before"][name], **_UNEDITED)
+        style.log_axis(axes, "x")
+    _finish(panels, names, report["runs"].values())
+    title = f"Edits written at once (MEMIT) or in sequence (ROME), {report['model']}"
+    figure.suptitle(f"{title}; whiskers: 95 % intervals")
+    _legend(figure, {**lines, "unedited model": _UNEDITED})
+    return figure
 
 
-def _draw(
-    axes: Axes, label: str, points: Iterable[tuple[float, float]], style: Mapping[str, Any]
+def _draw_line(
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, look: Mapping[str, Any]
 ) -> None:
-    shown = {"markersize": 4, "linewidth": 1.2, "label": label} | dict(style)
-    axes.plot(*zip(*points, strict=True), **shown)
-
-
-def _finish(axes: Axes, name: str, title: str) -> None:
-    """Title, grid and the vertical axis: percent, or logarithmic where values differ much."""
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
+    """Draws a metric by the number of edits, and the interval of a rate."""
+    edits = [row["edits"] for row in rows]
+    axes.plot(edits, [row[name] for row in rows], **look)
     if name in _RATES:
-        axes.set_ylim(-3, 103)
-    low, high = axes.get_ylim()
-    if name not in _RATES and high > 10 * max(low, high / 1e3):
-        axes.set_yscale("log")
+        style.band(axes, edits, _intervals(rows, name), look["color"])
+
+
+def _intervals(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """Returns the ends [2, rows] of a rate's interval, in percent."""
+    return 100 * np.array([wilson(row[name] / 100, int(row["edits"])) for row in rows]).T
+
+
+def _finish(
+    panels: np.ndarray, names: Sequence[str], runs: Iterable[Sequence[Mapping[str, float]]]
+) -> None:
+    """Sets titles, grids and axes.
+
+    All panels of rates have the same axis. It shows all rates and the intervals of the last ones; those of few edits,
+    which are wide, may reach below it.
+    """
+    rates = []
+    for rows, name in itertools.product(runs, [name for name in _RATES if name in names]):
+        rates += [row[name] for row in rows] + _intervals(rows[-1:], name)[0].tolist()
+    for axes, name in zip(panels.flat, names, strict=True):
+        axes.set_title(_TITLES[name])
+        axes.grid()
+        if name in _RATES:
+            style.percent_axis(axes, rates)
+        else:
+            low, high = axes.dataLim.intervaly
+            if low > 0 and high > _LOGARITHMIC * low:
+                style.log_axis(axes, "y")
+    for axes in panels[-1]:
+        axes.set_xlabel("edits in the model")
+
+
+def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]], *further: Artist) -> None:
+    """Draws the legend of lines, and of further marks."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=label, **look) for label, look in lines.items()]
+    style.legend_below(figure, [*handles, *further], len(handles) + len(further))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,13 @@ pytest.importorskip("matplotlib")
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient import NotebookClient
+
+from notebooks import publish
+from notebooks.publish import read
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "notebooks"
+FOLDER = publish.SOURCES
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 LINE = 'MODEL = "factworld-gpt2"'  # the one line to change
 
 LOGIC = (
@@ -31,23 +30,18 @@ LOGIC = (
 )
 
 
-def read(path: Path):
-    """A notebook as it is stored."""
-    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
-
-
 def code_cells(notebook):
-    """Code cells by their id."""
+    """Returns the code cells by their id."""
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
 def parsed(cell):
-    """The syntax tree of a cell, its magics turned into calls."""
+    """Returns the syntax tree of a cell, with its magics as calls."""
     return ast.parse(TransformerManager().transform_cell(cell.source))
 
 
 def text_outputs(cell) -> str:
-    """All that a cell has printed or returned, except to standard error."""
+    """Returns everything that a cell has printed or returned, except to standard error."""
     texts = []
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stdout":
@@ -58,7 +52,7 @@ def text_outputs(cell) -> str:
 
 
 def check_stored_without_outputs(path: Path) -> None:
-    """Nothing but sources and the kernel's name, in one layout."""
+    """Checks that a file holds only sources and the name of the kernel, in one layout."""
     notebook = read(path)
     nbformat.validate(notebook)
     for cell in notebook.cells:
@@ -72,14 +66,14 @@ def check_stored_without_outputs(path: Path) -> None:
 
 
 def check_cells_only_call(notebook) -> None:
-    """No loops, conditions or definitions, except in the cell that installs."""
+    """Checks that only the cell that installs has loops, conditions or definitions."""
     for name, cell in code_cells(notebook).items():
         if name != "install":
             assert not [node for node in ast.walk(parsed(cell)) if isinstance(node, LOGIC)], name
 
 
 def imported_packages(notebook) -> set[str]:
-    """The top-level names of all modules that the cells import."""
+    """Returns the top-level names of all modules that the cells import."""
     nodes = [node for cell in code_cells(notebook).values() for node in ast.walk(parsed(cell))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -87,14 +81,14 @@ def imported_packages(notebook) -> set[str]:
 
 
 def check_needs_the_library_alone(notebook) -> None:
-    """Nothing of a checkout: no programs, no path that is added, no clone."""
+    """Checks that the cells use nothing of a checkout: no programs, no added path, no clone."""
     assert not {"eval", "configs", "tests", "benchmarks"} & imported_packages(notebook)
     source = "\n".join(cell.source for cell in notebook.cells)
     assert not [text for text in ("sys.path", "git clone", "pip install -e") if text in source]
 
 
 def installed_by(notebook, found: bool, environment: dict[str, str], monkeypatch) -> list[str]:
-    """What the first cell gives to pip, if the library is found or not, in an environment."""
+    """Returns the pip commands of the first cell, if the library is found or not, in an environment."""
     commands = []
 
     class Shell:
@@ -116,7 +110,7 @@ def installed_by(notebook, found: bool, environment: dict[str, str], monkeypatch
 
 
 def model_choices(notebook) -> list[str]:
-    """The models that the one line offers; there is one such line, and an example for each."""
+    """Returns the models that the one line offers, and checks that each has an example."""
     cells = code_cells(notebook)
     assert sum(cell.source.count("MODEL =") for cell in cells.values()) == 1
     assert cells["model"].source.startswith(LINE)
@@ -130,29 +124,15 @@ def model_choices(notebook) -> list[str]:
     return choices
 
 
+def num_images(cell) -> int:
+    """Returns the number of images in the outputs of a cell."""
+    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
 def execute(notebook, tmp_path: Path, monkeypatch) -> Path:
-    """Runs all cells in a clean kernel of this interpreter; returns the folder it ran in."""
+    """Runs all cells in a clean kernel without a network; returns the folder it ran in."""
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     before = sorted(FOLDER.rglob("*"))
-    # No folders of installed kernels: what is left is the one of this interpreter.
-    specs = KernelSpecManager(kernel_dirs=[])
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    assert manager.kernel_spec.argv[0] == sys.executable
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    library = tmp_path / "library"  # the library without the checkout around it
-    library.mkdir()
-    (library / "rome_jax").symlink_to(ROOT / "rome_jax")
-    client = NotebookClient(
-        notebook, km=manager, timeout=300, resources={"metadata": {"path": str(workdir)}}
-    )
-    client.execute(
-        env=os.environ
-        | {
-            "PYTHONPATH": str(library),
-            "IPYTHONDIR": str(tmp_path / "ipython"),
-            "HF_HUB_OFFLINE": "1",
-        }
-    )
+    workdir = publish.execute(notebook, tmp_path, {"HF_HUB_OFFLINE": "1"})
     assert sorted(FOLDER.rglob("*")) == before
     return workdir

@@ -1,4 +1,4 @@
-"""The notebooks of causal tracing: how they are stored, and that each runs from a clean kernel and finds its sites."""
+"""The notebooks of causal tracing run from a clean kernel and find both sites."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from rome_jax.models.registry import SHIPPED
 from tests.notebooks import common
 
-NAMES = ["causal_trace", "causal_trace_severed", "average_causal_effects"]
-EARLY = slice(0, 2)  # layers of factworld-gpt2 in whose windows of MLPs its facts are recalled
+EARLY = slice(0, 2)  # centers of the MLP windows that recall the facts of factworld-gpt2
 PEAK = r"(-?\d\.\d+) layer +(\d+)"
 SITES = ("at the early site:", "at the late site: ")
 
@@ -21,7 +19,7 @@ def path_of(name):
 
 
 def run_small(name, settings, tmp_path, monkeypatch):
-    """Runs a notebook with other settings; returns its texts and its code cells, by id, and the folder it ran in."""
+    """Runs a notebook with other settings; returns its texts and code cells by id, and the folder it ran in."""
     notebook = common.read(path_of(name))
     cells = common.code_cells(notebook)
     for setting, value in settings.items():
@@ -33,32 +31,15 @@ def run_small(name, settings, tmp_path, monkeypatch):
     return {key: common.text_outputs(cell) for key, cell in cells.items()}, cells, workdir
 
 
-def num_images(cell):
-    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
-
-
 def numbers(text, label):
-    """The array that a cell prints behind a label."""
+    """Returns the array that a cell prints after a label."""
     found = re.findall(rf"{re.escape(label)} *\[([^\]]*)\]", text)
     assert len(found) == 1, (label, text)
     return np.array(found[0].split(), float)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_is_stored_without_outputs_and_only_calls_the_library(name):
-    common.check_stored_without_outputs(path_of(name))
-    common.check_cells_only_call(common.read(path_of(name)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_is_one_line_and_all_its_choices_have_an_example(name):
-    choices = common.model_choices(common.read(path_of(name)))
-    assert choices == [*SHIPPED, "gpt2-xl", "EleutherAI/gpt-j-6B"]
-
-
-@pytest.mark.slow
 def test_one_prompt_shows_the_early_and_the_late_site(tmp_path, monkeypatch):
-    settings = {"SAMPLES": 4, "NUM_FACTS": 2}
+    settings = {"SAMPLES": 4, "NUM_FACTS": 1}
     texts, cells, workdir = run_small("causal_trace", settings, tmp_path, monkeypatch)
     assert "Gothulf Punby plays the sport of rowing" in texts["example"]
     assert "subject: ('Gothulf', ' P', 'unby')" in texts["example"]
@@ -83,9 +64,11 @@ def test_one_prompt_shows_the_early_and_the_late_site(tmp_path, monkeypatch):
     assert numbers(texts["attn"], "last subject token").max() < 0.5 * total
     assert numbers(texts["attn"], "last token")[3:5].min() > 0.8 * total
 
-    assert texts["several"].startswith("2 of 2 facts")
-    images = {name: num_images(cell) for name, cell in cells.items() if num_images(cell)}
-    assert images == {"all": 1, "mlp": 1, "attn": 1, "several": 2}
+    assert texts["several"].startswith("1 of 1 facts")
+    images = {
+        name: common.num_images(cell) for name, cell in cells.items() if common.num_images(cell)
+    }
+    assert images == {"all": 1, "attn": 1, "several": 1}
     assert list(workdir.iterdir()) == []
 
 
@@ -99,7 +82,7 @@ def test_severing_costs_the_lower_layers_most(tmp_path, monkeypatch):
     lost = numbers(texts["difference"], "lost without MLP")
     np.testing.assert_allclose(lost, ordinary - severed, atol=0.0016)  # each rounded to 0.001
     assert lost[0] == lost.max() > 0.01
-    assert lost[0] < 0.3 * ordinary[0]  # most of the fact is recalled behind layer 0
+    assert lost[0] < 0.3 * ordinary[0]  # most of the fact is recalled in layer 0
     assert np.abs(lost[-2:]).max() < 0.01 < lost[0]
     without_attention = numbers(texts["bars"], "attention severed")
     np.testing.assert_allclose(
@@ -107,7 +90,7 @@ def test_severing_costs_the_lower_layers_most(tmp_path, monkeypatch):
         ordinary - without_attention,
         atol=0.0016,
     )
-    assert num_images(cells["bars"]) == 1
+    assert common.num_images(cells["bars"]) == 1
     assert list(workdir.iterdir()) == []
 
 
@@ -133,7 +116,9 @@ def test_averages_peak_at_both_sites_and_the_cases_stay(tmp_path, monkeypatch):
 
     early_mlp, late_mlp = (numbers(texts["sites"], f"{site} MLP") for site in SITES)
     assert early_mlp.max() > 2 * late_mlp.max()
-    images = {name: num_images(cell) for name, cell in cells.items() if num_images(cell)}
+    images = {
+        name: common.num_images(cell) for name, cell in cells.items() if common.num_images(cell)
+    }
     assert images == {"lines": 1, "hidden": 1, "mlp": 1, "attn": 1}
     folder = workdir / "results" / "causal_trace" / "factworld-gpt2"
     assert [path.name for path in workdir.iterdir()] == ["results"]

@@ -1,21 +1,34 @@
-"""The first cell of every notebook, and that none needs more than the installed library."""
+"""The house rules of every notebook: how it is stored, what it installs, and the one line that names the model."""
 
 from __future__ import annotations
 
 import pytest
 
+from rome_jax.models.registry import SHIPPED
 from tests.notebooks import common
 
-NAMES = sorted(path.stem for path in common.FOLDER.glob("*.ipynb"))
+
+@pytest.fixture(params=common.NAMES)
+def name(request):
+    return request.param
 
 
-@pytest.fixture(params=NAMES)
-def notebook(request):
-    return common.read(common.FOLDER / f"{request.param}.ipynb")
+@pytest.fixture
+def notebook(name):
+    return common.read(common.FOLDER / f"{name}.ipynb")
 
 
-def test_it_needs_the_library_alone(notebook):
+def test_it_is_stored_without_outputs_and_only_calls_the_library(name, notebook):
+    common.check_stored_without_outputs(common.FOLDER / f"{name}.ipynb")
+    common.check_cells_only_call(notebook)
+
+
+def test_it_needs_only_the_library(notebook):
     common.check_needs_the_library_alone(notebook)
+
+
+def test_the_model_is_one_line_and_every_choice_has_an_example(notebook):
+    assert common.model_choices(notebook) == [*SHIPPED, "gpt2-xl", "EleutherAI/gpt-j-6B"]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +42,7 @@ def test_it_installs_from_a_wheel_a_clone_or_the_name_whichever_is_set(
     assert commands == [f'pip install --quiet "{source}[eval,plot]"']
 
 
-def test_it_takes_the_name_if_nothing_is_set_and_leaves_alone_what_is_there(notebook, monkeypatch):
+def test_it_installs_by_name_by_default_and_nothing_if_the_library_is_there(notebook, monkeypatch):
     commands = common.installed_by(notebook, False, {}, monkeypatch)
     assert commands == ['pip install --quiet "rome_jax[eval,plot]"']
     assert common.installed_by(notebook, True, {}, monkeypatch) == []

@@ -1,4 +1,4 @@
-"""The notebook: how it is stored, and that it runs from a clean kernel and shows its edit."""
+"""The notebook of ROME runs from a clean kernel and shows its edit."""
 
 from __future__ import annotations
 
@@ -18,20 +18,9 @@ def notebook():
     return common.read(PATH)
 
 
-def test_it_is_stored_without_outputs():
-    common.check_stored_without_outputs(PATH)
-
-
-def test_cells_only_call_the_library(notebook):
-    common.check_cells_only_call(notebook)
-
-
-def test_the_model_is_one_line_and_all_its_choices_have_an_example(notebook):
-    choices = common.model_choices(notebook)
-    assert set(SHIPPED) < set(choices)
-    assert {"gpt2-xl", "EleutherAI/gpt-j-6B"} < set(choices)
-    for choice in choices:
-        assert ROMEConfig.for_model(choice).layers
+@pytest.mark.parametrize("model_name", ["gpt2-xl", "EleutherAI/gpt-j-6B", *SHIPPED])
+def test_every_choice_of_a_model_has_hyperparameters(model_name):
+    assert ROMEConfig.for_model(model_name).layers
 
 
 @pytest.mark.slow

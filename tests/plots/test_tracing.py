@@ -1,4 +1,4 @@
-"""The figures of causal tracing say what the numbers are, whatever the prompt, and fit on their page."""
+"""The figures of causal tracing name their numbers, whatever the prompt, and their texts have room."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import matplotlib
 from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 
@@ -17,7 +16,7 @@ from rome_jax.plots.tracing import (
     average_heatmap,
     average_lines,
     heatmap,
-    save_figure,
+    heatmaps,
     severed_bars,
 )
 from rome_jax.trace.averages import AverageEffects, ClassAverage, TokenClass
@@ -71,11 +70,11 @@ def cells(figure) -> QuadMesh:
 
 
 def lines(axes) -> list:
-    """The lines that stand in a legend."""
+    """The lines that a legend explains."""
     return [line for line in axes.lines if not line.get_label().startswith("_")]
 
 
-def test_heatmap_says_what_was_traced():
+def test_heatmap_names_what_was_traced():
     figure = heatmap(trace_of())
     table, bar = figure.axes
     assert row_labels(figure) == ["The*", "Space*", "Need*", "le*", "is", "in"]
@@ -93,7 +92,7 @@ def test_heatmap_says_what_was_traced():
 
 
 def test_heatmap_of_each_kind():
-    """Windows name their size and what they restore, and every kind has its colours."""
+    """Windows name their size and what they restore, and every kind has its own colors."""
     figures = {kind: heatmap(trace_of(kind=kind, provenance={})) for kind in TraceKind}
     assert [figure.axes[0].get_xlabel().split("\n")[0] for figure in figures.values()] == [
         "single restored layer",
@@ -115,15 +114,15 @@ def test_heatmap_names_the_measure():
 
 
 def test_heatmap_of_some_tokens():
-    """Rows are the restored tokens, marked by where they stand in the prompt."""
+    """Rows are the restored tokens, marked by their place in the prompt."""
     for tokens, expected in [((3, 5), ["le*", "in"]), ((3,), ["le*"])]:
         scores = np.full((len(tokens), 6), 0.5)
         some = dataclasses.replace(trace_of(), scores=scores, tokens=tokens)
         assert row_labels(heatmap(some)) == expected
 
 
-def test_colours_begin_at_the_corrupted_score():
-    """An effect is as dark as it is large: neither rounding nor small effects beside large negative ones look big."""
+def test_colors_begin_at_the_corrupted_score():
+    """Neither rounding errors nor small effects next to large negative ones look large."""
 
     def limits(scores, **changes):
         figure = heatmap(trace_of(scores=np.asarray(scores, np.float32), **changes))
@@ -142,7 +141,7 @@ def test_colours_begin_at_the_corrupted_score():
     assert shown == pytest.approx((0.3, 0.5))
 
 
-def test_scores_below_the_colours_are_announced():
+def test_scores_below_the_color_scale_are_marked():
     assert cells(heatmap(trace_of())).colorbar.extend == "neither"
     assert cells(heatmap(trace_of(low_score=0.1))).colorbar.extend == "min"
 
@@ -169,6 +168,28 @@ def test_tokens_that_cannot_be_seen_are_shown():
     assert bar.get_ylabel() == "p($5↵)"
 
 
+def test_heatmaps_share_one_scale_and_name_the_tokens_once():
+    higher = np.full((6, 6), 0.8, np.float32)
+    results = [trace_of(), trace_of(kind=TraceKind.MLP, window=3, scores=higher)]
+    figure = heatmaps(results)
+    panels, bars = figure.axes[:2], figure.axes[2:]
+    assert [axes.get_title() for axes in panels] == ["single hidden states", "MLP outputs"]
+    assert [axes.get_xlabel() for axes in panels] == ["layer", "center of 3-layer window"]
+    assert row_labels(figure) == ["The*", "Space*", "Need*", "le*", "is", "in"]
+    assert panels[0].yaxis_inverted() and panels[1].get_ylim() == panels[0].get_ylim()
+    meshes = [axes.collections[0] for axes in panels]
+    assert [mesh.get_clim() for mesh in meshes] == [pytest.approx((0.0125, 0.8))] * 2
+    assert [bar.get_ylabel() for bar in bars] == ["", "p(Seattle)"]
+    assert figure.get_suptitle().startswith("gpt2-xl, p(Seattle) with clean states restored: clean")
+
+
+def test_heatmaps_refuse_nothing_and_other_prompts():
+    with pytest.raises(ValueError, match="results is empty: give"):
+        heatmaps([])
+    with pytest.raises(ValueError, match="different prompts, tokens or answers: give"):
+        heatmaps([trace_of(), trace_of(answer=" Paris")])
+
+
 def test_average_heatmap():
     averages = averages_of(absent=[TokenClass.MIDDLE_SUBJECT])
     figure = average_heatmap(averages, TraceKind.MLP, window=4, model="gpt2-xl")
@@ -180,22 +201,22 @@ def test_average_heatmap():
     assert title == "Average indirect effect of restoring MLP over 1,000 prompts"
     assert label.split("\n") == [
         "center of interval of 4 restored MLP layers within gpt2-xl",
-        "total effect 0.185 ± 0.0121: clean 0.27, corrupted 0.0847",
+        "total effect 0.185 ± 0.012 (95 % interval): clean 0.27, corrupted 0.0847",
     ]
     assert cells(figure).get_clim()[0] == 0
 
 
 def test_average_lines():
-    """A panel a kind, a line and a band for each class that is there, told apart without colour."""
+    """A panel for each kind, and a line and a band for each class that occurs, told apart without color."""
     absent = [TokenClass.MIDDLE_SUBJECT, TokenClass.FURTHER]
     averages = {
         TraceKind.HIDDEN: averages_of(),
         TraceKind.ATTN: averages_of(absent=absent, sign=-1),
     }
-    figure = average_lines(averages, title="Averages")
+    figure = average_lines(averages, title="gpt2-xl", window=10)
     hidden, attention = figure.axes
-    assert hidden.get_title() == "single hidden states\n1,000 prompts\ntotal effect 0.185 ± 0.0121"
-    assert attention.get_title().startswith("windows of attention outputs\n")
+    assert hidden.get_title() == "single hidden states"
+    assert attention.get_title() == "attention outputs, 10-layer windows"
     assert [line.get_label() for line in lines(hidden)] == [place.value for place in TokenClass]
     assert len(lines(attention)) == 4
     assert len({line.get_marker() for line in lines(hidden)}) == 6
@@ -207,8 +228,19 @@ def test_average_lines():
             assert edges.min() == pytest.approx((of.mean - of.band).min())
             assert edges.max() == pytest.approx((of.mean + of.band).max())
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.texts] == [place.value for place in TokenClass]
-    assert figure.get_suptitle() == "Averages"
+    labels = [place.value for place in TokenClass]
+    assert [text.get_text() for text in legend.texts] == [*labels, "95 % interval of the mean"]
+    assert figure.get_suptitle() == "gpt2-xl: 1,000 prompts, total effect 0.185 ± 0.012"
+
+
+def test_average_lines_of_different_prompts_name_them_in_each_panel():
+    fewer = dataclasses.replace(averages_of(), num_cases=1)
+    figure = average_lines({TraceKind.HIDDEN: averages_of(), TraceKind.MLP: fewer})
+    assert figure.get_suptitle() == ""
+    assert [axes.get_title().split("\n")[1].split(",")[0] for axes in figure.axes] == [
+        "1",
+        "1 prompt",
+    ]
 
 
 def test_average_lines_of_nothing():
@@ -231,21 +263,23 @@ def test_severed_bars():
     left = np.sort([bar.get_x() for drawn in bars for bar in drawn])
     assert (np.diff(left) > 0.99 * bars[0][0].get_width()).all()
     assert [text.get_text() for text in figure.legends[0].texts] == [
-        "effect of single states",
-        "with MLP severed",
+        "single state restored",
+        "with MLPs severed",
         "with attention severed",
     ]
+    _, second = figure.axes[0].get_title().split("\n")
+    assert second == "1,000 prompts, whiskers: 95 % interval of the mean"
 
 
 def test_severed_bars_leave_out_what_is_absent():
     present, absent = averages_of(), averages_of(absent=list(TokenClass))
     place = TokenClass.LAST_SUBJECT
     figure = severed_bars(present.indirect[place], {Site.MLP_OUT: absent.indirect[place]})
-    assert [text.get_text() for text in figure.legends[0].texts] == ["effect of single states"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["single state restored"]
     assert not severed_bars(absent.indirect[place], {}).legends
 
 
-def test_severed_bars_of_another_sort():
+def test_severed_bars_refuse_other_sites_and_other_models():
     short, long = (averages_of(n).indirect[TokenClass.LAST_SUBJECT] for n in (6, 12))
     with pytest.raises(ValueError, match="MLP_OUT and ATTN_OUT"):
         severed_bars(short, {Site.RESIDUAL: short})
@@ -281,11 +315,14 @@ FIGURES = {
         ),
         title="The whole of a long prompt, " * 6,
     ),
+    "three kinds": lambda: heatmaps([trace_of(LONG[:20], 48, kind=kind) for kind in TraceKind]),
     "average table": lambda: average_heatmap(
         averages_of(48), TraceKind.ATTN, window=10, model="gpt2"
     ),
     "three panels": lambda: average_lines(
-        {kind: averages_of(48) for kind in TraceKind}, title="Averages over many prompts " * 6
+        {kind: averages_of(48) for kind in TraceKind},
+        title="Averages over many prompts " * 6,
+        window=10,
     ),
     "one panel": lambda: average_lines({TraceKind.ATTN: averages_of()}),
     "bars": lambda: severed_bars(
@@ -319,55 +356,3 @@ def test_ticks_are_thinned():
         axes = heatmap(trace_of(num_layers=num_layers)).axes[0]
         assert axes.get_xticks().tolist() == expected
         assert axes.get_xlim() == (-0.5, num_layers - 0.5)
-
-
-@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".PNG"])
-def test_files_are_reproducible(tmp_path, suffix, monkeypatch):
-    """The same figure gives the same bytes, without a date, and nothing is left beside it."""
-    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
-    paths = [tmp_path / "new" / f"{name}{suffix}" for name in "ab"]
-    for path in paths:
-        save_figure(heatmap(trace_of()), path)
-    first, second = (path.read_bytes() for path in paths)
-    assert first == second
-    assert b"CreationDate" not in first and b"dc:date" not in first
-    assert {path.name for path in paths[0].parent.iterdir()} == {path.name for path in paths}
-
-
-def test_text_stays_text(tmp_path):
-    save_figure(heatmap(trace_of()), tmp_path / "figure.svg")
-    svg = (tmp_path / "figure.svg").read_text()
-    assert ">p(Seattle): clean 0.934, corrupted 0.0125</" in svg and ">Space*</" in svg
-    save_figure(heatmap(trace_of()), tmp_path / "figure.pdf")
-    pdf = (tmp_path / "figure.pdf").read_bytes()
-    assert b"/FontFile2" in pdf and b"/Subtype /Type3" not in pdf
-
-
-@pytest.mark.parametrize("name", ["figure.jpg", "figure", "figure.pdf.gz"])
-def test_save_refuses_other_formats(tmp_path, name):
-    with pytest.raises(ValueError, match=r"\.pdf, \.svg, \.png"):
-        save_figure(heatmap(trace_of()), tmp_path / name)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(tmp_path, monkeypatch):
-    path, figure = tmp_path / "figure.png", heatmap(trace_of())
-    path.write_bytes(b"old")
-
-    def fail(*args, **kwargs):
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(figure, "draw", fail)
-    with pytest.raises(RuntimeError, match="no"):
-        save_figure(figure, path)
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_settings_of_the_user_stay(tmp_path):
-    """Nothing global changes, and a style of the user's does not turn text into mathematics."""
-    with matplotlib.rc_context({"font.size": 17, "svg.fonttype": "path", "text.usetex": True}):
-        before = dict(matplotlib.rcParams)
-        figure = heatmap(trace_of())
-        save_figure(figure, tmp_path / "figure.svg")
-        assert dict(matplotlib.rcParams) == before
-    assert not figure.axes[0].get_yticklabels()[0].get_usetex()
