@@ -1,10 +1,9 @@
-"""KE's hyperparameters by model: --config=configs/ke.py:gpt2-xl, any field overridden by --config.FIELD=VALUE."""
+"""Hyperparameters of KE.
 
-from ml_collections import ConfigDict
+Use: --config=configs/ke.py:gpt2-xl. The flag --config.FIELD=VALUE changes one field.
+"""
 
-from rome_jax.edit.baseline_config import KEConfig
+from configs._method import config_function
+from rome_jax.edit.config import MethodName
 
-
-def get_config(model_name: str = "factworld-gpt2") -> ConfigDict:
-    """The published (factworld: shipped) configuration of a model; an unknown name is an error."""
-    return ConfigDict(KEConfig.for_model(model_name).to_dict(), convert_dict=False)
+get_config = config_function(MethodName.KE)

@@ -1,34 +1,35 @@
-"""Traces which states of a model carry its facts (paper, section 2): averages over many prompts, or one prompt.
+"""Finds the internal states that carry a model's facts, by causal tracing (paper, section 2).
 
     python -m eval.causal_trace
     python -m eval.causal_trace --model_name=gpt2-xl --fact_file=published --num_cases=1000 --severed
     python -m eval.causal_trace --prompt="{} plays the sport of" --subject="Gothulf Punby"
+    python -m eval.causal_trace --screen=20 --output_dir=screened
 
-With no flags it traces 100 facts of an embedded model. A stopped run resumes when the same command is given
-again; more prompts or kinds, or --severed, add to the existing results. With --prompt it shows one prompt in the
-terminal.
-Files go to --output_dir, by default results/causal_trace/<model>.
+Without flags it traces 100 facts of a factworld model and averages the results. With --prompt it traces one prompt and
+shows the result in the terminal. Files are written to --output_dir, by default results/causal_trace/MODEL.
 
-With --screen=20 one backward pass ranks the states of each case and only the best 20 are restored: quicker, but without
-averages, as the other states are not known. eval.screening_report says how well that ranks.
+With --screen=K one backward pass ranks the states of each case, and only the best K are restored. This is faster, but
+gives no averages, because the other states are not measured; eval.screening_report measures how good the ranking is.
+
+To resume a stopped run, repeat the command. More cases, more kinds or --severed add to the existing results.
 """
 
 from __future__ import annotations
 
 from eval import cli
 from eval.flags import model, request, running, tracing
-from rome_jax.files import extras
 from rome_jax.models.registry import known_config
+from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.trace_report import trace_facts, trace_prompt
 from rome_jax.trace import inputs as trace_inputs
 from rome_jax.trace.noise import parse_noise
 
 
 def main() -> None:
-    """Traces one prompt, or many and their averages."""
+    """Traces one prompt, or many facts and their averages."""
     name = model.check()
     trace_inputs.check_flags(cli.given() if tracing.SCREEN.value else cli.given() - {"screen"})
-    extras.check("matplotlib", "plot", "the figures")
+    check_matplotlib("the figures")
     parse_noise(tracing.NOISE.value)
     series = trace_inputs.read_series(tracing.KINDS.value, tracing.SEVERED.value)
     if known := known_config(name):

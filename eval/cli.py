@@ -1,7 +1,8 @@
-"""What the command-line programs share: flags, errors, the cache of compiled programs; standard error is theirs alone.
+"""The shared part of the command-line programs: flags, error messages and the cache of compiled programs.
 
-Bad input is one sentence and a warning one line, not a traceback. What the libraries below log and deprecate stays
-unsaid unless --verbosity asks for it. What a program has compiled, the next one finds in the project's cache folder.
+Bad input is reported in one sentence and a warning in one line, without a traceback. Log messages and deprecation
+warnings of other libraries are hidden unless --verbosity is given. Compiled programs are stored in the project's cache
+folder, where later runs find them.
 """
 
 from __future__ import annotations
@@ -26,26 +27,27 @@ from rome_jax.files.artifacts import cache_directory, trim_directory
 from rome_jax.files.progress import tqdm
 
 _CACHE_BYTES = 2 << 30
-# Read by the libraries of Hugging Face when they are first imported, which programs do while they load a model.
+# The Hugging Face libraries read these variables when they are first imported, which happens while a model loads.
 _VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
-_INTERRUPTED = 130  # the status of what Ctrl-C has ended, as shells have it
+_INTERRUPTED = 130  # the conventional exit status after Ctrl-C
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run that resumes with further flags."""
+    """Ctrl-C in a run that needs further arguments to resume; they are the arguments of the exception."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program: its main function, and the flags that it reads.
+    """A command-line program: its main function and the flags it accepts.
 
     Attributes:
-      main: what it does.
-      takes: names of its flags, in the modules of `eval.flags`; another one of these is refused.
-      defaults: where they are not those of the flags' definitions.
-      required: flags that have to be given.
-      resumable: whether the same command resumes a stopped run.
-      refused: why some flags are refused, by name.
+      main: The function to call once the flags are parsed.
+      takes: Names of the accepted flags, which the modules of `eval.flags` define. All other flags of these modules are
+        refused.
+      defaults: Default values that differ from those in the flags' definitions, by flag name.
+      required: Names of the flags that must be given.
+      resumable: Whether the same command resumes a stopped run.
+      refused: For some refused flags, the reason that the error message gives, by flag name.
     """
 
     main: Callable[[], None]
@@ -57,15 +59,16 @@ class Program:
 
     @property
     def name(self) -> str:
-        """Of its module, such as eval.edit."""
+        """Name of the program's module, such as eval.edit."""
         name = self.main.__module__
         spec = getattr(sys.modules.get("__main__"), "__spec__", None)
         return spec.name if name == "__main__" and spec else name
 
     def run(self) -> None:
-        """Parses the flags and calls `main`; ends with status 1 and one sentence on a ValueError or OSError.
+        """Parses the flags, calls `main` and exits.
 
-        Ctrl-C ends it with status 130 and, if it is resumable, with the command that resumes it.
+        A ValueError or OSError is printed as one sentence, and the status is 1. Ctrl-C ends with status 130 and, if the
+        program is resumable, prints the command that resumes the run.
         """
         for name, value in self.defaults.items():
             flags.FLAGS.set_default(name, value)
@@ -85,16 +88,16 @@ class Program:
             except (ValueError, OSError) as error:
                 sys.exit(f"Error: {error}")
             except KeyboardInterrupt as error:
-                self._say_how_to_go_on(error)
+                self._print_resume_command(error)
                 sys.exit(_INTERRUPTED)
 
         app.run(guarded, flags_parser=_parse)
 
     def _check(self, argv: Sequence[str]) -> None:
-        """Refuses what the program would not read.
+        """Refuses arguments that the program would ignore, and missing ones.
 
         Raises:
-          ValueError: naming it.
+          ValueError: If an argument is unknown, a flag belongs to other programs, or a required flag is missing.
         """
         if len(argv) > 1:
             raise ValueError(f"unknown arguments: {' '.join(argv[1:])}; see --help.")
@@ -102,14 +105,13 @@ class Program:
             if name in self.refused:
                 raise ValueError(f"--{name} {self.refused[name]}.")
             raise ValueError(
-                f"--{name} is no flag of {self.name}: leave it out, or see python -m {self.name} --help."
+                f"--{name} is not a flag of {self.name}: leave it out; python -m {self.name} --help lists the flags."
             )
-
         for name in self.required:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing: give it. {flags.FLAGS[name].help}")
 
-    def _say_how_to_go_on(self, error: KeyboardInterrupt) -> None:
+    def _print_resume_command(self, error: KeyboardInterrupt) -> None:
         more = error.args if isinstance(error, Interrupted) else ()
         print("\nStopped.", file=sys.stderr)
         if self.resumable:
@@ -119,7 +121,7 @@ class Program:
 
 
 def given() -> set[str]:
-    """Names of the program's own flags on the command line; an alias counts as its flag."""
+    """Returns the names of the flags of `eval.flags` on the command line; an alias counts as the flag it names."""
     return {
         name
         for name in flags.FLAGS
@@ -131,11 +133,11 @@ def given() -> set[str]:
 
 
 @contextlib.contextmanager
-def goes_on_with(*arguments: str) -> Iterator[None]:
-    """Ctrl-C inside names further arguments of the command that resumes the run.
+def resumes_with(*arguments: str) -> Iterator[None]:
+    """Adds arguments to the resume command that Ctrl-C prints in this context.
 
     Example:
-      >>> with goes_on_with("--continue_from_run=run_000"):
+      >>> with resumes_with("--continue_from_run=run_000"):
       ...     pass
     """
     try:
@@ -145,14 +147,14 @@ def goes_on_with(*arguments: str) -> Iterator[None]:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what is compiled from now on in the project's cache folder, unless JAX_COMPILATION_CACHE_DIR names one.
+    """Stores compiled programs in the project's cache folder, unless JAX_COMPILATION_CACHE_DIR names another folder.
 
-    The folder holds two gigabytes at most when a program begins; what was not used for longest goes first. (jax's own
-    bound, jax_compilation_cache_max_size, refuses to write at all once a process without it has used the folder.)
+    Before a run the folder is trimmed to two gigabytes, least recently used files first. (JAX's own limit,
+    jax_compilation_cache_max_size, stops writing once a process without the limit has used the folder.)
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    import jax  # programs that only read files start without it
+    import jax  # slow; programs that only read files do not need it
 
     directory = cache_directory() / "xla"
     trim_directory(directory, _CACHE_BYTES)
@@ -162,22 +164,24 @@ def keep_compiled_programs() -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; ends with status 1 and one sentence if they are wrong."""
+    """Parses the flags; exits with status 1 and one sentence if they are invalid."""
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # only after --help and the like, for which absl exits with 1
+        sys.exit(0)
     except (flags.Error, AttributeError) as error:
         sys.exit(f"Error: {_sentence(str(error), argv)}")
 
 
 def _sentence(text: str, argv: Sequence[str]) -> str:
-    """One sentence for what absl and ml_collections say of wrong flags."""
+    """Returns one sentence for an error message of absl or ml_collections about invalid flags."""
     if match := re.search(r"Unknown command line flag '(config\.\S+)'", text):
-        return f"--{match[1]} changes a value of --config: give --config=configs/... before it."
-    # A field that is not there: "'v_lrr'\nDid you mean "v_lr" instead of "v_lrr"?", quoted.
+        return f"--{match[1]} changes a field of --config: give --config=configs/... before it."
+    # An unknown field gives "'v_lrr'\nDid you mean "v_lr" instead of "v_lrr"?", in quotes.
     if match := re.match(r"""["']?\\?'(\w+)\\?'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL):
         said = next((a for a in argv if re.match(rf"--?config\.{match[1]}\b", a)), match[1])
         meant = f", did you mean {match[2]}?" if match[2] else "."
-        return f"{said}: the configuration has no {match[1]}{meant}"
+        return f"{said}: the configuration has no field {match[1]}{meant}"
     if "Error whilst parsing config file" in text:
         said = next((a for a in argv if re.match("--?config(=|$)", a)), "--config")
         return f"{said}: {text.strip().splitlines()[-1].partition(': ')[2]}"
@@ -186,11 +190,13 @@ def _sentence(text: str, argv: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Prints the warnings of rome_jax as one line each, and no word of other libraries short of an error."""
+    """Prints each warning of rome_jax as one line, and hides all messages of other libraries except errors."""
     for name in _VERBOSITIES:
         os.environ.setdefault(name, "error")
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax, and all that have no level of their own
-    # Except for one: a GPU that jax cannot use is worth a line.
+    absl.logging.set_verbosity(
+        absl.logging.ERROR
+    )  # applies to Orbax and all loggers without a level of their own
+    # One exception: users need to know if jax cannot use their GPU.
     backends = logging.getLogger("jax._src.xla_bridge")
     backends.handlers, backends.propagate = [logging.StreamHandler()], False
     backends.handlers[0].setFormatter(logging.Formatter("Warning: %(message)s"))
@@ -198,7 +204,7 @@ def _quiet_libraries() -> Iterator[None]:
 
     def show(message, category, *_, **__):
         if issubclass(category, EditWarning):
-            tqdm.write(f"Warning: {message}", file=sys.stderr)  # does not tear a progress bar
+            tqdm.write(f"Warning: {message}", file=sys.stderr)  # keeps a progress bar intact
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", EditWarning)

@@ -1,16 +1,16 @@
-"""Compares editing methods on the same cases: the paper's table, a row a method below one for the unedited model.
+"""Compares editing methods on the same cases and prints the paper's table.
 
     python -m eval.compare
     python -m eval.compare --algs=FT-L,KN,ROME --num_cases=20 --nogeneration
     python -m eval.compare --output=table.md --plot=docs/baselines.png
     python -m eval.compare --model_name=gpt2-xl --algs=FT-L,MEMIT,ROME --second_moments=published
 
-With no flags it evaluates every method on 200 held-out facts of an embedded model, with the hyperparameters that belong
-to it. A method that cannot be made ready for the model is left out, and a line says why; if --algs names it, that is an
-error.
+The table has one row per method, below one row for the unedited model. With no flags, every method is evaluated on 200
+held-out facts of an embedded model, with the hyperparameters known for that model. A method that is not available for
+the model is left out, and a line says why; if --algs names it, that is an error.
 
-Every method has a run as eval.evaluate makes it. A stopped comparison resumes when the same command is given
-again, and more cases or methods add to the existing results.
+Every method has a run like those of eval.evaluate. A stopped comparison resumes when the same command is given again,
+and more cases or methods add to the existing results.
 
 Results: RESULTS_DIR/comparisons/MODEL_DATA/ALG_NAME/case_ID.json, which eval.summarize reads too.
 """
@@ -20,12 +20,13 @@ from __future__ import annotations
 from eval import cli
 from eval.flags import data, method, model, running
 from rome_jax.evaluation import comparison, tables
+from rome_jax.evaluation.columns import PAPER
 from rome_jax.models.runs import short_name
 from rome_jax.terminal.comparison_report import report
 
 
 def main() -> None:
-    """Evaluates the methods, prints and writes the table, draws the figure."""
+    """Evaluates the methods, prints and writes the table, and draws the figure."""
     name, results = model.check(), running.check_results()
     running.check_files()
     names, moments = method.ALGORITHMS.value, method.SECOND_MOMENTS.value
@@ -47,12 +48,12 @@ def main() -> None:
         max_tokens=running.MAX_TOKENS.value,
         flags=running.recorded(),
     )
-    rows = tables.select(tables.make_rows(found), tables.PAPER.values())
+    rows = tables.select(tables.make_rows(found), PAPER.values())
     title = f"{short_name(inputs.model)}, {len(inputs.dataset.records)} cases"
     report(rows, title, running.OUTPUT.value, running.PLOT.value)
 
 
-_ONE_METHOD = "is about one method: give --algs, or take eval.evaluate for a method by itself"
+_ONE_METHOD = "applies to one method: give --algs instead, or use eval.evaluate for a single method"
 PROGRAM = cli.Program(
     main,
     takes=(

@@ -1,14 +1,15 @@
-"""Edits one fact and shows what changed and what did not.
+"""Edits one fact of a model and shows what changed and what did not.
 
     python -m eval.edit
     python -m eval.edit --alg_name=FT-L
-    python -m eval.edit --model_name=gpt2-xl --second_moments=STATS.npz --prompt=... --subject=... --target_new=...
+    python -m eval.edit --prompt="{} works as a" --subject="Grestulf Tuldmark" --target_new=painter --interactive
     python -m eval.edit --save=edits/sport.safetensors
-    python -m eval.edit --interactive
+    python -m eval.edit --model_name=gpt2-xl --second_moments=published --prompt=... --subject=... --target_new=...
 
-With no flags it edits a default example of an embedded model with ROME. Paraphrases and neighbors of factworld's
-facts are known; for other models name them with --paraphrase and --neighbor. eval.edits inspects, applies, reverts,
-merges and exports what --save has kept; --inspect, --apply and --revert are handed to it.
+Without flags it applies ROME to an example fact of a factworld model. Paraphrases and neighbors are known for the facts
+of factworld; for other facts give them with --paraphrase and --neighbor.
+
+The flags --inspect, --apply and --revert work on saved edits, as in eval.edits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rome_jax.terminal.waiting import waiting
 
 
 def main() -> None:
-    """Computes an edit, keeps it and talks if asked to; or hands over to eval.edits."""
+    """Computes an edit, writes the files that the flags ask for, and reports; or hands over to eval.edits."""
     edit_files.check_flags(cli.given())
     if cli.given() & {"inspect", "apply", "revert"}:
         edits.main()

@@ -1,11 +1,12 @@
-"""Inspects, applies, takes out, merges and exports the edits that eval.edit has kept.
+"""Lists, applies, reverts, merges and exports edits that eval.edit has saved.
 
     python -m eval.edits --inspect=edits
     python -m eval.edits --apply=edits/sport.safetensors --apply=edits/city.safetensors --export_hf=edited
     python -m eval.edits --apply=edits/sport.safetensors --apply=edits/city.safetensors --merge_to=both.safetensors
     python -m eval.edits --model_name=edited --revert=edits/sport.safetensors --interactive
 
-It shows the requests of the files before and after or, with --prompt, --subject and --target_new, the report on these.
+For each request in the files it shows the probability of the target before and after. With --prompt, --subject and
+--target_new it reports on that request instead, as eval.edit does.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from rome_jax.terminal.waiting import waiting
 
 
 def main() -> None:
-    """Inspects files; or applies and reverts edits, writes what is asked for, and reports."""
+    """Describes files; or applies and reverts edits, writes the files that the flags ask for, and reports."""
     edit_files.check_flags(cli.given())
     if saved_edits.INSPECT.value:
         edit_files.inspect(saved_edits.INSPECT.value)
         return
     if not (saved_edits.APPLY.value or saved_edits.REVERT.value):
         raise ValueError(
-            "give --inspect, --apply or --revert: what is to be done with saved edits."
+            "no saved edits are named: give --inspect, --apply or --revert with a file."
         )
     model.check()
     exports = (saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)

@@ -1,4 +1,4 @@
-"""Evaluates an editing method on CounterFact or zsRE: every metric, one result file a case, and the paper's table.
+"""Evaluates an editing method on CounterFact or zsRE and prints a table of all metrics.
 
     python -m eval.evaluate
     python -m eval.evaluate --alg_name=FT-L --ds_name=zsre --num_cases=50
@@ -6,13 +6,13 @@
     python -m eval.evaluate --model_name=gpt2-xl --hparams_fname=hparams/ROME/gpt2-xl.json --second_moments=published
     python -m eval.evaluate --continue_from_run=run_000
 
-With no flags it evaluates ROME on 100 cases of an embedded model's own facts; of a file it takes all. Each case is
-edited independently of the others; many are edited and scored side by side. A stopped run resumes with
---continue_from_run and the same flags; a larger --num_cases adds cases. Scores before the edit are kept in
-RESULTS_DIR/pre and shared by all methods.
+Without flags it evaluates ROME on 100 cases of a factworld model; from a file it takes all cases. Each case is edited
+independently of the others, on the original model. The scores before the edit are stored in RESULTS_DIR/pre and shared
+by all methods.
 
-Results: RESULTS_DIR/ALG_NAME/run_ID/case_ID.json and params.json in the original's layout, and run.json, which says how
-they came about.
+Each case is written to RESULTS_DIR/ALG_NAME/RUN/case_ID.json, in the original code's layout. RUN also holds the
+hyperparameters (params.json) and all other settings (run.json). To resume a stopped run, repeat the command with
+--continue_from_run; a larger --num_cases adds cases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rome_jax.evaluation.run import EvaluationRun, Settings, find_run
 
 
 def main() -> None:
-    """Edits, scores, writes, and prints the table."""
+    """Edits and scores the cases, writes their files, and prints the table."""
     algorithm, config = method.read()
     find_run(running.check_results(), algorithm, running.CONTINUE.value)
     inputs = data.load([config])
@@ -37,7 +37,7 @@ def main() -> None:
         flags=running.recorded(),
     )
     print(f"Results     {run.directory}")
-    with cli.goes_on_with(f"--continue_from_run={run.directory.name}"):
+    with cli.resumes_with(f"--continue_from_run={run.directory.name}"):
         run.evaluate(
             editor,
             inputs.dataset,

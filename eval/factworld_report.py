@@ -1,10 +1,11 @@
-"""What the embedded models know, where they keep it, and how well ROME edits them.
+"""Reports what a factworld model knows, where it stores it, and how well ROME edits it.
 
-    python -m eval.factworld_report --model_name=factworld-gpt2
+    python -m eval.factworld_report
+    python -m eval.factworld_report --model_name=factworld-gptj --num_cases=50 --num_sweep_cases=0
 
-prints the recall of all facts on all templates, the indirect effect of hidden states at the subject's last token by
-layer, ROME's success on tuning requests for every layer, and on 300 held-out requests (--num_cases) with the shipped
-configuration.
+It prints the recall of all facts on all templates; the indirect effect of the hidden states at the last subject token,
+by layer; the success of ROME at each layer, on tuning requests; and the success of the shipped configuration on
+--num_cases held-out requests.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python -m eval.layer_stats --model_name=gpt2-xl --layers=all --dataset=texts.jsonl --num_tokens=1000000
     python -m eval.layer_stats --model_name=gpt2-xl --layers=17 --published
 
-With no flags it reads the corpus of an embedded model. A killed run resumes from its last saved state when the
-same command is given again. Files layer_<n>.safetensors go to --output_dir, by default stats/<model>/<corpus>_<limit>.
+Without flags it reads the corpus of a factworld model. If it is killed, the same command resumes from the last saved
+state. The files layer_<n>.safetensors are written to --output_dir, by default stats/<model>/<corpus>_<limit>.
 `--published` downloads the original's statistics instead of collecting. See docs/statistics.md.
 """
 
@@ -14,23 +14,26 @@ from __future__ import annotations
 
 from eval import cli
 from eval.flags import method, model, running, statistics
-from rome_jax.moments import collect, inputs
-from rome_jax.moments import files as moment_files
+from rome_jax.moments import inputs
+from rome_jax.moments.collect import collect, default_directory
+from rome_jax.moments.published import PUBLISHED
+from rome_jax.moments.sources import read
+from rome_jax.terminal.statistics_report import moment_line
 
 
 def main() -> None:
-    """Collects or downloads, and reports."""
+    """Collects or downloads second moments, and prints a line per layer."""
     name = model.check()
-    wanted = inputs.read_layers(statistics.LAYERS.value, method.rome_layers(name), name)
+    named = inputs.read_layers(statistics.LAYERS.value, method.rome_layers(name), name)
     running.check_output("stats")
     corpus = None if statistics.PUBLISHED.value else statistics.open_dataset(name)
     limit = corpus and inputs.read_limit(statistics.ARTICLES.value, statistics.TOKENS.value, corpus)
     loaded = model.load()
-    layers = inputs.check_layers(wanted, loaded.config)
-    source = moment_files.PUBLISHED
+    layers = inputs.check_layers(named, loaded.config)
+    source = PUBLISHED
     if corpus is not None:
-        directory = running.check_output(collect.default_directory(loaded, corpus, limit))
-        collect.collect(
+        directory = running.check_output(default_directory(loaded, corpus, limit))
+        collect(
             loaded,
             corpus,
             layers,
@@ -41,8 +44,8 @@ def main() -> None:
             checkpoint_seconds=60 * statistics.CHECKPOINT.value,
         )
         source = str(directory)
-    for layer in layers:  # one at a time: they are large
-        print(collect.describe(layer, moment_files.read(source, [layer], loaded)[layer]))
+    for layer in layers:  # One at a time, because they are large.
+        print(moment_line(layer, read(source, [layer], loaded)[layer]))
     print(f"Use them: python -m eval.edit --second_moments={source}")
 
 

@@ -1,12 +1,14 @@
-"""Up to 1,000 edits in one embedded model: by MEMIT at once, by ROME one after another.
+"""Writes up to 1,000 edits into one factworld model, by MEMIT all at once and by ROME one after another.
 
     python -m eval.mass_edits
     python -m eval.mass_edits --model_name=factworld-gptj --counts=1,10,100 --output_dir=mass_gptj
 
-At each count it measures how many of the edits hold, on their prompts and on paraphrases, whether neighbors that were
-not edited themselves do, and the perplexity of texts about other subjects. Requests are the held-out ones in their
-order, and from the 877th on tuning requests. A count that is in the output directory is not measured again. Writes
-mass_edits.json and mass_edits.png to --output_dir, by default mass_edits.
+At each number of edits in --counts it measures how many edits hold, on their prompts and on paraphrases; how many
+unedited neighbors keep their answer; and the perplexity of texts about other subjects. The requests are the 876
+held-out ones, followed by tuning requests.
+
+The results are mass_edits.json and mass_edits.png in --output_dir, by default mass_edits. To resume a stopped run,
+repeat the command; existing measurements are kept.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from eval import cli
 from eval.flags import model, reports, running
 from rome_jax.evaluation.mass_edits import MassEdits, prepare_editors, read_counts
 from rome_jax.factworld.facts import make_world
-from rome_jax.files import extras
+from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sequence_report import report_mass
 
 
 def main() -> None:
-    """Measures what is missing, writes the figures, prints a row a measurement."""
+    """Makes the missing measurements, writes the files, and prints one row per measurement."""
     model.check_shipped()
-    extras.check("matplotlib", "plot", "the figure")
+    check_matplotlib("the figure")
     counts = read_counts(reports.COUNTS.value)
     directory = running.check_output()
     seed = running.SEED.value

@@ -1,15 +1,16 @@
-"""How well a screening ranks states by one backward pass, against restoring all of them.
+"""Compares the screening of a causal trace, which ranks states by one backward pass, with the full trace.
 
-    python -m eval.screening_report --model_name=factworld-gpt2 --num_cases=30 --top=20
+    python -m eval.screening_report
+    python -m eval.screening_report --model_name=factworld-gptj --num_cases=20 --top=10
 
-traces 30 of factworld's facts (--num_cases) both ways under the same noise and prints for each kind, and for gradients
-of the answer's probability and of its logarithm:
+It traces --num_cases facts both ways under the same noise. For each kind of state, and for gradients of the answer's
+probability and of its logarithm, it prints:
 
-    rank      Spearman's correlation of estimate and indirect effect over all states from the subject on
-    best in   how often the state with the largest effect is among the verified ones
-    found     how many of the states with the largest effects are
-    reach     the largest verified effect as a share of the largest effect
-    seconds   of screening and verifying, and of restoring everything, compiled and from the same runs
+    rank      Spearman's correlation of estimate and indirect effect, over all states from the subject on
+    best in   share of prompts whose state with the largest effect is among the verified ones
+    found     share of the states with the largest effects that are among the verified ones
+    reach     largest verified effect, as a share of the largest effect
+    seconds   time to screen and verify, and time to restore all states, without compilation
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Many ROME edits into one embedded model, one after another: what stays of them, and what they cost.
+"""Writes many ROME edits into one factworld model, one after another, and measures how many still hold.
 
     python -m eval.sequential_edits
     python -m eval.sequential_edits --model_name=factworld-gptj --num_cases=100 --output_dir=sequential
 
-Each edit is computed on the model that holds all earlier ones, with both choices of the key that the update divides by
-(KeyMode). With no flags it takes 200 held-out requests; after every 10 edits it measures how many edits so far still
-hold, whether their neighbors do, and the perplexity of texts about other subjects. Writes sequential.json and
-sequential.png to --output_dir, by default sequential.
+Each edit is computed on the model that holds all earlier ones, once with each choice of the key that divides the update
+(KeyMode). After every --every edits it measures how many of the edits so far hold, how many of their neighbors keep
+their answer, and the perplexity of texts about other subjects. The requests are held-out ones, 200 by default.
+
+The results are sequential.json and sequential.png in --output_dir, by default sequential.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from eval import cli
 from eval.flags import method, model, reports, running
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.evaluation.sequence import run_modes
-from rome_jax.files import extras
+from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sequence_report import report_sequence
 
 
 def main() -> None:
-    """Measures both key modes, writes the figures, prints the last rows."""
+    """Measures both key modes, writes the files, and prints the last rows."""
     name = model.check_shipped()
-    extras.check("matplotlib", "plot", "the figure")
+    check_matplotlib("the figure")
     directory = running.check_output()
     config = ROMEConfig.for_model(name)
     if method.LAYER.value is not None:

@@ -1,9 +1,10 @@
-"""How good edits are with second moments from few and from many tokens, on an embedded model.
+"""Measures how the success of ROME depends on the number of tokens that the second moments C are computed from.
 
-    python -m eval.statistics_table --model_name=factworld-gpt2
+    python -m eval.statistics_table
+    python -m eval.statistics_table --model_name=factworld-gptj --num_tokens=0,1000,all --num_cases=20
 
-prints the table of docs/statistics.md: ROME's success on 60 requests of factworld for each number of tokens behind C,
-from none (the identity instead of C) to all of the corpus.
+For each number in --num_tokens it prints one row of the table in docs/statistics.md: the success of ROME on --num_cases
+requests of a factworld model. The number 0 replaces C by the identity matrix; all takes the whole corpus.
 """
 
 from __future__ import annotations

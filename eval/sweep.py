@@ -1,18 +1,16 @@
-"""Evaluates an editing method at every point of a grid of hyperparameters: a table and a figure.
+"""Evaluates an editing method at every point of a grid of hyperparameters.
 
     python -m eval.sweep --sweep=layers=0,1,2
     python -m eval.sweep --sweep=layers=0,1,2 --sweep=clamp_norm_factor=4,20 --num_cases=20
     python -m eval.sweep --alg_name=FT-L --sweep=norm_constraint=None,1e-3,7e-3 --generation
     python -m eval.sweep --model_name=gpt2-xl --second_moments=published --sweep="layers=(15,),(16,17)"
 
-Every point is a run as eval.evaluate makes it, without generated texts unless --generation asks for them; a sweep that
-was stopped resumes when the same command is given again. More values or more cases add to the existing
-results.
+Each point is an evaluation as in eval.evaluate, without generated texts unless --generation is given. The sweep takes
+the first --num_cases cases: tuning requests for a factworld model. Report the chosen hyperparameters on other cases,
+because the best point of a sweep looks better than it is.
 
-What looks best on the records of a sweep looks better than it is: report a choice on other records. An embedded model
-is swept on its tuning requests, and evaluated on its held-out ones; of a file the sweep takes the first --num_cases.
-
-Results: RESULTS_DIR/sweeps/NAME/sweep.csv and sweep.pdf, and a folder a point, which eval.summarize reads too.
+The results are sweep.csv and a figure in RESULTS_DIR/sweeps/NAME, and one folder per point, which eval.summarize reads.
+To resume a stopped sweep, repeat the command. More values or cases add to the existing results.
 """
 
 from __future__ import annotations
@@ -22,16 +20,16 @@ from eval.flags import data, method, running
 from rome_jax.evaluation.grid import Grid
 from rome_jax.evaluation.sweep import Sweep
 from rome_jax.factworld.records import Role
-from rome_jax.files import extras
+from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sweep_report import report
 
 
 def main() -> None:
-    """Evaluates all points, writes and prints the table, draws the figure."""
+    """Evaluates all points, writes and prints the table, and draws the figure."""
     algorithm, config = method.read()
     grid = Grid.parse(method.SWEEP.value, config)
     if len(grid.axes) < 3:
-        extras.check("matplotlib", "plot", "the figure")
+        check_matplotlib("the figure")
     results = running.check_results()
     inputs = data.load([point.config for point in grid.points], Role.TUNING)
     sweep = Sweep(

@@ -1,8 +1,8 @@
-"""Trains the two embedded models.
+"""Trains a factworld model.
 
     python -m eval.train_factworld --family=gpt2 --output_dir=DIR
 
-A killed run resumes from its last checkpoint with the same flags.
+If it is killed, the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     """Trains the model that the flags describe."""
     config = configure(training.FAMILY.value, training.STEPS.value, running.SEED.value)
     directory = running.check_output()
-    # One device per processor core: XLA leaves half of two cores idle when it has one device.
+    # One device per processor core, because with a single device XLA leaves half of two cores idle.
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     report = train(config, directory)
     print("\n".join(report_lines(report)))

@@ -1,17 +1,16 @@
-"""Trains the hypernetwork of MEND or KE for one model, which stays as it is.
+"""Trains the hypernetwork of MEND or KE for one model, whose weights do not change.
 
     python -m eval.train_hypernetwork
     python -m eval.train_hypernetwork --alg_name=KE --model_name=factworld-gptj
     python -m eval.train_hypernetwork --model_name=gpt2-xl --data_path=counterfact_train.json --learning_rate=1e-6
     python -m eval.evaluate --alg_name=MEND --hypernetwork=hypernetworks/MEND_factworld-gpt2/hypernetwork.safetensors
 
-With no flags it trains MEND on factworld's tuning facts, of which one in eight is kept for validation; the held-out
-facts, on which eval.evaluate evaluates, are never seen. For other models name a file of CounterFact records that will
-not be evaluated. The network that validates best is kept; training ends when validation gets no better. A run that was
-killed resumes from its last validation when the same command is given again.
+Without flags it trains MEND on the tuning facts of factworld; the held-out facts, which eval.evaluate uses, are never
+seen. For other models give --data_path, a file of CounterFact records that will not be evaluated. One example in eight
+is kept for validation. Training ends when the validation loss stops improving, and the best network is kept.
 
-Writes OUTPUT_DIR/hypernetwork.safetensors, training.json (settings, versions, all validations) and training.png; the
-directory is hypernetworks/<method>_<model> by default.
+The results are hypernetwork.safetensors, training.json and training.png in --output_dir, by default
+hypernetworks/METHOD_MODEL. To resume a stopped run from its last validation, repeat the command.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from eval import cli
 from eval.flags import data, method, model, running, training
 from rome_jax.edit.hypernetworks import training as hypernetwork_training
 from rome_jax.factworld_training.edit_examples import read_examples
-from rome_jax.files import extras
 from rome_jax.models.runs import short_name
+from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.hypernetwork_report import report
 
 
 def main() -> None:
-    """Trains, draws the curves, says how well it validates."""
-    extras.check("matplotlib", "plot", "the figure of the curves")
+    """Trains the network, draws the curves, and reports the best validation."""
+    check_matplotlib("the figure of the curves")
     kind, config = method.read()
     settings = training.read_settings(kind)
     running.check_output("hypernetworks")

@@ -1,179 +1,135 @@
-"""Programs of `eval` that run many command lines in one process.
+"""Runs the programs of `eval` inside the test process.
 
-Starting `python -m eval.edit` costs seconds: imports, a model, its compilation. A `Program` starts once.
+Starting `python -m eval.edit` costs seconds: imports, a model, its compilation. Inside the test process all of these
+are shared by the command lines of every test file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import multiprocessing
+import io
+import logging
 import os
 import subprocess
 import sys
-import tempfile
 import traceback
-from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import TextIO
+from unittest import mock
 
+import absl.logging
+import huggingface_hub.constants
 from absl import app
 from absl.testing import flagsaver
 
-from rome_jax.models import registry
+from eval import cli
+from eval.flags import model as model_flags
+from rome_jax.models.registry import SHIPPED, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 900  # that one command line may take
+
+# Once per process, and outside of the flagsaver, which would remove them again.
+app.define_help_flags()
+_load_once = functools.cache(load_model)
 
 
 class Program:
-    """A program that answers each command line as a fresh `python -m NAME` does (except for --help), but quicker.
+    """A program that treats each command line as a fresh `python -m NAME` does.
 
-    Its process starts with the first command line. From one to the next it keeps what it has imported and compiled, and
-    the shipped models; flags and streams start anew.
+    Flags, streams, environment variables and log levels are reset after each command line. Imports, compiled programs
+    and the shipped models are kept.
 
     Args:
-      name: of the module, such as "eval.edit".
-      setup: Python source to run before the module is imported.
-      environment: variables of the process, beside those of this one.
+      name: The module, such as "eval.edit".
+      environment: Further environment variables.
+      offline: Whether the Hugging Face libraries look for files only on this machine.
 
     Example:
-      >>> with Program("eval.edit") as program:  # doctest: +SKIP
-      ...     print(program("--inspect=edits").stdout)
+      >>> Program("eval.edits")("--inspect=edits").stdout
     """
 
-    def __init__(self, name: str, *, setup: str = "", environment: Mapping[str, str] | None = None):
-        self._name = name
-        self._setup = setup
-        self._environment = os.environ | (environment or {})
-        # The process shares these files and the places in them, so what a killed one has said is there too.
-        self._streams = [_new_stream() for _ in range(3)]
-        self._process: subprocess.Popen | None = None
-        self._connection: Connection | None = None
+    def __init__(
+        self, name: str, *, environment: Mapping[str, str] | None = None, offline: bool = True
+    ):
+        self._module = importlib.import_module(name)
+        self._environment = dict(environment or {})
+        self._offline = offline
 
-    def __enter__(self) -> Program:
-        return self
+    @property
+    def program(self) -> cli.Program:
+        """The flags and the main function of the program."""
+        return self._module.PROGRAM
 
-    def __exit__(self, *_) -> None:
-        self._stop()
-        for stream in self._streams:
-            stream.close()
+    def __call__(
+        self, *arguments: str, stdin: str = "", cwd: str | Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command line and returns what it prints and the status it ends with.
 
-    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """What a command line says, and the status it ends with.
-
-        Raises:
-          RuntimeError: it took too long, or the process has died. The next call starts another.
+        Args:
+          *arguments: The command line after `python -m NAME`.
+          stdin: What is typed.
+          cwd: The working directory.
         """
-        for stream, text in zip(self._streams, (stdin, "", "")):
-            stream.seek(0)
-            stream.truncate()
-            stream.write(text)
-            stream.seek(0)
-        if self._process is None:
-            self._start()
-        try:
-            self._connection.send(arguments)
-            if not self._connection.poll(SECONDS):
-                raise TimeoutError(f"no answer within {SECONDS} seconds")
-            returncode = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._stop()
-            said = _read(self._streams[2])
-            raise RuntimeError(
-                f"{self._name} {' '.join(arguments)} did not end:\n{said}"
-            ) from error
-        command = [sys.executable, "-m", self._name, *arguments]
-        return subprocess.CompletedProcess(command, returncode, *map(_read, self._streams[1:]))
-
-    def _start(self) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
-        stdin, stdout, stderr = self._streams
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.programs", self._name, str(number), self._setup],
-                cwd=ROOT,
-                env=self._environment,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=[number],
-            )
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            self._connection.close()
-
-
-def _new_stream() -> TextIO:
-    return tempfile.TemporaryFile("w+")
-
-
-def _read(stream: TextIO) -> str:
-    stream.seek(0)
-    return stream.read()
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self._environment),
+            mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", self._offline),
+            mock.patch.object(model_flags, "load_model", load_shipped_once),
+            mock.patch.object(sys, "argv", [self._module.__file__, *arguments]),
+            mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+            mock.patch.object(sys.modules["__main__"], "__doc__", self._module.__doc__),
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            _log_to(err),
+            flagsaver.flagsaver(),
+        ):
+            status = _status(self.program)
+        command = [sys.executable, "-m", self._module.__name__, *arguments]
+        return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
 def refusal(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line with which a command line was refused: bad input, or bad flags."""
+    """Returns the one line with which a command line was refused."""
     assert result.returncode == 1, result
     assert "Traceback" not in result.stderr, result.stderr
-    beginnings = ("Error: ", "FATAL Flags parsing error: ")
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith(beginnings)]
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     return error
 
 
-def serve(name: str, connection: Connection, setup: str) -> None:
-    """Answers the command lines of a `Program` with the statuses they end with, until there are no more."""
-    registry.load_model = _shipped_once(registry.load_model)
-    exec(setup, {})
-    program = importlib.import_module(name)
-    app.define_help_flags()
-    while True:
-        try:
-            arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(_run(program, arguments))
+def load_shipped_once(name_or_directory, **options):
+    """Loads a model as `load_model` does, but each shipped model only once; directories may change."""
+    load = _load_once if name_or_directory in SHIPPED else load_model
+    return load(name_or_directory, **options)
 
 
-def _shipped_once(load_model):
-    """`load_model` that loads each shipped model once; what a directory holds may change."""
-    load_once = functools.cache(load_model)
-
-    @functools.wraps(load_model)
-    def load(name_or_directory, **options):
-        loader = load_once if name_or_directory in registry.SHIPPED else load_model
-        return loader(name_or_directory, **options)
-
-    return load
-
-
-def _run(program: ModuleType, arguments: tuple[str, ...]) -> int:
-    """Runs one command line as the interpreter would; returns the status."""
-    sys.argv = [program.__file__, *arguments]
-    status = None
+def _status(program: cli.Program) -> int:
+    """Runs a program and returns the status that the interpreter would end with."""
     try:
-        with open(0, closefd=False) as sys.stdin, flagsaver.flagsaver():
-            program.PROGRAM.run()
+        program.run()
     except SystemExit as end:
-        status = end.code
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
     except Exception:
         traceback.print_exc()
-        status = 1
-    if isinstance(status, str):
-        print(status, file=sys.stderr)
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status or 0
+    return 1
 
 
-if __name__ == "__main__":
-    serve(sys.argv[1], Connection(int(sys.argv[2])), sys.argv[3])
+@contextlib.contextmanager
+def _log_to(stream: io.StringIO) -> Iterator[None]:
+    """Sends log messages to a stream, and restores the loggers that a program changes."""
+    changed = [logging.root, *map(logging.getLogger, ("absl", "jax._src.xla_bridge"))]
+    before = [(one, one.level, one.handlers[:], one.propagate) for one in changed]
+    verbosity = absl.logging.get_verbosity()
+    handler = absl.logging.get_absl_handler().python_handler
+    try:
+        with mock.patch.object(handler, "stream", stream):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+        for one, level, handlers, propagate in before:
+            one.setLevel(level)
+            one.handlers[:], one.propagate = handlers, propagate

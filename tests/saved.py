@@ -1,4 +1,4 @@
-"""Saved edits without a method behind them, for the tests of what is done with edits."""
+"""Saved edits with random updates, for tests that need edits but no editing method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from rome_jax.models.registry import LanguageModel
 
 
 def random_delta(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (1,)) -> Delta:
-    """A rank-one update of the down-projection at each layer, about as large as the weights."""
+    """Returns a random rank-one update of the down-projection at each layer, about as large as the weights.
+
+    Args:
+      model: The model to edit.
+      seed: Seed of the update.
+      layers: The edited layers.
+    """
     generator = np.random.default_rng(seed)
 
     def factor(size):
@@ -30,7 +36,7 @@ def random_delta(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = 
 
 
 def random_edit(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (1,)) -> SavedEdit:
-    """Such a delta with a provenance that differs by seed."""
+    """Returns the edit of `random_delta` with a provenance that depends on the seed."""
     provenance = Provenance(
         method="ROME",
         requests=(EditRequest("{} lives in", f"Žižek {seed}", "Rome", case_id=seed),),
@@ -46,7 +52,7 @@ def random_edit(model: LanguageModel, seed: int = 0, layers: tuple[int, ...] = (
 
 
 def dense_edit(model: LanguageModel, seed: int = 0) -> SavedEdit:
-    """What fine-tuning changes: the kernel and the bias of layer 0, each with ‖ΔW‖/‖W‖ of about 1/2; no templates."""
+    """Returns an edit as fine-tuning makes it: dense updates of kernel and bias of layer 0, with ‖ΔW‖/‖W‖ ≈ 1/2."""
     generator = np.random.default_rng(seed)
     down = model.params["blocks"]["mlp"]["down"]
     updates = []
@@ -70,10 +76,10 @@ def dense_edit(model: LanguageModel, seed: int = 0) -> SavedEdit:
 
 
 def assert_same_edits(got, want) -> None:
-    """Same provenance, and the same bits in the same updates."""
+    """Asserts that edits have the same provenance and bit-identical updates."""
     assert [edit.provenance for edit in got] == [edit.provenance for edit in want]
     for a, b in zip(got, want, strict=True):
-        # The structure holds kinds, leaves and parts.
+        # The tree structure includes the kinds of updates, the leaves and the parts.
         assert jax.tree.structure(a.delta) == jax.tree.structure(b.delta)
         for one, two in zip(jax.tree.leaves(a.delta), jax.tree.leaves(b.delta), strict=True):
             assert one.dtype == two.dtype and one.shape == two.shape

@@ -1,4 +1,4 @@
-"""What is asked of the models: records, reference texts, known facts."""
+"""The data of an evaluation: records and reference texts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from rome_jax.factworld.records import Role
 from rome_jax.models.registry import SHIPPED, LanguageModel
 
 DATASET = flags.DEFINE_enum(
-    "ds_name", "cf", [d.value for d in DatasetName], "CounterFact or zsRE.", case_sensitive=False
+    "ds_name",
+    "cf",
+    [d.value for d in DatasetName],
+    "Data set: CounterFact (cf) or zsRE (zsre).",
+    case_sensitive=False,
 )
 PATH = flags.DEFINE_string(
     "data_path",
     None,
-    "File of records; default: factworld's for its models, else the published file.",
+    "JSON file of records. Default: factworld's records for the factworld models, otherwise the published file, which "
+    "is downloaded once.",
 )
 SNIPPETS = flags.DEFINE_string(
     "snippets_path",
     None,
-    "attribute_snippets.json, behind consistency and essence; default: as --data_path.",
+    "The file attribute_snippets.json, whose reference texts are needed for consistency and essence. Default: as for "
+    "--data_path.",
 )
 TFIDF = flags.DEFINE_string(
-    "tfidf_dir", None, "Folder of idf.npy and tfidf_vocab.json; default: as --data_path."
+    "tfidf_dir",
+    None,
+    "Folder with idf.npy and tfidf_vocab.json, the word weights for consistency. Default: as for --data_path.",
 )
 
 _EMBEDDED_CASES = 100
@@ -37,7 +45,13 @@ _EMBEDDED_CASES = 100
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated, and on what."""
+    """The model and the data of an evaluation.
+
+    Attributes:
+      model: The model to edit.
+      dataset: The records to evaluate on.
+      generation: Generation prompts and reference texts; None without generated texts.
+    """
 
     model: LanguageModel
     dataset: Dataset
@@ -45,14 +59,15 @@ class Inputs:
 
 
 def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inputs:
-    """Data first, then the model: bad input is told before a large model is loaded.
+    """Reads the data, then loads the model, so that bad input is reported before a large model is loaded.
 
     Args:
-      configs: all hyperparameters that will be used.
-      role: which of factworld's requests.
+      configs: All hyperparameters that will be used; their second moments are checked.
+      role: Which of factworld's requests to use.
 
     Raises:
-      ValueError, OSError: missing second moments, data that cannot be read or fetched, an unknown model.
+      ValueError: If second moments are missing, the data are malformed, or the model is unknown.
+      OSError: If a file cannot be read or downloaded.
     """
     name = model.check()
     for config in configs:

@@ -1,4 +1,4 @@
-"""Old names of flags: aliases, and names that say the opposite."""
+"""Former names of flags: aliases and negations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MARK = "Alias for "
 
 
 class _Opposite(flags.BooleanFlag):
-    """A boolean flag that sets another one to the opposite of its own value."""
+    """A boolean flag that sets another flag to the opposite of its own value."""
 
     def __init__(self, name: str, of: flags.Flag):
         super().__init__(name, None, f"{_MARK}--no{of.name}.")
@@ -21,24 +21,16 @@ class _Opposite(flags.BooleanFlag):
 
 
 def alias(original: str, *names: str) -> None:
-    """Further names of a flag.
-
-    Example:
-      >>> alias("second_moments", "covariance")  # doctest: +SKIP
-    """
+    """Defines further names of a flag: `alias("second_moments", "covariance")`."""
     for name in names:
         flags.DEFINE_alias(name, original)
 
 
 def opposite(original: str, name: str) -> None:
-    """A name that says the opposite of a boolean flag.
-
-    Example:
-      >>> opposite("generation", "skip_generation_tests")  # doctest: +SKIP
-    """
+    """Defines a flag that negates a boolean flag: `opposite("generation", "skip_generation_tests")`."""
     flags.DEFINE_flag(_Opposite(name, flags.FLAGS[original]))
 
 
 def is_alias(flag: flags.Flag) -> bool:
-    """Whether a flag only is another name of one."""
+    """Returns whether a flag is only another name of a flag."""
     return (flag.help or "").startswith(_MARK)

@@ -1,8 +1,7 @@
-"""The model, which is looked for before anything else is done."""
+"""The model: its name, dtype and precision."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from absl import flags
@@ -10,86 +9,85 @@ from absl import flags
 from rome_jax.models.registry import (
     SHIPPED,
     LanguageModel,
-    ModelNotFoundError,
     as_dtype,
+    check_hub_name,
     load_model,
+    unknown_model,
 )
 from rome_jax.terminal.waiting import waiting
 
-NAME = flags.DEFINE_string("model_name", "factworld-gpt2", "Shipped or hub name, or directory.")
-DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; default: as stored.")
+NAME = flags.DEFINE_string(
+    "model_name",
+    "factworld-gpt2",
+    "Model: factworld-gpt2 or factworld-gptj, which come with the package; a name on the Hugging Face hub; or a "
+    "directory in the Hugging Face format.",
+)
+DTYPE = flags.DEFINE_string(
+    "dtype", None, "Type of the weights: float32, bfloat16 or float16. Default: as stored."
+)
 PRECISION = flags.DEFINE_enum(
     "precision",
     "highest",
     ["highest", "high", "default", "float32", "float64"],
-    "Of matrix products: highest is true float32 on every device, default is faster on GPUs; float32 and "
-    "float64, words of the original's statistics, mean highest.",
+    "Precision of matrix products: highest computes in float32 on every device; high and default are faster on GPUs "
+    "and TPUs. The original code's words float32 and float64 mean highest.",
     case_sensitive=False,
 )
 
-# What the hub has for sure: such a name is refused only when it is loaded, and then with what to do about it.
+# Known to exist on the hub. If one cannot be downloaded, the error comes when it is loaded and names a remedy.
 _ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "EleutherAI/gpt-j-6B")
 
-_SECONDS = 10  # in which the hub has to answer
+_SECONDS = 10  # timeout of a request to the hub
 
 
 def check() -> str:
-    """The model's name, if there may be such a model: what can be known without its weights.
+    """Returns the name of the model after checking, without loading its weights, that it exists.
 
     Raises:
-      ModelNotFoundError: there is none; the sentence says which there are.
-      ValueError: a dtype that weights cannot have.
+      ModelNotFoundError: If there is no such model.
+      ValueError: If --dtype is not a type of weights.
     """
     name = NAME.value
     as_dtype(DTYPE.value)
     if name in (*SHIPPED, *_ON_THE_HUB) or (name and Path(name).expanduser().is_dir()):
         return name
-    if name.startswith("factworld") or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise _unknown(name, "it is neither a directory nor a possible name")
+    check_hub_name(name)
     import huggingface_hub  # slow to import
     from huggingface_hub import errors
 
     if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
         return name
-    try:  # not hf_hub_download, which tries for half a minute where there is no network
+    try:  # hf_hub_download would retry for half a minute without a network
         url = huggingface_hub.hf_hub_url(name, "config.json")
         huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
     except (errors.GatedRepoError, errors.RemoteEntryNotFoundError):
-        return name  # loading it says what is wrong
+        return name  # loading the model reports the reason
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise _unknown(name, "the hub has no such model") from error
-    except Exception as error:  # clients differ in how they say that there is no connection
+        raise unknown_model(name, "the hub has no such model") from error
+    except Exception as error:  # HTTP clients raise different errors without a connection
         why = "it is not on this machine, and the hub cannot be reached to look for it"
-        raise _unknown(name, why) from error
+        raise unknown_model(name, why) from error
     return name
 
 
 def check_shipped() -> str:
-    """The model's name, if it comes with the package.
+    """Returns the name of the model if it comes with the package.
 
     Raises:
-      ModelNotFoundError: another model.
+      ModelNotFoundError: If it is another model.
     """
     if NAME.value not in SHIPPED:
-        raise ModelNotFoundError(
-            f"unknown model {NAME.value!r} among those that come with the package: give one of {', '.join(SHIPPED)}."
-        )
+        raise unknown_model(NAME.value, "it does not come with the package", only_shipped=True)
     return NAME.value
 
 
 def load() -> LanguageModel:
-    """The model of --model_name, --dtype and --precision.
+    """Loads the model of --model_name, --dtype and --precision.
 
     Raises:
-      ValueError, OSError: as `load_model`.
+      ValueError: If the model is unknown, damaged or not supported; see `load_model`.
+      OSError: If a file cannot be read or downloaded.
     """
     precision = {"float32": "highest", "float64": "highest"}.get(PRECISION.value, PRECISION.value)
     with waiting(f"loading {NAME.value}"):
         return load_model(NAME.value, dtype=DTYPE.value, precision=precision)
-
-
-def _unknown(name: str, why: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"unknown model {name!r} ({why}): give one of {', '.join(SHIPPED)}, the directory of a Hugging Face model, or "
-        "a name on the hub such as gpt2-xl or EleutherAI/gpt-j-6B."
-    )

@@ -1,4 +1,4 @@
-"""One fact or prompt: what is edited, or traced, and what is looked at beside it."""
+"""The fact to edit, or the prompt to trace, and further prompts to compare."""
 
 from __future__ import annotations
 
@@ -11,37 +11,61 @@ from rome_jax.terminal.edit_report import Prompts
 # A held-out fact of factworld, which both embedded models know.
 EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
 
-PROMPT = flags.DEFINE_string("prompt", None, "Text with {} where the subject stands.")
-SUBJECT = flags.DEFINE_string("subject", None, "What --prompt is about.")
-TARGET_NEW = flags.DEFINE_string("target_new", None, "Target that the model should produce next.")
-TARGET_TRUE = flags.DEFINE_string("target_true", None, "What it says now, if decoding errs.")
-PARAPHRASES = flags.DEFINE_multi_string("paraphrase", [], "Another way to ask; repeatable.")
-NEIGHBORS = flags.DEFINE_multi_string("neighbor", [], "A prompt that must stay; repeatable.")
+PROMPT = flags.DEFINE_string(
+    "prompt", None, "Prompt with {} in place of the subject, such as '{} plays the sport of'."
+)
+SUBJECT = flags.DEFINE_string("subject", None, "Subject of --prompt.")
+TARGET_NEW = flags.DEFINE_string(
+    "target_new", None, "Target that the edited model should produce after --prompt."
+)
+TARGET_TRUE = flags.DEFINE_string(
+    "target_true",
+    None,
+    "Target before the edit, to compare with. Default: the greedy continuation of the unedited model.",
+)
+PARAPHRASES = flags.DEFINE_multi_string(
+    "paraphrase",
+    [],
+    "Another wording of the prompt, subject included, that the edit should change too. Default: the known paraphrases "
+    "of a factworld fact",
+)
+NEIGHBORS = flags.DEFINE_multi_string(
+    "neighbor",
+    [],
+    "A prompt about another subject that the edit should not change. Default: the known neighbors of a factworld fact",
+)
 TARGET = flags.DEFINE_string(
-    "target", None, "Answer to --prompt to measure, of any length; default: the model's own."
+    "target",
+    None,
+    "Answer to --prompt to measure, of any number of tokens. Default: the model's most likely next token.",
 )
 CONTRAST = flags.DEFINE_string(
-    "contrast", None, "Second answer to --prompt: measures the difference of log-probabilities."
+    "contrast",
+    None,
+    "Second answer to --prompt; the log-probability of --target minus that of this answer is measured.",
 )
 
 
 def from_flags() -> EditRequest | None:
-    """The request of the flags; see `read_request`."""
+    """Returns the request that the flags describe; see `read_request`."""
     return read_request(PROMPT.value, SUBJECT.value, TARGET_NEW.value, TARGET_TRUE.value)
 
 
 def prompts() -> Prompts:
-    """The paraphrases and neighbors of the flags."""
+    """Returns the paraphrases and neighbors that the flags name."""
     return Prompts(PARAPHRASES.value, NEIGHBORS.value)
 
 
 def read_request(
     prompt: str | None, subject: str | None, target_new: str | None, target_true: str | None
 ) -> EditRequest | None:
-    """The request of the flags; None if all of --prompt, --subject and --target_new are left out.
+    """Returns a request, or None if --prompt, --subject and --target_new are all omitted.
+
+    Args:
+      prompt, subject, target_new, target_true: The values of the flags.
 
     Raises:
-      ValueError: some of them without the others, or a bad one.
+      ValueError: If only some of the three flags are given, or one is invalid.
 
     Example:
       >>> read_request("{} works as a", "Barack Obama", "painter", None).text
@@ -56,10 +80,10 @@ def read_request(
 
 
 def example(model_name: str, target_true: str | None) -> EditRequest:
-    """The default request of an embedded model.
+    """Returns the default request of a factworld model.
 
     Raises:
-      ValueError: another model, which has none.
+      ValueError: If the model is another one, which has no default request.
     """
     if model_name not in SHIPPED:
         raise ValueError("give --prompt, --subject and --target_new together.")

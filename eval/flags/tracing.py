@@ -1,4 +1,4 @@
-"""What is corrupted and restored in a causal trace, and how it is measured."""
+"""The settings of a causal trace: facts, noise, restored states and the measure."""
 
 from __future__ import annotations
 
@@ -11,82 +11,108 @@ from eval.flags import running
 from rome_jax.models.interventions import PatchMode
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import inputs as trace_inputs
+from rome_jax.trace.corruption import Measure
 from rome_jax.trace.facts import KnownFacts
 from rome_jax.trace.protocol import Protocol, Series
-from rome_jax.trace.restore import DEFAULT_WINDOW, Measure
+from rome_jax.trace.restore import DEFAULT_WINDOW
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_window, default_window
 
 FACTS = flags.DEFINE_string(
     "fact_file",
     None,
-    "Known facts in the layout of known_1000.json; factworld, the embedded models' own and their default; published to "
-    "download the original's.",
+    "Facts to trace: a JSON file in the layout of known_1000.json, the word factworld for the facts of the factworld "
+    "models, or published to download the original's. Default: factworld for the factworld models.",
 )
-KINDS = flags.DEFINE_list("kinds", ["hidden", "mlp", "attn"], "What is restored.")
+KINDS = flags.DEFINE_list(
+    "kinds",
+    ["hidden", "mlp", "attn"],
+    "States to restore: hidden (one hidden state), mlp or attn (the outputs of a window of layers).",
+)
 SEVERED = flags.DEFINE_bool(
     "severed",
     False,
-    "Also restore hidden states at the last subject token with its MLPs, or its attention, held corrupted.",
+    "Also restore the hidden states at the last subject token while the MLPs, or the attention modules, at this token "
+    "keep their corrupted outputs.",
 )
 TOKENS = flags.DEFINE_enum(
-    "tokens", "all", ["all", "subject_last"], "Where to restore.", case_sensitive=False
+    "tokens",
+    "all",
+    ["all", "subject_last"],
+    "Tokens at which states are restored.",
+    case_sensitive=False,
 )
 SCREEN = flags.DEFINE_integer(
     "screen",
     0,
-    "Restore only so many states of each kind, those that a backward pass ranks first; 0: all.",
+    "Number of states per kind to restore, the ones that a backward pass ranks highest; 0 restores all.",
     lower_bound=0,
 )
-TOP = flags.DEFINE_integer("top", 20, "States that are verified.", lower_bound=1)
+TOP = flags.DEFINE_integer(
+    "top", 20, "Number of top-ranked states to verify by restoring them.", lower_bound=1
+)
 NOISE = flags.DEFINE_string(
     "noise_level",
     "s3",
-    "s3: 3 × the deviation of all subjects' embeddings; 0.1: Gaussian; u0.1: uniform; t3: Student's t and m: "
-    "multivariate Gaussian, both fitted to the embeddings of a text.",
+    "Noise added to the subject's embeddings. s3: Gaussian, with 3 times the standard deviation of the embeddings of "
+    "all subjects; 0.1: Gaussian with this standard deviation; u0.1: uniform on [-0.1, 0.1]; t3: Student's t with 3 "
+    "degrees of freedom; m: multivariate Gaussian. The last two are fitted to the embeddings of --noise_corpus.",
 )
 CORPUS = flags.DEFINE_string(
     "noise_corpus",
     None,
-    "Text for m and t3, as --dataset of eval.layer_stats; default: factworld for the embedded models, else wikipedia.",
+    "Text that the noise levels m and t3 are fitted to, named as in --dataset of eval.layer_stats. Default: factworld "
+    "for the factworld models, otherwise wikipedia.",
 )
 MODE = flags.DEFINE_enum(
     "noise_mode",
     "add",
     ["add", "replace"],
-    "What noise does to embeddings.",
+    "Whether the noise is added to the embeddings or replaces them.",
     case_sensitive=False,
 )
 REPLACE = flags.DEFINE_integer(
-    "replace", None, "Of the original: 1 is --noise_mode=replace.", lower_bound=0, upper_bound=1
+    "replace",
+    None,
+    "Flag of the original code: 1 is the same as --noise_mode=replace.",
+    lower_bound=0,
+    upper_bound=1,
 )
-SAMPLES = flags.DEFINE_integer("samples", 10, "Noise samples a prompt.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 10, "Number of noise samples per prompt.", lower_bound=1)
 WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    f"Layers of MLP or attention outputs; default: {DEFAULT_WINDOW}, or half of a shallow model's layers, of which "
-    "all windows would be alike.",
+    f"Number of consecutive layers whose MLP or attention outputs are restored together. Default: {DEFAULT_WINDOW}, "
+    "or half of the layers in a model so shallow that all windows would cover the same layers.",
 )
 MEASURE = flags.DEFINE_enum(
     "measure",
     "probability",
     [m.value for m in Measure],
-    "Of the answer, averaged over samples.",
+    "Measure of the answer, averaged over the noise samples.",
     case_sensitive=False,
 )
 CHUNK = flags.DEFINE_integer(
     "chunk_columns",
     CHUNK_COLUMNS,
-    "Token columns run together: more for a GPU; bounds the memory.",
+    "Number of token columns that are computed together; more are faster on a GPU and need more memory.",
     lower_bound=1,
 )
-CASE_FIGURES = flags.DEFINE_bool("case_figures", False, "Draw a heatmap of every case too.")
+CASE_FIGURES = flags.DEFINE_bool("case_figures", False, "Also draw a heatmap of each case.")
 
 
 def read_facts(model_name: str, prompt: str | None) -> KnownFacts | None:
-    """The facts of --fact_file, or the model's own; None for one prompt and a model without.
+    """Returns the facts of --fact_file or, by default, those of the model.
+
+    Args:
+      model_name: Name of the model.
+      prompt: A single prompt to trace, or None to trace the facts.
+
+    Returns:
+      The facts; None if the model has none and a prompt is given.
 
     Raises:
-      ValueError, OSError: facts that cannot be read or fetched, or none, and no prompt.
+      ValueError: If there are neither facts nor a prompt, or the facts are malformed.
+      OSError: If the file cannot be read or downloaded.
     """
     facts = trace_inputs.read_facts(FACTS.value, model_name)
     if facts is None and prompt is None:
@@ -97,10 +123,10 @@ def read_facts(model_name: str, prompt: str | None) -> KnownFacts | None:
 
 
 def read_window(series: Sequence[Series], num_layers: int) -> int:
-    """The window of --window, or that of a model with so many layers.
+    """Returns the number of layers of --window or, by default, that of a model with `num_layers` layers.
 
     Raises:
-      ValueError: If the model has no room for it.
+      ValueError: If the window does not fit the model.
     """
     window = default_window(num_layers) if WINDOW.value is None else WINDOW.value
     for one in series:
@@ -114,16 +140,16 @@ def read_protocol(
     series: Sequence[Series],
     contrast: str | None = None,
 ) -> tuple[Protocol, dict[str, Any]]:
-    """How traces are made, and all settings that decide them, but for the facts.
+    """Returns the protocol of the traces and the settings that determine their results, except for the facts.
 
     Args:
-      model: whose embeddings the noise is fitted to.
-      subjects: for a relative level of noise.
-      series: what is traced.
-      contrast: second answer; the log-probabilities of two are compared.
+      model: The model whose embeddings the noise is fitted to.
+      subjects: Subjects whose embeddings define a relative noise level.
+      series: The kinds of traces to make.
+      contrast: Second answer, or None; with one, log-probabilities are compared.
 
     Raises:
-      ValueError: noise that is not known, or a window that the model has no room for.
+      ValueError: If the noise level is unknown or the window does not fit the model.
     """
     window = read_window(series, model.config.num_layers)
     noise, corpus = trace_inputs.read_noise(model, NOISE.value, subjects, CORPUS.value)

@@ -1,4 +1,4 @@
-"""How networks and the embedded models are trained."""
+"""Flags of training: of hypernetworks, and of the factworld models."""
 
 from __future__ import annotations
 
@@ -11,28 +11,47 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.hypernetworks.training import TrainingConfig
 
-FAMILY = flags.DEFINE_enum("family", None, ["gpt2", "gptj"], "Architecture.", case_sensitive=False)
-STEPS = flags.DEFINE_integer("steps", None, "Steps of Adam; default: those of the shipped model.")
-RATE = flags.DEFINE_float("learning_rate", None, "Of Adam; default: that of the shipped networks.")
-MAX_STEPS = flags.DEFINE_integer("max_steps", None, "Of Adam.", lower_bound=1)
-EVERY = flags.DEFINE_integer("validate_every", 100, "Steps between validations.", lower_bound=1)
+FAMILY = flags.DEFINE_enum(
+    "family", None, ["gpt2", "gptj"], "Architecture of the model.", case_sensitive=False
+)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Number of steps of Adam. Default: that of the shipped model."
+)
+RATE = flags.DEFINE_float(
+    "learning_rate", None, "Learning rate of Adam. Default: that of the shipped networks."
+)
+MAX_STEPS = flags.DEFINE_integer(
+    "max_steps",
+    None,
+    "Number of steps of Adam after which training ends at the latest. Default: that of the shipped networks.",
+    lower_bound=1,
+)
+EVERY = flags.DEFINE_integer(
+    "validate_every", 100, "Number of steps between validations.", lower_bound=1
+)
 PATIENCE = flags.DEFINE_integer(
-    "patience", 5, "Validations without a better loss before it ends.", lower_bound=1
+    "patience",
+    5,
+    "Number of validations without a better loss after which training ends.",
+    lower_bound=1,
 )
 FILE_DTYPE = flags.DEFINE_enum(
     "file_dtype",
     "float32",
     ["float32", "float16"],
-    "Of the network's parameters in its file.",
+    "dtype of the network's parameters in its file.",
     case_sensitive=False,
 )
 
 
 def read_settings(kind: MethodName) -> TrainingConfig:
-    """The settings of a hypernetwork's training.
+    """Returns the settings of a hypernetwork's training.
+
+    Args:
+      kind: The method that the hypernetwork belongs to.
 
     Raises:
-      ValueError: bad ones, or a method without a network.
+      ValueError: If the method has no hypernetwork, or a flag has an invalid value.
     """
     if kind not in CONFIG_TYPES:
         raise ValueError(

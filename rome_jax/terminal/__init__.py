@@ -1,1 +1,1 @@
-"""What the programs print."""
+"""Reports that the command-line programs print."""

@@ -1,4 +1,4 @@
-"""Saved edits on the command line: which flags go together, what a file says, and what applying it does."""
+"""Saved edits on the command line: which flags can be combined, what a file contains, and what applying it does."""
 
 from __future__ import annotations
 
@@ -33,42 +33,54 @@ _REPORT = ("target_true", "paraphrase", "neighbor")
 
 
 def check_flags(given: Collection[str]) -> None:
-    """Refuses flags that make no sense together.
+    """Refuses combinations of flags that make no sense.
+
+    Args:
+      given: Names of the flags on the command line.
 
     Raises:
-      ValueError: naming them.
+      ValueError: If flags cannot be combined; the message names them.
 
     Example:
       >>> check_flags({"apply", "export_hf"})
+      >>> check_flags({"merge_to"})
+      Traceback (most recent call last):
+      ValueError: --merge_to writes the edits of --apply into one file: give --apply, and no --revert.
     """
     others = sorted(set(given) - {"inspect"})
     changes = {"apply", "revert"} & set(given)
     if "inspect" in given and others:
-        raise ValueError(f"--inspect only reads files: give it without {_listed(others)}.")
+        raise ValueError(f"--inspect only reads files: leave out {_listed(others)}.")
     if wrong := [name for name in _NEW_EDIT if changes and name in given]:
         raise ValueError(
-            f"{_listed(wrong)} cannot be combined with {_listed(sorted(changes))}, which computes no edit: leave out "
-            "one of them; --merge_to writes applied edits into one file."
+            f"{_listed(wrong)} cannot be combined with {_listed(sorted(changes))}, which does not compute an edit: "
+            "leave out one of them, and use --merge_to to write applied edits into one file."
         )
     if wrong := [name for name in _REPORT if changes and name in given and "prompt" not in given]:
         raise ValueError(
-            f"{_listed(wrong)} needs a request: give --prompt, --subject and --target_new too, or leave it out."
+            f"{_listed(wrong)} needs a request: give also --prompt, --subject and --target_new, or leave it out."
         )
     if "merge_to" in given and changes != {"apply"}:
         raise ValueError(
             "--merge_to writes the edits of --apply into one file: give --apply, and no --revert."
         )
     if "force" in given and not changes:
-        raise ValueError("--force is about fingerprints: give it with --apply or --revert.")
+        raise ValueError(
+            "--force ignores the fingerprints of saved edits: give it with --apply or --revert."
+        )
 
 
 def check_places(edits: str | None, export_hf: str | None, export_orbax: str | None) -> None:
     """Refuses places that cannot be written to, before anything is computed.
 
+    Args:
+      edits: File for edits.
+      export_hf, export_orbax: Directories for the edited model.
+
     Raises:
-      ValueError: a file of edits that does not end in .safetensors, or one directory for both exports.
-      FileExistsError: a directory that holds something else.
-      OSError: a folder in which this user may not write.
+      ValueError: If the file for edits does not end in .safetensors, or both exports name the same directory.
+      FileExistsError: If a directory contains something else.
+      OSError: If a folder is not writable.
     """
     for place in filter(None, (edits, export_hf, export_orbax)):
         check_writable(Path(place).parent, "folder")
@@ -79,14 +91,20 @@ def check_places(edits: str | None, export_hf: str | None, export_orbax: str | N
     if export_orbax:
         check_orbax_directory(export_orbax)
     if export_hf and export_orbax and Path(export_hf).resolve() == Path(export_orbax).resolve():
-        raise ValueError(f"--export_hf and --export_orbax both name {export_hf}: give two.")
+        raise ValueError(
+            f"--export_hf and --export_orbax both name {export_hf}: give two different directories."
+        )
 
 
 def compute(editor: Editor, request: EditRequest) -> EditResult:
-    """One edit, and how it came about.
+    """Computes one edit.
+
+    Args:
+      editor: The method, prepared for its model.
+      request: The fact to write.
 
     Raises:
-      ValueError: a request or configuration that the method cannot work with.
+      ValueError: If the method cannot use the request or its configuration.
     """
     method = METHODS[editor.algorithm]
     return method.compute(editor.model, [request], editor.config, **editor.options)
@@ -95,11 +113,11 @@ def compute(editor: Editor, request: EditRequest) -> EditResult:
 def record(
     editor: Editor, request: EditRequest, result: EditResult
 ) -> tuple[Sequence[SavedEdit], LanguageModel]:
-    """An edit with all that its file says of it, and the edited model.
+    """Returns the edit with the provenance that its file contains, and the edited model.
 
     Args:
-      editor, request: what `compute` was called with.
-      result: what it returned.
+      editor, request: The arguments of `compute`.
+      result: The result of `compute`.
     """
     templates = editor.options.get("templates", ())
     network = editor.options.get("hypernetwork")
@@ -124,7 +142,14 @@ def write(
     export_hf: str | None,
     export_orbax: str | None,
 ) -> None:
-    """Writes edits and the edited model where the flags say, if they do."""
+    """Writes the edits and the edited model to the places that are given.
+
+    Args:
+      edits: The edits.
+      model: The edited model.
+      path: File for the edits.
+      export_hf, export_orbax: Directories for the edited model.
+    """
     if path:
         print(f"Saved   {save_edits(path, edits)}")
     if export_hf:
@@ -136,14 +161,34 @@ def write(
 
 
 def read(paths: Sequence[str]) -> list[SavedEdit]:
-    """The edits of several files, in their order."""
+    """Reads the edits of several files, in order.
+
+    Args:
+      paths: The files.
+
+    Raises:
+      ValueError: If a file is not a saved edit.
+      OSError: If a file cannot be read.
+    """
     return [edit for path in paths for edit in load_edits(path)]
 
 
 def change(
     model: LanguageModel, applied: Sequence[SavedEdit], reverted: Sequence[SavedEdit], force: bool
 ) -> tuple[LanguageModel, Comparison]:
-    """Applies some edits, then takes others out: the changed model, and the comparison with the old one."""
+    """Applies some edits, then reverts others.
+
+    Args:
+      model: The model to change.
+      applied, reverted: The edits.
+      force: Whether to ignore fingerprints.
+
+    Returns:
+      The changed model, and its comparison with the old one.
+
+    Raises:
+      ValueError: If an edit does not belong to the model.
+    """
     changed = apply_edits(model, applied, force=force)
     changed = revert_edits(changed, reverted, force=force)
     deltas = [edit.delta for edit in applied]
@@ -152,8 +197,13 @@ def change(
 
 
 def print_overview(comparison: Comparison, edits: Sequence[SavedEdit]) -> None:
-    """One line for each request of the edits: the probability of its target before and after."""
-    # Once each: an edit may be applied and reverted.
+    """Prints the probability of the target of each request, before and after the edits.
+
+    Args:
+      comparison: The model before and after.
+      edits: The edits.
+    """
+    # Each request is shown once, although an edit may be both applied and reverted.
     requests = list(dict.fromkeys(r for edit in edits for r in edit.provenance.requests))
     before, after = comparison.probabilities(
         [request.text for request in requests], [request.target_new for request in requests]
@@ -165,11 +215,14 @@ def print_overview(comparison: Comparison, edits: Sequence[SavedEdit]) -> None:
 
 
 def inspect(path: str | Path) -> None:
-    """Prints everything that a file says of its edits, or one line for each edit of a folder.
+    """Prints the provenance of each edit in a file, or one line for each edit in a folder.
+
+    Args:
+      path: A file or a folder.
 
     Raises:
-      FileNotFoundError: no such file, or a folder without one that might be an edit.
-      ValueError: a file that is no edit.
+      FileNotFoundError: If the file does not exist, or the folder contains no .safetensors file.
+      ValueError: If the file is not a saved edit.
     """
     path = Path(path)
     if not path.is_dir():
@@ -179,7 +232,9 @@ def inspect(path: str | Path) -> None:
         return
     files = sorted(path.glob(f"*{SUFFIX}"))
     if not files:
-        raise FileNotFoundError(f"{path} holds no {SUFFIX} file: name a folder with saved edits.")
+        raise FileNotFoundError(
+            f"{path} contains no {SUFFIX} file: name a folder with saved edits."
+        )
     for file in files:
         try:
             for edit in load_edits(file):
@@ -194,6 +249,7 @@ def inspect(path: str | Path) -> None:
 
 
 def _print_details(edit: SavedEdit) -> None:
+    """Prints the provenance of an edit."""
     about = edit.provenance
     config = ", ".join(f"{name}={value}" for name, value in about.config.items())
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
@@ -224,8 +280,10 @@ def _print_details(edit: SavedEdit) -> None:
 
 
 def _said(request: EditRequest) -> str:
+    """Returns a request on one line."""
     return f"{request.text!r} -> {request.target_new!r}"
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Returns names of flags as a list."""
     return ", ".join(f"--{name}" for name in names)

@@ -1,10 +1,11 @@
-"""What an edit changed and left alone, for a terminal."""
+"""The report of `eval.edit`: what an edit changed and what it left unchanged."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,29 +22,68 @@ from rome_jax.models.logit_lens import logit_lens, top_tokens
 from rome_jax.models.registry import SHIPPED, LanguageModel
 
 CONTINUATION = 16  # tokens
-SHOWN = 5  # prompts of a kind in the table; the summary counts all
-CONTINUED = 2  # prompts of a kind whose continuations are shown
-NO_ROOM = "(no room)"
+SHOWN = 5  # prompts per group in the table; the summary counts all
+CONTINUED = 2  # prompts per group for which continuations are shown
+NO_ROOM = "(no room)"  # shown for prompts that fill the context
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Where an edit is looked at besides its own prompt: where it must show, and where it must not."""
+    """Prompts on which an edit is examined, in addition to its own prompt.
+
+    Attributes:
+      paraphrases: Prompts that should change too.
+      neighbors: Prompts that should not change.
+    """
 
     paraphrases: Sequence[str] = ()
     neighbors: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What happened on a group of prompts.
+
+    Attributes:
+      count: The number of prompts.
+      new_before, new_after: The number of prompts on which the new target is more likely than the true one.
+      true_before, true_after: Mean probability of the true target; NaN without prompts.
+    """
+
+    count: int
+    new_before: int
+    new_after: int
+    true_before: float
+    true_after: float
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> Outcome:
+        """Returns the outcome of a table of probabilities.
+
+        Args:
+          probabilities: Float [B, 4]: of the new target before and after the edit, and of the true target.
+        """
+        new, true = probabilities[:, :2], probabilities[:, 2:]
+        wins = (new > true).sum(0)
+        means = true.mean(0) if len(true) else (math.nan, math.nan)
+        return cls(len(true), int(wins[0]), int(wins[1]), float(means[0]), float(means[1]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One model before and after one edit."""
+    """One model before and after one edit.
+
+    Attributes:
+      model: The unedited model.
+      delta: The edit.
+    """
 
     model: LanguageModel
     delta: Delta
 
     @functools.cached_property
     def sides(self) -> tuple[tuple[LanguageModel, Delta | None], ...]:
-        """What forward passes take before and after: a factored delta as it is, a dense one merged."""
+        """The model and the delta of a forward pass before and after the edit; a dense delta is merged."""
         if self.delta.factored:
             return (self.model, None), (self.model, self.delta)
         params = apply_delta(self.model.params, self.delta)
@@ -52,7 +92,15 @@ class Comparison:
     def probabilities(
         self, prompts: Sequence[str], targets: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probability of each whole target after its prompt, before and after: [B] each."""
+        """Returns the probability of each whole target after its prompt, before and after the edit.
+
+        Args:
+          prompts: B prompts.
+          targets: One target per prompt.
+
+        Returns:
+          Float [B] before and [B] after the edit.
+        """
         texts = [target_text(target) for target in targets]
         ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         counts = np.array([len(row) for row in ids])
@@ -63,17 +111,21 @@ class Comparison:
         return before, after
 
     def continuations(self, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-        """What greedy decoding adds to each prompt, before and after, up to the end of the text.
+        """Returns the greedy continuations of each prompt, before and after the edit, up to the end of the text.
 
-        Prompts as long as the context give `NO_ROOM`; the longest of the others says how much is added to all.
+        A prompt that fills the context has no continuation, and gets `NO_ROOM`. All other continuations have the same
+        length in tokens: 16, or less if the longest prompt leaves less room.
+
+        Args:
+          prompts: The prompts.
 
         Raises:
-          ValueError: a prompt without tokens, or one that does not fit the context.
+          ValueError: If a prompt has no tokens or does not fit the context.
         """
         tokenizer, context = self.model.tokenizer, self.model.config.context_length
         rows = prompt_ids(self.model, prompts)
         fitting = [index for index, row in enumerate(rows) if len(row) < context]
-        results = [NO_ROOM] * len(rows), [NO_ROOM] * len(rows)
+        results = ([NO_ROOM] * len(rows), [NO_ROOM] * len(rows))
         if not fitting:
             return results
         batch = pad([rows[index] for index in fitting])
@@ -94,9 +146,19 @@ class Comparison:
 
 
 def factworld_prompts(model_name: str, request: EditRequest) -> Prompts:
-    """The other templates of a factworld request's relation, and other subjects with the same present object.
+    """Returns the paraphrases and the neighbors of a factworld request.
 
-    None of either for other models, and for a subject or a prompt that factworld does not know.
+    Paraphrases are the other templates of its relation. Neighbors are the prompts about other subjects that have the
+    same object before the edit. There are none for other models, or if factworld does not know the subject or prompt.
+
+    Args:
+      model_name: Name of the model.
+      request: The edit request.
+
+    Example:
+      >>> prompts = factworld_prompts("factworld-gpt2", request)
+      >>> len(prompts.paraphrases), prompts.paraphrases[0]
+      (5, ...)
     """
     if model_name not in SHIPPED:
         return Prompts()
@@ -128,14 +190,14 @@ def print_report(
     method: str | None = None,
     layers: Sequence[LayerEdit] = (),
 ) -> None:
-    """Prints probabilities, continuations and a plain summary.
+    """Prints probabilities, continuations and a summary in two sentences.
 
     Args:
-      comparison: of the models before and after.
-      request: the fact to look at.
-      prompts: where to look besides, and at what factworld knows.
-      method: that made the edit; None prints nothing of how it came about.
-      layers: of a `ROMEResult`, whose first edit it is.
+      comparison: The model before and after the edit.
+      request: The fact to examine.
+      prompts: Further prompts to examine, in addition to those that factworld knows.
+      method: Name of the method that made the edit; None leaves out how the edit was made.
+      layers: The layers of an `EditResult`, of which this is the first edit.
     """
     known = factworld_prompts(comparison.model.name, request)
     groups = {
@@ -152,16 +214,17 @@ def print_report(
     for line in _how(comparison, layers) if method else ():
         print(f"{method:7s} {line}")
 
-    prefers = _print_probabilities(comparison, groups, request.target_new, true)
+    outcomes = _print_probabilities(comparison, groups, request.target_new, true)
     print("\ngreedy continuations")
     for text, old, new in zip(continued, before, after, strict=True):
         print(f"  {shorten(text, 110)}")
         print(f"    before: {shorten(old.strip(), 100)}\n    after:  {shorten(new.strip(), 100)}")
-    _print_summary(request, true, before[0], after[0], *list(prefers.values())[1:])
+    _, paraphrases, neighbors = outcomes.values()
+    _print_summary(request, true, before[0], after[0], paraphrases, neighbors)
 
 
 def _how(comparison: Comparison, layers: Sequence[LayerEdit]) -> list[str]:
-    """What an edit did to each layer, or to each weight if nothing more is known."""
+    """Returns what an edit did to each layer, or to each weight if no more is known."""
     if not layers:
         return [
             f"{change.weight} of layer {change.layer}: ‖ΔW‖/‖W‖ {change.norm_ratio:.3f}, "
@@ -182,27 +245,26 @@ def _how(comparison: Comparison, layers: Sequence[LayerEdit]) -> list[str]:
 
 def _print_probabilities(
     comparison: Comparison, groups: dict[str, list[str]], new: str, true: str
-) -> dict[str, tuple[int, int, int]]:
-    """Prints the table; by group, on how many prompts the new target is likelier, before and after, of how many."""
+) -> dict[str, Outcome]:
+    """Prints the table of probabilities, and returns the outcome of each group."""
     texts = [text for group in groups.values() for text in group]
     new_values = comparison.probabilities(texts, [new] * len(texts))
     true_values = comparison.probabilities(texts, [true] * len(texts))
     table = np.stack([*new_values, *true_values], axis=-1)  # [prompts, 4]
     print(f"\n{'probability of':60s}   {shorten(new, 16):>16s}   {shorten(true, 16):>16s}")
     print(f"{'':60s}   {'before':>7s}  {'after':>7s}   {'before':>7s}  {'after':>7s}")
-    prefers, start = {}, 0
+    outcomes, start = {}, 0
     for name, group in groups.items():
         rows = table[start : start + len(group)]
         start += len(group)
-        wins = (rows[:, :2] > rows[:, 2:]).sum(0)
-        prefers[name] = (int(wins[0]), int(wins[1]), len(group))
+        outcomes[name] = Outcome.of(rows)
         if group:
             print(name)
         for text, (a, b, c, d) in zip(group[:SHOWN], rows, strict=False):
             print(f"  {shorten(text, 58):58s}   {a:7.3f}  {b:7.3f}   {c:7.3f}  {d:7.3f}")
         if len(group) > SHOWN:
             print(f"  ... and {len(group) - SHOWN} more")
-    return prefers
+    return outcomes
 
 
 def _print_summary(
@@ -210,10 +272,10 @@ def _print_summary(
     true: str,
     before: str,
     after: str,
-    paraphrases: tuple[int, int, int],
-    neighbors: tuple[int, int, int],
+    paraphrases: Outcome,
+    neighbors: Outcome,
 ) -> None:
-    """Two lines: what the edit changed, and what it left alone."""
+    """Prints two lines: what the edit changed, and what it left unchanged."""
     new = target_text(request.target_new)
     if before.startswith(new):
         said = f"Not changed: about {request.subject}, the model said {request.target_new!r} before"
@@ -224,30 +286,57 @@ def _print_summary(
             f"Not changed: about {request.subject}, the model says {present_answer(after)!r}, "
             f"not {request.target_new!r}"
         )
-    old, now, count = paraphrases
-    if count:
+    if paraphrases.count:
         preferred = "it" if after.startswith(new) else repr(request.target_new)
-        said += f", and prefers {preferred} on {now} of {count} paraphrases (before: {old})"
+        said += (
+            f", and prefers {preferred} on {paraphrases.new_after} of {paraphrases.count} paraphrases "
+            f"(before: {paraphrases.new_before})"
+        )
     print(f"\n{said}.")
-    old, now, count = neighbors
+    count = neighbors.count
     if count:
         print(
-            f"What did not: {count - now} of {count} neighbors still prefer {true!r} (before: {count - old})."
+            f"What did not: {count - neighbors.new_after} of {count} neighbors still prefer {true!r} "
+            f"(before: {count - neighbors.new_before}); its mean probability "
+            f"{_change(neighbors.true_before, neighbors.true_after)}."
         )
     else:
-        print("What did not: not looked at; name neighbors with --neighbor.")
+        print("What did not: unknown, because there are no neighbors; name some with --neighbor.")
+
+
+def _change(before: float, after: float) -> str:
+    """Returns how a probability changed, in words.
+
+    Example:
+      >>> _change(0.98, 0.65), _change(0.981, 0.979)
+      ('fell from 0.98 to 0.65', 'stayed at 0.98')
+    """
+    old, new = f"{before:.2f}", f"{after:.2f}"
+    if old == new:
+        return f"stayed at {new}"
+    return f"{'fell' if after < before else 'rose'} from {old} to {new}"
 
 
 def present_answer(continuation: str) -> str:
-    """The first word of a greedy continuation without the punctuation around it, or "(nothing)"."""
+    """Returns the first word of a continuation without the punctuation around it, or "(nothing)".
+
+    Example:
+      >>> present_answer(' "Paris", in')
+      'Paris'
+    """
     words = continuation.split()
     return (words[0].strip(".,;:!?\"'") or words[0]) if words else "(nothing)"
 
 
 def talk(comparison: Comparison, read: Callable[[str], str] = input) -> None:
-    """Shows each typed prompt before and after, until an empty line, the end of the input or Ctrl-C."""
+    """Shows each typed prompt before and after the edit, until an empty line, the end of the input, or Ctrl-C.
+
+    Args:
+      comparison: The model before and after the edit.
+      read: Shows its argument and returns the next line.
+    """
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401, input() edits lines and recalls them once it is there
+        import readline  # noqa: F401, with it input() can edit and recall lines
     print("\nType a prompt; an empty line ends.")
     try:
         while line := read("> ").rstrip():
@@ -260,7 +349,15 @@ def talk(comparison: Comparison, read: Callable[[str], str] = input) -> None:
 
 
 def print_lens(comparison: Comparison, prompt: str) -> None:
-    """Continuations of one prompt before and after, and each layer's most likely next token."""
+    """Prints the continuations of a prompt before and after the edit, and the most likely next token of each layer.
+
+    Args:
+      comparison: The model before and after the edit.
+      prompt: The prompt.
+
+    Raises:
+      ValueError: If the prompt has no tokens or does not fit the context.
+    """
     model = comparison.model
     (before,), (after,) = comparison.continuations([prompt])
     print(f"  before:{before}\n  after: {after}")
@@ -276,6 +373,11 @@ def print_lens(comparison: Comparison, prompt: str) -> None:
 
 
 def shorten(text: str, width: int) -> str:
-    """`text` on one line of at most `width` characters."""
+    """Returns the text on one line of at most `width` characters.
+
+    Example:
+      >>> shorten("a long line", 7)
+      'a long…'
+    """
     text = text.replace("\n", " ")
     return text if len(text) <= width else text[: width - 1] + "…"

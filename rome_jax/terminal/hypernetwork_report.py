@@ -1,4 +1,4 @@
-"""What comes out of `eval.train_hypernetwork`: the curves of the training, and how well the network validates."""
+"""The report of `eval.train_hypernetwork`: the curves of the training, and the numbers of the network that was kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ from rome_jax.edit.hypernetworks.training import REPORT
 
 
 def report(directory: str | Path) -> None:
-    """Draws training.png; prints how the kept network validates.
+    """Draws training.png and prints the best validation.
 
     Args:
-      directory: of a finished training.
+      directory: The directory of a finished training.
+
+    Example:
+      >>> import json, pathlib
+      >>> from rome_jax.terminal import hypernetwork_report
+      >>> row = {"step": 100, "edit": 0.2, "train_edit": 0.3, "kl": 0.01, "train_kl": 0.02, "success": 0.9, "kept": 1.0}
+      >>> about = {"kind": "MEND", "model": "factworld-gpt2", "training": {"margin": None, "num_validation": 128}}
+      >>> content = {"history": [row], "best": row, "about": about}
+      >>> _ = pathlib.Path("training.json").write_text(json.dumps(content))
+      >>> hypernetwork_report.report(".")
+      Best at step 100 of 100: 90.0% of validation paraphrases give the new target, 100.0% of other facts are kept; edit
+      loss 0.200, KL 0.0100 nats
     """
     from rome_jax.plots.hypernetworks import plot
+    from rome_jax.plots.style import save_figure
 
     directory = Path(directory)
     found = json.loads((directory / REPORT).read_text())
-    plot(found, directory / "training.png")
+    save_figure(plot(found), directory / "training.png")
     best = found["best"]
     print(
         f"Best at step {best['step']} of {found['history'][-1]['step']}: {best['success']:.1%} of validation "
-        f"paraphrases say the new target, {best['kept']:.1%} of other facts are kept; edit loss {best['edit']:.3f}, "
+        f"paraphrases give the new target, {best['kept']:.1%} of other facts are kept; edit loss {best['edit']:.3f}, "
         f"KL {best['kl']:.4f} nats"
     )

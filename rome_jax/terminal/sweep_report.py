@@ -1,4 +1,4 @@
-"""What comes out of `eval.sweep`: a table, a file of it, and a figure of one or two hyperparameters."""
+"""The report of `eval.sweep`: a table, a CSV file, and a figure of one or two hyperparameters."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rome_jax.models.runs import short_name
 def report(
     sweep: Sweep, found: Mapping[str, Summary], directory: str | Path, figure_format: str = "pdf"
 ) -> None:
-    """Prints the table of a sweep, and writes sweep.csv and, for at most two hyperparameters, the figure.
+    """Prints the table of a sweep, writes sweep.csv, and draws the figure for at most two hyperparameters.
 
     Args:
-      sweep: what was evaluated.
-      found: the points' summaries by name.
-      directory: of the sweep.
+      sweep: The sweep.
+      found: The summaries of the points by name.
+      directory: Folder of the sweep.
       figure_format: pdf, svg or png.
     """
     directory = Path(directory)
     write_csv(directory / "sweep.csv", sweep.grid, found)
     print(f"\n{text_table(found)}\n\nWrote {directory / 'sweep.csv'}")
     if len(sweep.grid.axes) > 2:
-        print("No figure: it shows one or two hyperparameters, not more.")
+        print("There is no figure, because it can show only one or two hyperparameters.")
         return
+    from rome_jax.plots.style import save_figure
     from rome_jax.plots.sweeps import draw
-    from rome_jax.plots.tracing import save_figure
 
     path = directory / f"sweep.{figure_format}"
     count = f"{len(sweep.dataset.records)} records"

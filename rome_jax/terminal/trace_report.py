@@ -1,4 +1,4 @@
-"""What comes out of `eval.causal_trace`: averages and figures of a run, or one prompt in the terminal."""
+"""The output of `eval.causal_trace`: averages and figures of a run, or the traces of one prompt."""
 
 from __future__ import annotations
 
@@ -35,16 +35,19 @@ def trace_facts(
     figure_format: str = "pdf",
     case_figures: bool = False,
 ) -> None:
-    """Traces facts that are not in a folder yet, then reports on all; see `report_run`.
+    """Traces the facts that a folder does not hold yet, then reports on all of them; see `report_run`.
 
     Args:
-      model, facts, protocol, series: what is traced, and how.
-      directory: of the run, new or of the same settings.
-      settings: all that decides the results.
-      figure_format, case_figures: as of `report_run`.
+      model: Model to trace.
+      facts: Facts to trace.
+      protocol: Settings of the traces.
+      series: What is traced of each fact.
+      directory: Folder of the run: a new one, or one with the same settings.
+      settings: All settings that decide the results.
+      figure_format, case_figures: As in `report_run`.
 
     Raises:
-      ValueError: a folder of other settings, or no case that can be traced.
+      ValueError: If the folder has other settings, or no case can be traced.
     """
     folder = RunFolder.open(directory, settings, {"noise_value": protocol.noise.value})
     folder.run(model, facts, protocol, series)
@@ -61,12 +64,16 @@ def trace_prompt(
     settings: Mapping[str, Any],
     figure_format: str = "pdf",
 ) -> None:
-    """Finds one prompt's tokens for each of its answers and shows its traces; see `show_prompt`.
+    """Tokenizes a prompt with each of its answers and shows its traces; see `show_prompt`.
 
     Args:
-      fact: the prompt and its subject.
-      answers: that are measured, one or two; None is the model's own.
-      model, protocol, series, directory, settings, figure_format: as of `show_prompt`.
+      fact: The prompt and its subject.
+      answers: One or two answers to measure; None is the model's own answer.
+      model, protocol, series, directory, settings, figure_format: As in `show_prompt`.
+
+    Raises:
+      ValueError: If the prompt ends in white space or is a single token, or the subject is not in it.
+      SequenceTooLongError: If the prompt and its target are longer than the model's context.
     """
     prompts = [find_prompt(model, fact, answer) for answer in answers]
     show_prompt(model, prompts, protocol, series, directory, settings, figure_format)
@@ -81,17 +88,17 @@ def report_run(
 ) -> None:
     """Prints the averages of a run, and writes averages.json and the figures.
 
-    Of a screening it says where the best verified states are instead, and writes best_states.json.
+    For a screening it reports where the best verified states are instead, and writes best_states.json.
 
     Args:
-      folder: with a case of every series for each fact.
-      facts: that are averaged.
-      series: what was traced of them.
-      figure_format: pdf, svg or png.
-      case_figures: draw a heatmap of every case too.
+      folder: Folder with a case of every series for each fact.
+      facts: Facts whose cases are averaged.
+      series: What was traced of them.
+      figure_format: "pdf", "svg" or "png".
+      case_figures: Whether to draw a heatmap of each case too.
 
     Raises:
-      ValueError: no case was traced, or a damaged file.
+      ValueError: If no case was traced, or a file is damaged.
     """
     screened = bool(folder.settings.get("screen"))
     averages, best = {}, {}
@@ -100,7 +107,7 @@ def report_run(
         reasons = skipped_lines(cases)
         if not any(isinstance(case, TraceResult) for case in cases):
             raise ValueError(
-                "\n".join([f"none of {len(cases)} prompts could be traced.", *reasons])
+                "\n".join([f"none of {len(cases)} prompts could be traced:", *reasons])
             )
         if screened:
             best[one] = best_states(cases)
@@ -112,7 +119,7 @@ def report_run(
             _draw_cases(folder, dict(zip(facts, cases, strict=True)), one, figure_format)
     measure = folder.settings["measure"].replace("_", "-")
     print(best_table(best, measure) if screened else averages_table(averages, measure))
-    print("\n".join(["", *reasons]))  # the same for each series
+    print("\n".join(["", *reasons]))  # The reasons are the same for each series.
     written = [folder.directory / ("best_states.json" if screened else "averages.json")]
     write_json(written[0], best_json(best) if screened else averages_json(averages))
     if not screened:
@@ -121,7 +128,7 @@ def report_run(
 
 
 def _at_last_subject(averages: AverageEffects) -> AverageEffects:
-    """Without the other classes, in which the last token of a short subject or prompt counts too."""
+    """Empties all classes but the last subject token, which may also be the first or the prompt's last token."""
     indirect = {
         place: of
         if place is TokenClass.LAST_SUBJECT
@@ -137,7 +144,7 @@ def _draw_cases(
     series: Series,
     figure_format: str,
 ) -> None:
-    """A heatmap of every case that has none yet."""
+    """Draws a heatmap of every case that has none yet."""
     for fact, case in tqdm(cases.items(), unit="figure", desc=series.value):
         name = folder.path(fact, series).with_suffix(f".{figure_format}").name
         path = folder.directory / "figures" / name
@@ -148,6 +155,8 @@ def _draw_cases(
 def _draw_averages(
     folder: RunFolder, averages: Mapping[Series, AverageEffects], figure_format: str
 ) -> list[Path]:
+    """Draws the figures of a run and returns their files."""
+    from rome_jax.plots import style
     from rome_jax.plots import tracing as plot
 
     model, window = folder.settings["model"], folder.settings["window"]
@@ -157,7 +166,7 @@ def _draw_averages(
         for one, of in averages.items()
         if one.severed
     }
-    figures = {"average_lines": plot.average_lines(kinds, title=model)}
+    figures = {"average_lines": plot.average_lines(kinds, window=window, title=model)}
     for kind, of in kinds.items():
         figures[f"average_heatmap_{kind.value}"] = plot.average_heatmap(
             of, kind, window=window, model=model
@@ -168,14 +177,16 @@ def _draw_averages(
     paths = []
     for name, figure in figures.items():
         paths.append(folder.directory / f"{name}.{figure_format}")
-        plot.save_figure(figure, paths[-1])
+        style.save_figure(figure, paths[-1])
     return paths
 
 
 def _draw_heatmap(result: TraceResult, path: Path) -> None:
+    """Draws the heatmap of one trace."""
+    from rome_jax.plots import style
     from rome_jax.plots import tracing as plot
 
-    plot.save_figure(plot.heatmap(result), path)
+    style.save_figure(plot.heatmap(result), path)
 
 
 def show_prompt(
@@ -187,17 +198,20 @@ def show_prompt(
     settings: Mapping[str, Any],
     figure_format: str = "pdf",
 ) -> None:
-    """Traces one prompt; prints its scores and text heatmaps, and writes the traces and figures.
+    """Traces one prompt, prints its scores and text heatmaps, and writes the traces and figures.
 
     Args:
-      model, protocol, series: what is traced, and how.
-      prompts: one; or the same with two targets, of which the second's score is subtracted, under the same noise.
-      directory: of the files, whose names tell settings apart.
-      settings: all else that decides the result, for provenance.
-      figure_format: pdf, svg or png.
+      model: Model to trace.
+      prompts: One prompt, or the same prompt with two targets. The second target's scores are subtracted from the
+        first's, under the same noise.
+      protocol: Settings of the traces.
+      series: What is traced.
+      directory: Folder for the files, whose names differ for different settings.
+      settings: All other settings that decide the results, to keep with them.
+      figure_format: "pdf", "svg" or "png".
 
     Raises:
-      SequenceTooLongError: a prompt longer than the model's context with its target.
+      SequenceTooLongError: If the prompt and its target are longer than the model's context.
     """
     prompt = prompts[0]
     about = {**settings, "prompt": prompt.text, "subject_range": prompt.span}
@@ -205,15 +219,14 @@ def show_prompt(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     words = re.sub(r"\W+", "_", prompt.subject)[:40]
     about["versions"] = versions()
-    begun = [(one, protocol.begin(model, one)) for one in prompts]
+    begun = [protocol.begin(model, one) for one in prompts]
     for number, one in enumerate(series):
         estimate = None
-        if (
-            protocol.screen
-        ):  # of two answers, by the difference of their effects: the same states for both
-            estimates = [protocol.estimate(model, *each, one) for each in begun]
+        if protocol.screen:
+            # Two answers are ranked by the difference of their effects, so that the same states are restored for both.
+            estimates = [protocol.estimate(runs, one) for runs in begun]
             estimate = estimates[0] - sum(estimates[1:])
-        results = [protocol.sweep(model, *each, one, about, estimate) for each in begun]
+        results = [protocol.sweep(runs, one, about, estimate) for runs in begun]
         result = subtract(*results) if len(results) > 1 else results[0]
         if not number:
             measure = protocol.measure.value.replace("_", "-")
@@ -229,8 +242,9 @@ def show_prompt(
 
 
 def _described(series: Series, window: int) -> str:
+    """Says what the heatmap of a series shows."""
     return {
         Series.HIDDEN: "One hidden state restored",
-        Series.MLP: f"MLP outputs of {window} layers restored, centred at the layer",
-        Series.ATTN: f"Attention outputs of {window} layers restored, centred at the layer",
+        Series.MLP: f"MLP outputs of {window} layers restored, centered at the layer",
+        Series.ATTN: f"Attention outputs of {window} layers restored, centered at the layer",
     }[series]

@@ -1,4 +1,4 @@
-"""What `eval.causal_trace` says on a terminal: the heatmap of a prompt, and averages as a table and as JSON."""
+"""Text of causal traces: the heatmap of a prompt, and averages as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -16,24 +16,34 @@ from rome_jax.trace.result import SkippedCase, TraceResult
 _SHADES = " ░▒▓█"
 _UNKNOWN = "·"
 _TOKEN_WIDTH = 16
-_WIDE = 32  # layers that are drawn two characters wide
+_WIDE = 32  # Up to this many layers are drawn two characters wide.
 
 
 def text_heatmap(result: TraceResult) -> str:
-    """Tokens × layers in shades of the score, from the corrupted runs' to the highest; the subject has a `*`.
+    """Draws the scores of one prompt as text: tokens down, layers across, darker for a higher score.
 
-    A score of NaN, a state that was not restored, is a dot.
+    Shades run from the mean score of the corrupted runs to the highest score. Tokens of the subject have a `*`, and a
+    state that a screening did not restore is a dot.
+
+    Args:
+      result: Trace of one prompt.
+
+    Returns:
+      The lines of the heatmap.
 
     Example:
-      >>> print(text_heatmap(result))  # doctest: +SKIP
-       layer            0 1 2
-      * Eif             ██▓▓░░
-      * fel             ████▒▒
-        is                  ░░
+      >>> from rome_jax.trace import TraceKind, TraceResult
+      >>> scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.1, 0.9]], np.float32)
+      >>> tokens, about = ("Eifel", " is"), (TraceKind.HIDDEN, 1, (0, 1))
+      >>> print(text_heatmap(TraceResult(scores, 0.1, 0.9, np.arange(2), tokens, (0, 1), " in", *about)))
+        layer            0 1 2
+      * Eifel            ██▒▒
+         is                  ██
+        blank: about 0.1 or less   full: about 0.9
     """
     known = ~np.isnan(result.scores)
     low, high = result.low_score, float(np.max(result.scores[known]))
-    scale = max(high - low, np.finfo(np.float32).tiny)
+    scale = max(high - low, float(np.finfo(np.float32).tiny))
     level = np.rint((np.where(known, result.scores, low) - low) / scale * (len(_SHADES) - 1))
     level = np.clip(level, 0, len(_SHADES) - 1).astype(int)
     shades = np.where(known, np.array(list(_SHADES))[level], _UNKNOWN)
@@ -59,11 +69,21 @@ def text_heatmap(result: TraceResult) -> str:
 
 
 def averages_table(averages: Mapping[Series, AverageEffects], answers: str) -> str:
-    """Totals, and the layer and the value of each class's largest average indirect effect.
+    """Renders averages as a table: total effect, and the peak of each class's average indirect effect.
 
     Args:
-      averages: of at least one series.
-      answers: what is measured, such as "probability".
+      averages: Averages of at least one series.
+      answers: What is measured, such as "probability".
+
+    Returns:
+      The lines of the table.
+
+    Example:
+      >>> from rome_jax.trace import AverageEffects, ClassAverage
+      >>> effect = ClassAverage(mean=np.array([0.1, 0.5, 0.2]), band=np.full(3, 0.1), count=8)
+      >>> averages = AverageEffects(dict.fromkeys(TokenClass, effect), 0.9, 0.1, 0.8, 0.05, 8, 0)
+      >>> print(averages_table({Series.HIDDEN: averages}, "probability").splitlines()[1])
+      probability: clean 0.900, corrupted 0.100, total effect 0.800 ± 0.050
     """
     total = next(iter(averages.values()))
     lines = [
@@ -81,6 +101,7 @@ def averages_table(averages: Mapping[Series, AverageEffects], answers: str) -> s
 
 
 def _peak(average: ClassAverage) -> str:
+    """Renders the largest mean of a class and its layer."""
     if not average.count:
         return "–"
     layer, value = average.peak
@@ -88,7 +109,7 @@ def _peak(average: ClassAverage) -> str:
 
 
 def averages_json(averages: Mapping[Series, AverageEffects]) -> dict[str, Any]:
-    """The averages as JSON has them; null where a class has no tokens."""
+    """Returns averages as JSON values; means and bands are null where a class has no token."""
     return {
         series.value: {
             "num_cases": of.num_cases,
@@ -111,16 +132,29 @@ def averages_json(averages: Mapping[Series, AverageEffects]) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
+    """Returns numbers as JSON has them, with null for NaN."""
     return [None if math.isnan(value) else value for value in map(float, values)]
 
 
 def skipped_lines(cases: Sequence[TraceResult | SkippedCase], most: int = 3) -> list[str]:
-    """Why the first few were skipped."""
+    """Lists why cases were skipped.
+
+    Args:
+      cases: Cases of one series.
+      most: Number of reasons to list; the rest are counted.
+
+    Returns:
+      One line per reason.
+
+    Example:
+      >>> skipped_lines([SkippedCase("the clean answer is 'rowing'", {"known_id": 3})])
+      ["  skipped known_id 3: the clean answer is 'rowing'"]
+    """
     skipped = [case for case in cases if isinstance(case, SkippedCase)]
     lines = [
         f"  skipped known_id {case.provenance.get('known_id')}: {case.reason}"
         for case in skipped[:most]
     ]
     if len(skipped) > most:
-        lines.append(f"  and {len(skipped) - most} more, whose files say why")
+        lines.append(f"  and {len(skipped) - most} more; their files hold the reasons")
     return lines

@@ -1,4 +1,4 @@
-"""A line on standard error about what takes a while."""
+"""A line on standard error while a slow step runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def waiting(text: str, after: float = 2.0) -> Iterator[None]:
-    """Says what is being done once it has taken `after` seconds; in a terminal, with the seconds so far.
+    """Reports a step on standard error once it has run for `after` seconds; a terminal also sees the seconds so far.
 
-    What is printed meanwhile comes when it is done, so that it does not tear the line.
+    Output that the step prints is held back until it ends, so that it does not break the line.
 
     Args:
-      text: what is done, such as "loading gpt2-xl".
-      after: seconds in which nothing is said.
+      text: Name of the step, such as "loading gpt2-xl".
+      after: Seconds before anything is reported.
+
+    Yields:
+      Nothing; the step runs inside the `with` block.
 
     Example:
       >>> with waiting("loading gpt2-xl"):
-      ...     pass
+      ...     print("loaded")
+      loaded
     """
     done = threading.Event()
     thread = threading.Thread(target=_tell, args=(text, after, done), daemon=True)
@@ -38,6 +42,7 @@ def waiting(text: str, after: float = 2.0) -> Iterator[None]:
 
 
 def _tell(text: str, after: float, done: threading.Event) -> None:
+    """Writes the line after `after` seconds, updates it each second in a terminal, and erases it there at the end."""
     begun = time.monotonic()
     if done.wait(after):
         return

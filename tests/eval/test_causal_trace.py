@@ -1,4 +1,4 @@
-"""`python -m eval.causal_trace` as a user runs it, and what it keeps in its folder."""
+"""`python -m eval.causal_trace` and the folders of its runs."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from rome_jax.models.registry import load_model
 from rome_jax.terminal.trace_report import report_run
 from rome_jax.terminal.trace_text import text_heatmap
 from rome_jax.trace.averages import TokenClass
@@ -28,13 +27,13 @@ SETTINGS |= {"window": 2, "tokens": "all", "facts": "a.json", "facts_sha256": "a
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("factworld-gpt2")
+def model(shipped_model):
+    return shipped_model("factworld-gpt2")
 
 
 @pytest.fixture(scope="module")
 def facts(model):
-    """Three facts of factworld of one length and subjects alike, so that one program traces them all."""
+    """Three facts with prompts and subjects of the same length, so that one compiled program traces them all."""
     every = open_facts("factworld").facts[:60]
     found = [(fact, find_prompt(model, fact)) for fact in every]
     return [fact for fact, prompt in found if len(prompt.ids) == 7 and prompt.span == (0, 4)][:3]
@@ -72,13 +71,13 @@ def test_files_are_named_and_filled_as_the_originals(traced, facts):
     )
     last = ordinary.subject_range[1] - 1
     assert severed.tokens == (last,) and severed.low_score == ordinary.low_score
-    # Behind the last layer nothing is left to sever; behind the first, something is.
+    # No module after the last layer is severed; after the first layer, some are.
     assert severed.scores[0, -1] == pytest.approx(ordinary.scores[last, -1], abs=1e-6)
     assert abs(severed.scores[0, 0] - ordinary.scores[last, 0]) > 1e-4
 
 
 @pytest.mark.needs("matplotlib")
-def test_a_stopped_run_goes_on_and_ends_the_same(traced, facts, model, protocol, capsys):
+def test_a_stopped_run_resumes_to_the_same_results(traced, facts, model, protocol, capsys):
     averages = traced.directory / "averages.json"
     before, old = averages.read_text(), stamps(traced)
     lost = traced.path(facts[1], Series.HIDDEN)
@@ -113,7 +112,7 @@ def test_averages_are_those_of_the_cases(traced, facts):
 
 @pytest.mark.needs("matplotlib")
 def test_averages_of_the_last_subject_token_alone(tmp_path, traced, facts, capsys):
-    """A subject of one token is its first too, but the average of last tokens is what was asked for."""
+    """The token of a one-token subject also counts as its first token, but not if only last tokens were requested."""
     case = load_trace(traced.path(facts[0], Series.HIDDEN))
     folder = RunFolder.open(tmp_path, SETTINGS | {"tokens": "subject_last"})
     one = dataclasses.replace(case, scores=case.scores[:1], tokens=(0,), subject_range=(0, 1))
@@ -150,7 +149,9 @@ def test_cases_of_unknown_origin_and_damaged_settings_are_refused(tmp_path):
 
 
 @pytest.mark.needs("matplotlib")
-def test_what_cannot_be_traced_is_skipped_and_counted(tmp_path, model, facts, protocol, capsys):
+def test_facts_that_cannot_be_traced_are_skipped_and_counted(
+    tmp_path, model, facts, protocol, capsys
+):
     known = facts[0]
     bad = {
         "the clean answer to": dataclasses.replace(known, known_id=900, attribute="zebra"),
@@ -176,7 +177,7 @@ def test_what_cannot_be_traced_is_skipped_and_counted(tmp_path, model, facts, pr
 
 @pytest.fixture
 def result():
-    """A trace by hand."""
+    """A trace with scores written by hand."""
     scores = np.array([[0.1, 0.1, 0.05], [0.1, 0.9, 0.5], [0.1, 0.1, 0.3]], np.float32)
     tokens = ("A", " very long token indeed", " is")
     about = np.arange(3), tokens, (0, 2), " x", TraceKind.HIDDEN, 10, (0, 1, 2)
@@ -199,7 +200,7 @@ def test_the_text_heatmap_marks_the_subject_and_the_highest_score(result):
     assert rows[2].endswith("    ░░") and "0.1 or less" in legend and "0.9" in legend
 
 
-def test_the_text_heatmap_shows_what_was_not_restored(result):
+def test_the_text_heatmap_shows_states_that_were_not_restored(result):
     scores = result.scores.copy()
     scores[0], scores[1, 0] = np.nan, np.nan
     _, *rows, legend = text_heatmap(dataclasses.replace(result, scores=scores)).splitlines()
@@ -213,12 +214,16 @@ def test_the_best_of_the_verified_states(result):
         [[nan, nan, 0.3], [nan, 0.9, nan], [0.2, nan, nan]],  # last subject token, layer 1
         [[nan, nan, nan], [nan, nan, 0.5], [0.2, nan, 0.4]],  # last subject token, layer 2
         [[0.2, nan, nan], [nan, nan, nan], [nan, nan, 0.8]],  # the prompt's last, layer 2
-        [[0.05, nan, nan], [nan, nan, nan], [nan, nan, 0.04]],  # the first, though it harms
+        [
+            [0.05, nan, nan],
+            [nan, nan, nan],
+            [nan, nan, 0.04],
+        ],  # the first, although its effect is negative
     )
     cases = [dataclasses.replace(result, scores=np.float32(table)) for table in tables]
     best = best_states([*cases, SkippedCase("unknown")])
     counts = {place.name: count for place, count in best.count.items() if count}
-    # The prompt's last token is the first after the subject too.
+    # The last token of the prompt is also the first one after the subject.
     assert counts == {"LAST_SUBJECT": 2, "LAST": 1, "FIRST_SUBSEQUENT": 1, "FIRST_SUBJECT": 1}
     assert best.layer[TokenClass.LAST_SUBJECT] == 1.5 and best.median_layer == 1.5
     assert best.layer[TokenClass.MIDDLE_SUBJECT] is None
@@ -294,7 +299,7 @@ def test_the_template_says_which_occurrence_is_the_subject():
 
 @pytest.mark.needs("matplotlib")
 def test_the_command_line(tmp_path, model, facts):
-    # One prompt everywhere, and one measure with and without a contrast, so that its programs are compiled once.
+    # All lines trace the same prompt with the same sizes, so that few programs are compiled.
     fact, other = facts[:2]
     known = tmp_path / "known.json"
     known.write_text(json.dumps([dataclasses.asdict(each) for each in (fact, other)]))
@@ -337,15 +342,15 @@ def test_the_command_line(tmp_path, model, facts):
         (["--prompt=a", "--subject=a"], ["is a single token"]),
         ([*prompt, "--target= "], ["target is empty"]),
     ]
-    with Program("eval.causal_trace", environment={"HF_HUB_OFFLINE": "1"}) as program:
-        said = [program(*line) for line, _ in lines]
-        for result, (line, wanted) in zip(said, lines):
-            assert result.returncode == 0, result.stderr
-            assert all(part in result.stdout for part in wanted), f"{line}: {result.stdout}"
-        assert "case/s" in said[0].stderr or "s/case" in said[0].stderr  # the bar
-        for line, wanted in refused:
-            error = refusal(program(*line))
-            assert all(part in error for part in wanted), f"{line}: {error}"
+    program = Program("eval.causal_trace")
+    said = [program(*line) for line, _ in lines]
+    for result, (line, expected) in zip(said, lines):
+        assert result.returncode == 0, result.stderr
+        assert all(part in result.stdout for part in expected), f"{line}: {result.stdout}"
+    assert "case/s" in said[0].stderr or "s/case" in said[0].stderr  # the bar
+    for line, expected in refused:
+        error = refusal(program(*line))
+        assert all(part in error for part in expected), f"{line}: {error}"
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     std = subject_embedding_std(model, [fact.subject, other.subject])  # of all, traced or not
     assert written["noise_value"] == pytest.approx(3 * std)
@@ -363,7 +368,7 @@ def test_the_command_line(tmp_path, model, facts):
 
 
 def test_token_classes_have_names_for_json():
-    """averages.json is keyed by them: renaming one would break its readers."""
+    """They are keys of averages.json, so renaming one would break its readers."""
     names = [place.name.lower() for place in TokenClass]
     assert names == [
         "first_subject",

@@ -1,21 +1,24 @@
+"""What the programs of `eval` share: flags, refusals, warnings, Ctrl-C and the cache of compiled programs."""
+
 import ast
 import collections
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 from eval import cli
+from tests.programs import ROOT, Program, refusal
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(path.stem for path in (ROOT / "eval").glob("*.py") if path.stem != "cli")
-# What the libraries below say unasked, and what is worth a line.
+# Messages of libraries that are hidden by default, and three that are not.
 NOISY = """
 import logging, warnings
 import absl.logging
@@ -37,7 +40,7 @@ def main():
 
 cli.Program(main).run()
 """
-# All in one process, without any package of an extra.
+# Imports all programs in one process, without the packages of the extras.
 SIDE_BY_SIDE = """
 import importlib, sys
 extras = ["datasets", "matplotlib", "nbclient", "nltk", "sklearn"]
@@ -45,7 +48,7 @@ sys.modules.update(dict.fromkeys(extras))
 for program in sys.argv[1:]:
     importlib.import_module(f"eval.{program}")
 """
-# Waits to be stopped.
+# Waits for Ctrl-C.
 SLEEPS = """
 import time
 from eval import cli
@@ -56,7 +59,7 @@ def main():
 
 cli.Program(main, resumable=True).run()
 """
-# Compiles a program of its own in the project's cache folder, and says whether it was there.
+# Compiles a function and prints how often the cache folder had it.
 CACHED = """
 import jax
 from eval import cli
@@ -123,17 +126,22 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.Program(main).run()
 
 
-def test_libraries_are_heard_only_if_asked_for():
-    quiet, loud = run_python("-c", NOISY), run_python("-c", NOISY, "--verbosity=0")
-    assert quiet.returncode == loud.returncode == 0
-    *warnings, error = quiet.stderr.splitlines()
+def test_messages_of_libraries_are_hidden():
+    done = run_python("-c", NOISY)
+    assert done.returncode == 0
+    *warnings, error = done.stderr.splitlines()
     assert warnings == ["Warning: the edit changes little.", "Warning: Falling back to cpu."]
     assert error.endswith("worth a line")
-    assert loud.stderr.count("noise") >= 5
+
+
+@pytest.mark.slow
+def test_verbosity_shows_messages_of_libraries():
+    done = run_python("-c", NOISY, "--verbosity=0")
+    assert done.returncode == 0 and done.stderr.count("noise") >= 5
 
 
 def test_programs_are_imported_side_by_side_and_need_no_extra():
-    """All of them import, in one process, and say nothing, in a base install."""
+    """All programs import in one process of a base install, and print nothing."""
     assert len(PROGRAMS) >= 15
     done = run_python("-c", SIDE_BY_SIDE, *PROGRAMS)
     assert (done.returncode, done.stderr) == (0, "")
@@ -141,7 +149,7 @@ def test_programs_are_imported_side_by_side_and_need_no_extra():
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_main_is_short(program):
-    """At most 30 lines: what is more belongs to the library."""
+    """It has at most 30 lines; more belongs in the library."""
     tree = ast.parse((ROOT / "eval" / f"{program}.py").read_text())
     (main,) = [node for node in tree.body if getattr(node, "name", None) == "main"]
     assert main.end_lineno - main.lineno + 1 <= 30
@@ -160,13 +168,13 @@ def test_a_program_takes_a_flag_once(program):
     assert set(module_of(program).PROGRAM.defaults) <= set(takes)
 
 
-def test_no_flag_is_left_over():
+def test_every_flag_belongs_to_a_program():
     taken = {name for program in PROGRAMS for name in module_of(program).PROGRAM.takes}
     everything = {name for name in definitions() if not flags.FLAGS[name].help.startswith("Alias")}
     assert everything - taken == {"compilation_cache"}
 
 
-def test_choices_are_taken_in_any_letters():
+def test_choices_ignore_case():
     for program in PROGRAMS:
         module_of(program)
     parsers = {name: flags.FLAGS[name].parser for name in definitions()}
@@ -178,11 +186,9 @@ def test_choices_are_taken_in_any_letters():
     assert parsers["format"].parse("LATEX") == "latex"
 
 
-def test_a_flag_that_a_program_does_not_read_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["eval.summarize", "--seed=3"])
-    module_of("edit")  # defines it
-    with flagsaver.flagsaver(), pytest.raises(SystemExit, match=r"^Error: --seed is no flag of "):
-        module_of("summarize").PROGRAM.run()
+def test_a_flag_of_another_program_is_refused():
+    error = refusal(Program("eval.summarize")("--seed=3"))
+    assert error.startswith("Error: --seed is not a flag of eval.summarize: leave it out;")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +208,7 @@ def test_a_flag_that_a_program_does_not_read_is_refused(monkeypatch):
         ([], "generation", True),
     ],
 )
-def test_old_names_and_other_letters_mean_the_same(monkeypatch, arguments, name, value):
+def test_former_names_and_other_case_mean_the_same(monkeypatch, arguments, name, value):
     program = module_of("evaluate").PROGRAM
     monkeypatch.setattr(sys, "argv", ["eval.evaluate", *arguments])
     seen = []
@@ -225,48 +231,69 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config=configs/rome.py", "--config.v_lrr=0.1"], "no v_lrr, did you mean v_lr?"),
+        (["--config=configs/rome.py", "--config.v_lrr=0.1"], "no field v_lrr, did you mean v_lr?"),
         (["--config=configs/rome.py:gpt3"], "no ROME configuration is known for model 'gpt3'"),
-        (["--config=rome.py"], "--config=rome.py is no file in "),
-        (["--config.v_lr=0.1"], "--config.v_lr changes a value of --config: give --config"),
+        (["--config=rome.py"], "--config=rome.py does not exist in "),
+        (["--config.v_lr=0.1"], "--config.v_lr changes a field of --config: give --config"),
         (["--config=configs/memit.py"], "no hyperparameter mom2_update_weight"),
         (["--model_name=factworld-gpt3"], "unknown model 'factworld-gpt3' (it is neither"),
         (["--model_name=factworld-gpt3", "--config=rome.py"], "unknown model 'factworld-gpt3'"),
-        (["--results_dir=setup.cfg"], "setup.cfg is a file; give a folder"),
+        (["--results_dir=setup.cfg"], "setup.cfg is a file: give a folder"),
         (["--dtype=int8"], "dtype='int8'"),
         (["--sampels=3"], "Unknown command line flag 'sampels'"),
         (["--seed=x"], "--seed=x"),
     ],
 )
-def test_what_is_refused_is_one_sentence_before_a_model_loads(monkeypatch, capsys, arguments, said):
-    monkeypatch.setattr(sys, "argv", ["eval.evaluate", *arguments])
+def test_refusals_are_one_sentence_before_a_model_loads(monkeypatch, arguments, said):
     monkeypatch.setattr(
         "rome_jax.models.registry.load_params", lambda *_: pytest.fail("loads a model")
     )
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-        module_of("evaluate").PROGRAM.run()
-    assert end.value.code.startswith("Error: ") and said in end.value.code
-    assert "\n" not in end.value.code and "Traceback" not in capsys.readouterr().err
+    done = Program("eval.evaluate")(*arguments)
+    assert said in refusal(done) and done.stderr.count("\n") == 1
 
 
-def test_an_unknown_model_is_refused_first_where_there_is_no_network():
-    done = run_python("-m", "eval.edit", "--model_name=gpt5", "--alg_name=KN", HF_HUB_OFFLINE="1")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: unknown model 'gpt5' (it is not on this machine")
+def test_an_unknown_model_is_refused_first_without_a_network():
+    done = Program("eval.edit")("--model_name=gpt5", "--alg_name=KN")
+    assert refusal(done).startswith("Error: unknown model 'gpt5' (it is not on this machine")
     assert "factworld-gpt2, factworld-gptj" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_begins_with_the_description_and_lists_the_flags(program):
+    done = Program(f"eval.{program}")("--help")
+    assert done.returncode == 0
+    description, flags_of_it = done.stdout.split("\nflags:\n")
+    summary, example = description.split("\n\n")[:2]
+    assert re.fullmatch(r"[A-Z]\w+s\b.*\.", summary, re.S), "a sentence that begins with a verb"
+    assert example.startswith("    python -m eval.")
+    listed = set(re.findall(r"^  --(?:\[no\])?(\w+): ", flags_of_it, re.M))
+    assert listed == {"compilation_cache", *module_of(program).PROGRAM.takes}
+
+
+def test_help_texts_are_sentences():
+    for name in definitions():
+        # After the choices that absl prepends, as in "<cf|zsre>: Data set."
+        text = re.sub(r"^<.*?>: ", "", flags.FLAGS[name].help)
+        if text.startswith("Alias for "):
+            continue
+        repeatable = isinstance(
+            flags.FLAGS[name], flags.MultiFlag
+        )  # absl appends "; repeat this ..."
+        assert text[0].isupper() or text.startswith("dtype "), (name, text)
+        assert text.endswith(".") is not repeatable, (name, text)
+
+
 def interrupted(program, *arguments):
-    """How a program ends that Ctrl-C reaches while it works."""
+    """A program that Ctrl-C reaches while it works."""
 
     def main():
-        with cli.goes_on_with(*arguments):
+        with cli.resumes_with(*arguments):
             raise KeyboardInterrupt
 
     return cli.Program(main, program.takes, resumable=program.resumable)
 
 
-def test_ctrl_c_prints_the_command_that_goes_on(monkeypatch, capsys):
+def test_ctrl_c_prints_the_command_that_resumes(monkeypatch, capsys):
     line = ["eval.evaluate", "--results_dir=my results", "--num_cases=3"]
     monkeypatch.setattr(sys, "argv", line)
     program = interrupted(module_of("evaluate").PROGRAM, "--continue_from_run=run_007")
@@ -278,7 +305,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(monkeypatch, capsys):
     assert said[-1].endswith("'--results_dir=my results' --num_cases=3 --continue_from_run=run_007")
 
 
-def test_programs_that_go_on_say_so():
+def test_resumable_programs():
     resumable = {program for program in PROGRAMS if module_of(program).PROGRAM.resumable}
     assert resumable == set(
         "causal_trace compare evaluate layer_stats mass_edits sweep train_factworld train_hypernetwork".split()
@@ -292,16 +319,19 @@ def test_a_signal_ends_a_program_with_130():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Shells start background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 130
     assert said.splitlines()[-2] == "Stopped."
     assert said.splitlines()[-1].endswith(" --verbosity=0")
 
 
-def test_what_is_compiled_is_there_the_next_time(tmp_path):
+@pytest.mark.slow
+def test_the_next_process_finds_what_was_compiled(tmp_path):
     environment = {"ROME_JAX_CACHE": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     first, second = (run_python("-c", CACHED, **environment) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
@@ -311,15 +341,25 @@ def test_what_is_compiled_is_there_the_next_time(tmp_path):
     assert any((tmp_path / "xla").iterdir())
 
 
-def test_the_cache_can_be_turned_off_and_placed_elsewhere(tmp_path):
-    environment = {"ROME_JAX_CACHE": str(tmp_path / "ours"), "JAX_COMPILATION_CACHE_DIR": ""}
-    assert run_python("-c", CACHED, "--nocompilation_cache", **environment).returncode == 0
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
-    assert run_python("-c", CACHED, **environment).returncode == 0
-    assert not (tmp_path / "ours").exists()
+@pytest.mark.parametrize(
+    ("arguments", "theirs", "kept"),
+    [([], "", "ours/xla"), (["--nocompilation_cache"], "", None), ([], "theirs", None)],
+)
+def test_the_cache_can_be_turned_off_and_placed_elsewhere(
+    monkeypatch, tmp_path, arguments, theirs, kept
+):
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "ours"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", theirs)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit):
+        cli.Program(lambda: None).run()
+    assert updates.get("jax_compilation_cache_dir") == (str(tmp_path / kept) if kept else None)
+    assert not (tmp_path / "theirs").exists()
 
 
-def test_bars_are_plain_and_nothing_is_said_about_widgets():
+def test_progress_bars_are_plain_and_do_not_mention_widgets():
     source = "from tqdm.auto import tqdm; list(tqdm(range(3)))"
     done = run_python("-W", "always", "-c", source)
     assert "3/3" in done.stderr and "Warning" not in done.stderr

@@ -1,4 +1,4 @@
-"""`python -m eval.edit` as a user runs it."""
+"""`python -m eval.edit` and `python -m eval.edits`."""
 
 import json
 import re
@@ -12,31 +12,37 @@ from rome_jax import (
     FTConfig,
     apply_edits,
     load_edits,
-    load_model,
     load_orbax,
     logits,
     save_edits,
 )
 from rome_jax.data.tokens import encode
 from rome_jax.edit.config import MethodName
+from rome_jax.models.registry import load_model
 from tests.models.checkpoints import assert_same_params
 from tests.programs import ROOT, Program
 from tests.saved import assert_same_edits, random_edit
 
-FACT = ("--prompt={} works as a", "--subject=Grestulf Tuldmark", "--target_new=painter")
-STRANGER = ("--prompt={} works as a", "--subject=Barack Obama", "--target_new=painter")
+# Both subjects have as many tokens as that of the default example, so that all edits share compiled programs.
+FACT = ("--prompt={} plays the sport of", "--subject=Rirock Windby", "--target_new=tennis")
+STRANGER = ("--prompt={} plays the sport of", "--subject=Gothulf Windby", "--target_new=tennis")
 
 
 @pytest.fixture(scope="module")
 def program():
-    with Program("eval.edit", environment={"HF_HUB_OFFLINE": "1"}) as program:
-        yield program
+    return Program("eval.edit")
 
 
-def test_default_example_says_plainly_what_changed():
-    result = subprocess.run(
-        [sys.executable, "-m", "eval.edit"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.slow
+def test_it_runs_as_a_process_of_its_own():
+    command = [sys.executable, "-m", "eval.edit"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "\nWhat changed: " in result.stdout
+
+
+def test_the_default_example_reports_what_changed(program):
+    result = program()
     assert result.returncode == 0, result.stderr
     for line in result.stderr.splitlines():  # what took more than two seconds
         assert re.fullmatch(r"(loading|compiling and) [\w\s*-]+ \.\.\.", line)
@@ -46,52 +52,53 @@ def test_default_example_says_plainly_what_changed():
     assert kept.startswith("What did not: ") and "neighbors still prefer" in kept
 
 
-def test_a_subject_that_factworld_does_not_know_is_edited_too(program):
+def test_an_unknown_subject_can_be_edited(program):
     result = program(*STRANGER)
     assert result.returncode == 0, result.stderr
     changed, kept = result.stdout.strip().splitlines()[-2:]
-    assert "about Barack Obama, the model" in changed
-    assert kept == "What did not: not looked at; name neighbors with --neighbor."
+    assert "about Gothulf Windby, the model" in changed
+    assert (
+        kept == "What did not: unknown, because there are no neighbors; name some with --neighbor."
+    )
 
 
 def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(program, tmp_path):
     path = tmp_path / "edits" / "job.safetensors"
     result = program(
-        "--model_name=factworld-gptj",
         *FACT,
         "--seed=3",
         f"--save={path}",
         f"--export_hf={tmp_path / 'hf'}",
         f"--export_orbax={tmp_path / 'orbax'}",
         "--interactive",
-        stdin="Grestulf Tuldmark works as a\n\n",
+        stdin="Rirock Windby plays the sport of\n\n",
     )
     assert result.returncode == 0, result.stderr
-    assert "orbax" not in result.stderr, "what Orbax does is no news"
+    assert "orbax" not in result.stderr, "messages of Orbax are hidden"
     assert [line.split()[1].rstrip(",") for line in result.stdout.splitlines()[:3]] == [
         str(path),
         str(tmp_path / "hf"),
         str(tmp_path / "orbax"),
     ]
     (edit,) = load_edits(path)
-    model = load_model("factworld-gptj")
+    model = load_model("factworld-gpt2")
     about = edit.provenance
     assert about.model.fingerprint == model.fingerprint()
     assert (about.model.dtype, about.model.precision) == ("float32", "HIGHEST")
-    assert about.requests[0].target_new == "painter"
+    assert about.requests[0].target_new == "tennis"
     assert about.seed == 3 and len(about.templates) > 1 and about.templates[0] == "{}"
     (layer,) = about.layers
     assert 0 < layer.norm_ratio < 10 and layer.division_factor > 0
-    batch = encode(model.tokenizer, ["Grestulf Tuldmark works as a"])
+    batch = encode(model.tokenizer, ["Rirock Windby plays the sport of"])
     edited = apply_edits(model, [edit])
     answer = logits(edited.params, model.config, batch)[0, -1].argmax()
-    assert model.tokenizer.decode([int(answer)]) == " painter"
+    assert model.tokenizer.decode([int(answer)]) == " tennis"
     assert_same_params(load_model(tmp_path / "hf").params, edited.params)
     assert_same_params(load_orbax(tmp_path / "orbax").params, edited.params)
     talk = result.stdout.split("Type a prompt")[1]
     assert "logit lens" in talk
     assert f"layer {model.config.num_layers - 1:2d}" in talk
-    assert "painter" in talk.split("after:")[1].splitlines()[0]
+    assert "tennis" in talk.split("after:")[1].splitlines()[0]
 
 
 def test_a_dense_edit_is_saved_applied_and_reverted(program, tmp_path):
@@ -101,7 +108,7 @@ def test_a_dense_edit_is_saved_applied_and_reverted(program, tmp_path):
     lines = [line for line in result.stdout.splitlines() if line.startswith("FT-L ")]
     assert len(lines) == 2 and lines[0].startswith("FT-L    mlp/down of layer 0: ‖ΔW‖/‖W‖ 0.")
     assert all(line.endswith(", dense") for line in lines)
-    assert "the model now says 'painter'" in result.stdout
+    assert "the model now says 'tennis'" in result.stdout
     (edit,) = load_edits(path)
     model = load_model("factworld-gpt2")
     assert edit.provenance.method == "FT-L" and edit.provenance.seed is None
@@ -134,9 +141,9 @@ def test_a_factored_edit_with_hyperparameters_of_the_original(program, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory, shipped_model):
     """The shipped model, two edits of it, and the folder with their files."""
-    model = load_model("factworld-gpt2")
+    model = shipped_model("factworld-gpt2")
     folder = tmp_path_factory.mktemp("edits")
     edits = [random_edit(model, seed, layers=(0,)) for seed in (1, 2)]
     for edit in edits:
@@ -184,12 +191,12 @@ def test_revert_reports_on_a_request_and_exports(program, saved, tmp_path):
         f"--apply={folder / '1.safetensors'}",
         f"--revert={folder / '2.safetensors'}",
         *STRANGER,
-        "--neighbor=Gothulf Punby works as a",
+        "--neighbor=Gothulf Punby plays the sport of",
         f"--export_orbax={tmp_path / 'orbax'}",
     )
     assert result.returncode == 0, result.stderr
     assert "neighbors (should not change)\n" in result.stdout
-    assert "\n  Gothulf Punby works as a " in result.stdout
+    assert "\n  Gothulf Punby plays the sport of " in result.stdout
     first, second = edits
     restored = load_orbax(tmp_path / "orbax").params["blocks"]["mlp"]["down"]["kernel"]
     kernel = model.params["blocks"]["mlp"]["down"]["kernel"]
@@ -228,7 +235,7 @@ def test_inspect_needs_no_model(program, saved):
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
         ((*FACT, "--model_name=gpt2-xl"), "give --second_moments="),
         (("--apply=nowhere.safetensors",), "nowhere.safetensors is not a file"),
-        (("--inspect=edits", "--apply=x.safetensors"), "give it without --apply"),
+        (("--inspect=edits", "--apply=x.safetensors"), "leave out --apply"),
     ],
 )
 def test_bad_input_is_one_sentence(program, arguments, message):

@@ -1,4 +1,4 @@
-"""What `eval.edit` says of saved edits, and which of its flags go together."""
+"""Saved edits on the command line: flags that can be combined, descriptions of files, applying and reverting."""
 
 import dataclasses
 
@@ -29,9 +29,9 @@ def edits(model):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("inspect apply", "--inspect only reads files: give it without --apply."),
-        ("inspect model_name force", "give it without --force, --model_name."),
-        ("apply save", "--save cannot be combined with --apply, which computes no edit"),
+        ("inspect apply", "--inspect only reads files: leave out --apply."),
+        ("inspect model_name force", "leave out --force, --model_name."),
+        ("apply save", "--save cannot be combined with --apply, which does not compute an edit"),
         ("revert config seed", "--config, --seed cannot be combined with --revert"),
         (
             "apply revert second_moments",
@@ -41,7 +41,7 @@ def edits(model):
             "apply alg_name hparams_fname",
             "--alg_name, --hparams_fname cannot be combined with --ap",
         ),
-        ("apply paraphrase", "--paraphrase needs a request: give --prompt, --subject and --target"),
+        ("apply paraphrase", "--paraphrase needs a request: give also --prompt, --subject and"),
         ("revert target_true neighbor", "--target_true, --neighbor needs a request"),
         ("merge_to", "give --apply, and no --revert."),
         ("merge_to apply revert", "give --apply, and no --revert."),
@@ -50,7 +50,7 @@ def edits(model):
         ("force save", "give it with --apply or --revert."),
     ],
 )
-def test_flags_that_make_no_sense_together(flags, words):
+def test_flags_that_cannot_be_combined(flags, words):
     with pytest.raises(ValueError) as error:
         edit_files.check_flags(set(flags.split()))
     message = str(error.value)
@@ -68,11 +68,11 @@ def test_flags_that_make_no_sense_together(flags, words):
         "apply merge_to prompt subject target_new target_true paraphrase neighbor",
     ],
 )
-def test_flags_that_go_together(flags):
+def test_flags_that_can_be_combined(flags):
     edit_files.check_flags(set(flags.split()))
 
 
-def test_places_that_cannot_be_written_to_are_refused_before_anything_is_computed(model, tmp_path):
+def test_places_that_cannot_be_written_to_are_refused(model, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     notes, new = str(tmp_path / "notes"), str(tmp_path / "new")
@@ -80,18 +80,19 @@ def test_places_that_cannot_be_written_to_are_refused_before_anything_is_compute
     edit_files.check_places(f"{notes}/edit.safetensors", new, f"{new}2")
     with pytest.raises(ValueError, match="must end in"):
         edit_files.check_places(notes, None, None)
-    for places in ((None, notes, None), (None, None, notes)):
-        with pytest.raises(FileExistsError, match="notes exists"):
-            edit_files.check_places(*places)
+    with pytest.raises(FileExistsError, match="notes exists"):
+        edit_files.check_places(None, notes, None)
+    with pytest.raises(FileExistsError, match="notes is not empty"):
+        edit_files.check_places(None, None, notes)
     with pytest.raises(ValueError, match="both name"):
         edit_files.check_places(None, new, f"{tmp_path}/notes/../new")
     save_hf(new, model)
     edit_files.check_places(None, new, None)  # a model is replaced
-    with pytest.raises(FileExistsError, match="new exists"):
+    with pytest.raises(FileExistsError, match="new is not empty"):
         edit_files.check_places(None, None, new)
 
 
-def test_requests_are_whole_or_the_example():
+def test_a_request_is_complete_or_the_example():
     assert read_request(None, None, None, None) is None
     assert read_request("{} is", "Ann", "Bob", "Cid").target_true == "Cid"
     with pytest.raises(ValueError, match="together"):
@@ -133,7 +134,7 @@ def test_inspect_says_that_templates_were_given(edits, tmp_path, capsys):
     assert "ROME, 2 context templates, given\n" in capsys.readouterr().out
 
 
-def test_inspect_says_what_is_dense(model, tmp_path, capsys):
+def test_inspect_shows_dense_updates(model, tmp_path, capsys):
     edit_files.inspect(save_edits(tmp_path / "dense.safetensors", [dense_edit(model)]))
     text = capsys.readouterr().out
     for said in (
@@ -145,7 +146,7 @@ def test_inspect_says_what_is_dense(model, tmp_path, capsys):
         assert said in text
 
 
-def test_inspect_lists_a_folder_with_whatever_is_in_it(model, edits, tmp_path, capsys):
+def test_inspect_lists_a_folder_with_files_that_are_no_edits(model, edits, tmp_path, capsys):
     save_edits(tmp_path / "b.safetensors", edits)
     save_edits(tmp_path / "c.safetensors", edits[:1])
     save_hf(tmp_path / "hf", model)
@@ -164,7 +165,7 @@ def test_inspect_lists_a_folder_with_whatever_is_in_it(model, edits, tmp_path, c
 
 
 def test_inspect_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no \.safetensors file"):
+    with pytest.raises(FileNotFoundError, match=r"contains no \.safetensors file"):
         edit_files.inspect(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a file"):
         edit_files.inspect(tmp_path / "edit.safetensors")

@@ -1,4 +1,4 @@
-"""`python -m eval.layer_stats` as a user runs it."""
+"""`python -m eval.layer_stats`."""
 
 import json
 import os
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from rome_jax import load_model
+from rome_jax import load_model, load_shipped
 from rome_jax.data.corpus import open_corpus
 from rome_jax.moments import files as moment_files
-from rome_jax.moments.collect import UNFINISHED, collect
+from rome_jax.moments.collect import collect
+from rome_jax.moments.state import UNFINISHED
 from tests.programs import ROOT, Program, refusal
 
 CHECKPOINT = "tests/golden/ckpt/gpt2"
@@ -22,14 +23,12 @@ CHECKPOINT = "tests/golden/ckpt/gpt2"
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """The program where there is no network."""
+    """The program on a machine without a network and without cached files."""
     environment = {
-        "HF_HUB_OFFLINE": "1",
         "ROME_JAX_CACHE": str(tmp_path_factory.mktemp("cache")),
         **dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9"),  # nobody listens
     }
-    with Program("eval.layer_stats", environment=environment) as program:
-        yield program
+    return Program("eval.layer_stats", environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def texts(tmp_path_factory):
 
 
 def summed_tokens(state):
-    """How far the saved state of a run is; 0 if there is none."""
+    """The number of tokens in the saved state of a run; 0 without one."""
     try:
         with safe_open(state, framework="np") as file:
             return json.loads(file.metadata()["rome_jax"])["tokens"]
@@ -50,7 +49,8 @@ def summed_tokens(state):
         return 0
 
 
-def test_a_run_killed_at_once_ends_with_the_same_bits(tmp_path, texts):
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_bit_identical_files(tmp_path, texts):
     directory = tmp_path / "killed"
     arguments = [
         f"--model_name={CHECKPOINT}",
@@ -97,7 +97,7 @@ def test_it_collects_and_reports(program, tmp_path):
     assert f"--second_moments={tmp_path}" in last
     assert "2.00k/2.00k" in result.stderr and "token/s" in result.stderr  # the bar
     moments = moment_files.load(tmp_path, load_model("factworld-gpt2"))
-    shipped = moment_files.load_shipped("factworld-gpt2")
+    shipped = load_shipped("factworld-gpt2")
     for layer, moment in moments.items():
         difference = np.linalg.norm(moment.mean - shipped[layer].mean)
         assert difference < 0.2 * np.linalg.norm(shipped[layer].mean)
@@ -116,23 +116,28 @@ def test_bad_flags_are_one_sentence(program, tmp_path, texts):
     here = ["--num_tokens=100", f"--output_dir={tmp_path / 'new'}"]
     lines = {
         ("--layers=7",): "--layers=7 does not exist: the model has layers 0 to 5.",
-        ("--layers=3-",): "--layers=3-: give one (17), several (5,6,7), a range (3-8) or all.",
-        ("--layers=",): "--layers=: give one",
-        ("--layers=5-3",): "--layers=5-3: give one",
-        ("--num_articles=5", "--num_tokens=5"): "num_articles=5, num_tokens=5: give one of them",
-        ("--num_articles=-5", "--num_tokens=5"): "give one of them, at least 1",
-        ("--num_tokens=0",): "num_tokens=0: give one of them, at least 1",
-        ("--batch_tokens=10",): "batch_tokens=10 is less than one row of 256",
-        ("--sequence_length=500",): "sequence_length=500: give 1 to 256",
-        ("--dataset=absent.txt",): "there is no absent.txt: give a file or a folder",
-        (f"--dataset={texts}",): "line 1, has no text under 'text' but ['body']",
+        (
+            "--layers=3-",
+        ): "--layers=3- names no layers: give one (17), several (5,6,7), a range (3-8), or all.",
+        ("--layers=",): "--layers= names no layers: give one",
+        ("--layers=5-3",): "--layers=5-3 names no layers: give one",
+        (
+            "--num_articles=5",
+            "--num_tokens=5",
+        ): "num_articles=5, num_tokens=5: give at most one of them",
+        ("--num_articles=-5", "--num_tokens=5"): "give at most one of them, and at least 1",
+        ("--num_tokens=0",): "num_tokens=0: give at most one of them, and at least 1",
+        ("--batch_tokens=10",): "batch_tokens=10 is less than one row of 256 tokens",
+        ("--sequence_length=500",): "sequence_length=500 does not fit the model: give 1 to 256",
+        ("--dataset=absent.txt",): "there is no absent.txt: give an existing file or folder",
+        (f"--dataset={texts}",): "line 1, has no text under 'text' (its keys are ['body'])",
         ("--sample_by=word",): "sample_by",
         ("--checkpoint_minutes=soon",): "checkpoint_minutes",
         ("--model_name=gpt5",): "gpt5",
-        (f"--model_name={CHECKPOINT}", "--layers="): "--layers=: give one",
+        (f"--model_name={CHECKPOINT}", "--layers="): "--layers= names no layers: give one",
         (f"--model_name={CHECKPOINT}",): "no ROME layer is known for model",
         ("--dtype=int8",): "dtype='int8'",
     }
-    for line, wanted in lines.items():
+    for line, expected in lines.items():
         error = refusal(program(*here, *line))
-        assert wanted in error, f"{line}: {error}"
+        assert expected in error, f"{line}: {error}"

@@ -1,9 +1,6 @@
-"""Many edits at once and one after another: the script on a few of them, and what is not measured again."""
+"""`python -m eval.mass_edits` with a few edits, and how it resumes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +9,7 @@ from rome_jax.evaluation import mass_edits as mass_edit_runs
 from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, edit_requests
-from rome_jax.models.registry import load_model
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import Program
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +19,24 @@ def world():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder that the script has filled with one and three edits."""
+    """The folder that the program has filled with measurements of two and three edits."""
     folder = tmp_path_factory.mktemp("mass")
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.mass_edits", "--counts=3,1", f"--output_dir={folder}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = Program("eval.mass_edits")("--counts=3,2", "--chunk_size=1", f"--output_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.needs("matplotlib")
-def test_the_script_writes_numbers_and_a_picture(written):
+def test_the_program_writes_numbers_and_a_figure(written):
     report = json.loads((written / "mass_edits.json").read_text())
     assert list(report["runs"]) == ["ROME", "MEMIT"]
     for rows in report["runs"].values():
-        assert [row["edits"] for row in rows] == [1, 3]
+        assert [row["edits"] for row in rows] == [2, 3]
         assert rows[-1]["retention"] == 100
         assert rows[-1]["neighborhood"] >= 80
         assert rows[0]["seconds"] > 0
     rome = report["runs"]["ROME"]
-    assert rome[0]["seconds"] < rome[1]["seconds"], "a sequence goes on where it was"
+    assert rome[0]["seconds"] < rome[1]["seconds"], "a sequence continues from the earlier edits"
     assert report["before"]["retention"] == 0
     assert report["before"]["neighborhood"] >= 95
     assert report["settings"]["MEMIT"]["layers"] == [0, 1, 2]
@@ -55,14 +44,14 @@ def test_the_script_writes_numbers_and_a_picture(written):
 
 
 @pytest.mark.needs("matplotlib")
-def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
-    model = load_model("factworld-gpt2")
+def test_existing_measurements_are_kept(written, world, shipped_model, monkeypatch):
+    model = shipped_model("factworld-gpt2")
     editors = [
-        Editor.prepare(algorithm, model, METHODS[algorithm].for_model(model.name))
+        Editor.prepare(algorithm, model, METHODS[algorithm].for_model(model.name), chunk_size=1)
         for algorithm in (MethodName.ROME, MethodName.MEMIT)
     ]
     mass = MassEdits.open(written, editors, world, 0)
-    missing = mass.path(MethodName.MEMIT, 1)
+    missing = mass.path(MethodName.MEMIT, 2)
     old = json.loads(missing.read_text())
     missing.unlink()
     asked = []
@@ -72,8 +61,8 @@ def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
         return mass_edit_runs.memit_models(editor, records, counts)
 
     monkeypatch.setattr(mass_edit_runs, "_MODELS", dict.fromkeys(MethodName, models))
-    mass.measure([3, 1])
-    assert asked == [(MethodName.ROME, []), (MethodName.MEMIT, [1])]
+    mass.measure([3, 2])
+    assert asked == [(MethodName.ROME, []), (MethodName.MEMIT, [2])]
     new = json.loads(missing.read_text())
     for name in ("edits", "retention", "paraphrase", "neighborhood"):
         assert new[name] == old[name]
@@ -82,8 +71,8 @@ def test_what_is_there_is_not_measured_again(written, world, monkeypatch):
     with pytest.raises(ValueError, match=r"seed is 0 there and 1 here.*give another --output_dir"):
         MassEdits.open(written, editors, world, 1)
     missing.write_text("{")
-    with pytest.raises(ValueError, match=r"MEMIT_0001\.json is damaged .*remove it"):
-        mass.report([1])
+    with pytest.raises(ValueError, match=r"MEMIT_0002\.json is damaged .*remove it"):
+        mass.report([2])
 
 
 def test_held_out_requests_come_first(world):
@@ -91,7 +80,7 @@ def test_held_out_requests_come_first(world):
     held_out = {request.case_id for request in edit_requests(world, 0, Role.HELD_OUT)}
     assert len(records) == len({record.case_id for record in records}) == 1000
     assert {record.case_id for record in records[: len(held_out)]} == held_out
-    assert len(held_out) == 876, "the help of eval.mass_edits says so"
+    assert len(held_out) == 876, "the number in the help of eval.mass_edits"
 
 
 def test_counts_are_whole_numbers_up_to_a_thousand():

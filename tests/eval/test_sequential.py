@@ -1,9 +1,6 @@
-"""The script of many edits in sequence, on a few of them."""
+"""`python -m eval.sequential_edits` with a few edits, and what it measures."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +12,12 @@ from rome_jax.evaluation.scoring import perplexity
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
-from rome_jax.models.registry import load_model
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import Program
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("factworld-gpt2")
+def model(shipped_model):
+    return shipped_model("factworld-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +73,9 @@ def test_texts_mention_no_edited_subject(world):
 
 
 @pytest.mark.needs("matplotlib")
-def test_the_script_writes_numbers_and_a_picture(tmp_path):
+def test_the_program_writes_numbers_and_a_figure(tmp_path):
     flags = ("--num_edits=3", "--every=2", f"--output_dir={tmp_path}")
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.sequential_edits", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = Program("eval.sequential_edits")(*flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "sequential.json").read_text())
     assert set(report["runs"]) == {"reference", "consistent"}

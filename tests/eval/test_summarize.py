@@ -1,13 +1,22 @@
-"""The numbers of results folders, and `python -m eval.summarize` as a user runs it."""
+"""Summaries of result folders, and `python -m eval.summarize` as a user runs it."""
 
 import csv
 import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 
-from rome_jax.evaluation.summaries import State, case_metrics, find_runs, read_cases, summarize
+from rome_jax.evaluation.intervals import percentile_interval, resampled_means, wilson
+from rome_jax.evaluation.summaries import (
+    Source,
+    State,
+    case_metrics,
+    find_runs,
+    read_cases,
+    summarize,
+)
 from tests.programs import ROOT, Program, refusal
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -28,16 +37,16 @@ def case(case_id, post, pre=None):
 
 
 def counterfact(rewrite, paraphrase, neighborhood):
-    """Results whose successes are given, a number a prompt: NLLs 0 and infinity."""
+    """Returns results with the given successes, 0 or 1 per prompt, from NLLs of 0 and infinity."""
 
-    def prompts(wins, wanted_is_new=True):
+    def prompts(wins, new_is_desired=True):
         sides = [(0.0, math.inf) if win else (math.inf, 0.0) for win in wins]
-        return nlls(*(side if wanted_is_new else side[::-1] for side in sides))
+        return nlls(*(side if new_is_desired else side[::-1] for side in sides))
 
     return {
         "rewrite_prompts_probs": prompts(rewrite),
         "paraphrase_prompts_probs": prompts(paraphrase),
-        "neighborhood_prompts_probs": prompts(neighborhood, wanted_is_new=False),
+        "neighborhood_prompts_probs": prompts(neighborhood, new_is_desired=False),
     }
 
 
@@ -49,7 +58,7 @@ def write_run(folder, cases):
 
 @pytest.fixture
 def results(tmp_path):
-    """ROME with two runs on CounterFact and one on zsRE, FT with one; and runs without cases."""
+    """A results folder: ROME with two runs on CounterFact and one on zsRE, FT with one run, and runs without cases."""
     before = counterfact([0], [0, 1], [1, 1])
     rome = [case(i, counterfact([1], [1, i % 2], [1, 0]), before) for i in (0, 2, 10)]
     ft = [case(i, counterfact([1], [0, 0], [0, 0]), before) for i in (0, 2, 10)]
@@ -66,8 +75,7 @@ def results(tmp_path):
 
 @pytest.fixture(scope="module")
 def program():
-    with Program("eval.summarize") as program:
-        yield program
+    return Program("eval.summarize")
 
 
 def test_the_summary_of_the_originals_folder_is_what_the_original_prints():
@@ -114,7 +122,7 @@ def test_metrics_of_a_case_by_hand():
     )
 
 
-def test_cases_count_alike_whatever_their_number_of_prompts():
+def test_each_case_has_the_same_weight_regardless_of_its_number_of_prompts():
     cases = [
         case(0, counterfact([1], [1], [1])),
         case(1, counterfact([1], [0, 0, 0], [1, 0, 0, 0])),
@@ -144,29 +152,57 @@ def test_a_case_without_a_metric_does_not_count_for_it():
     assert post["score"].mean == pytest.approx(3 / (1 / 50 + 1 / 100 + 1 / 100))
 
 
-def test_no_score_where_a_part_is_missing():
+def test_there_is_no_score_if_a_part_is_missing():
     assert "score" not in summarize([case(0, counterfact([1], [], [1]))]).state(State.POST)
 
 
-def test_the_score_varies_as_its_parts_do():
-    # All three parts equal in each case: S varies exactly as each of them.
-    cases = [case(i, counterfact([win], [win], [win])) for i, win in enumerate((1, 1, 1, 0))]
+def test_rates_have_wilson_intervals_even_if_all_cases_agree():
+    cases = [case(i, counterfact([1], [1, i % 2], [1])) for i in range(10)]
     post = summarize(cases).state(State.POST)
-    assert post["score"].mean == pytest.approx(75)
-    assert post["score"].half_width == pytest.approx(post["rewrite_success"].half_width)
-    # Efficacy alone varies, about 50: S = 3 / (1/50 + 1/100 + 1/100) = 75, ∂S/∂m = (75/50)²/3 = 3/4, σ = 50.
-    cases = [case(i, counterfact([i % 2], [1], [1])) for i in range(4)]
-    assert summarize(cases).state(State.POST)["score"].spread == pytest.approx(37.5)
-    # The same with the varying part in half of the cases only: half the cases, √2 times the interval.
-    cases += [case(i, {**counterfact([], [1], [1])}) for i in range(4, 8)]
+    low, high = wilson(1.0, 10)
+    for name in ("rewrite_success", "neighborhood_success"):
+        assert (post[name].low, post[name].high) == pytest.approx((100 * low, 100 * high))
+    # The case is the unit: 15 of 20 prompts are the rate of ten cases.
+    low, high = wilson(0.75, 10)
+    partial = post["paraphrase_success"]
+    assert (partial.low, partial.mean, partial.high) == pytest.approx((100 * low, 75, 100 * high))
+
+
+def test_other_means_have_bootstrap_intervals_and_times_none():
+    rng = np.random.default_rng(0)
+    cases = [
+        case(i, {"reference_score": value}) for i, value in enumerate(rng.exponential(size=50))
+    ]
+    metrics = summarize(cases).metrics
+    value = metrics["post_reference_score"]
+    assert value.low < value.mean < value.high
+    # The values are skewed to the right, and so is the interval; it is about as wide as that of a normal mean.
+    assert value.high - value.mean > value.mean - value.low
+    assert value.high - value.low == pytest.approx(2 * 1.96 * value.spread / 50**0.5, rel=0.1)
+    assert summarize(cases).metrics["post_reference_score"] == value, "the draws have a fixed seed"
+    assert not metrics["time"].has_interval
+
+
+def test_the_scores_interval_is_a_bootstrap_over_cases():
+    # All three parts are equal in each case, so S varies exactly as each of them.
+    cases = [case(i, counterfact([win], [win], [win])) for i, win in enumerate([1, 1, 1, 0] * 10)]
     score = summarize(cases).state(State.POST)["score"]
-    assert score.count == 8
-    assert score.half_width == pytest.approx(1.96 * 37.5 / math.sqrt(4))
+    assert score.mean == pytest.approx(75)
+    draws = resampled_means(np.array([[1.0], [1.0], [1.0], [0.0]] * 10), np.ones((40, 1), bool))
+    assert (score.low, score.high) == pytest.approx(
+        tuple(100 * end for end in percentile_interval(draws[:, 0]))
+    )
+    # Cases without one of the parts still count for the others.
+    cases += [case(i, counterfact([], [1], [1])) for i in range(40, 44)]
+    assert summarize(cases).state(State.POST)["score"].count == 44
 
 
-def test_a_score_of_zero_has_no_interval():
-    score = summarize([case(i, counterfact([1], [0], [i])) for i in range(2)]).metrics["post_score"]
-    assert score.mean == 0 and math.isnan(score.spread)
+@pytest.mark.parametrize("win", [0, 1])
+def test_a_score_that_does_not_vary_has_no_interval(win):
+    cases = [case(i, counterfact([1], [win], [1])) for i in range(2)]
+    score = summarize(cases).metrics["post_score"]
+    assert score.mean == 100 * win and not score.has_interval
+    assert math.isnan(score.spread)
 
 
 def test_zsre_scores_accuracies():
@@ -194,12 +230,13 @@ def test_zsre_scores_accuracies():
     }
 
 
-def test_an_infinite_perplexity_is_no_warning():
+def test_an_infinite_perplexity_causes_no_warning():
     cases = [case(i, {"essence_score": value}) for i, value in enumerate((math.inf, 1e200, 20.0))]
-    assert summarize(cases).metrics["post_essence_score"].mean == math.inf
+    value = summarize(cases).metrics["post_essence_score"]
+    assert value.mean == math.inf and not value.has_interval
 
 
-def test_cases_come_in_order_of_their_ids_and_the_first_are_those_of_the_lowest(results):
+def test_cases_are_read_in_order_of_their_ids(results):
     folder = results / "ROME" / "run_000"
     (folder / "case_1.json.partial").write_text("{")
     (folder / "run.json").write_text("{}")
@@ -251,8 +288,12 @@ def test_runs_are_found(results):
 @pytest.mark.parametrize(
     ("methods", "runs", "message"),
     [
-        ([], [], r"--dir_name is missing: .* holds: FT, KN, ROME\.$"),
-        (["MEND"], [], r"--dir_name=MEND is no path and not in .*, which holds FT, KN, ROME\.$"),
+        ([], [], r"--dir_name is missing: .* holds FT, KN, ROME\.$"),
+        (
+            ["MEND"],
+            [],
+            r"--dir_name=MEND is neither a path nor a folder in .*, which holds FT, KN, ROME\.$",
+        ),
         (["KN"], [], r"KN has no run with cases: evaluate first"),
         (["FT"], ["run_007"], r"--runs=run_007: .*FT has no such run .* there: run_000\.$"),
         (["ROME"], ["run_000", "run_003"], r"--runs=run_003: .* run_000, run_001, run_002\.$"),
@@ -260,16 +301,31 @@ def test_runs_are_found(results):
         (["FT/run_000"], ["run_000"], r"--dir_name=FT/run_000 is a run itself: leave out --runs"),
     ],
 )
-def test_what_is_not_there_is_said_with_what_is(results, methods, runs, message):
+def test_an_error_about_a_missing_run_lists_the_existing_ones(results, methods, runs, message):
     with pytest.raises(ValueError, match=message):
         find_runs(results, methods, runs)
 
 
-def test_a_missing_results_folder_holds_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"not in .*absent, which holds nothing\.$"):
+def test_a_missing_results_folder_has_no_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder in .*absent, which holds nothing\.$"):
         find_runs(tmp_path / "absent", ["ROME"])
     with pytest.raises(ValueError, match=r"ROME has no case_<id>\.json: give the folder of a run"):
         read_cases(tmp_path / "ROME")
+
+
+def test_the_source_of_a_run_is_in_its_run_json(results):
+    folder = results / "ROME" / "run_000"
+    assert Source.read(folder) is None
+    settings = {
+        **{"model": "gpt2-xl", "fingerprint": "ab", "precision": "HIGHEST"},
+        **{"ds_name": "cf", "dataset": "published", "dataset_sha256": "cd"},
+    }
+    (folder / "run.json").write_text(json.dumps({"settings": settings}))
+    source = Source.read(folder)
+    assert (source.model, source.dataset) == ("gpt2-xl", "published")
+    for content in ("{", "[]", '{"settings": {"model": "gpt2-xl"}}'):
+        (folder / "run.json").write_text(content)
+        assert Source.read(folder) is None
 
 
 def test_the_program_prints_tables(program, results):
@@ -287,11 +343,12 @@ def test_the_program_prints_tables(program, results):
     head, *rows = [line.split() for line in text.splitlines()[:4]]
     assert head[:5] == ["run", "cases", "S", "ES", "EM"]
     assert [row[:2] for row in rows] == [
-        ["unedited", "3"],  # one: the two runs agree on it
+        ["unedited", "3"],
         ["ROME/run_000", "3"],
         ["FT/run_000", "3"],
     ]
-    assert [row[3] for row in rows] == ["0.0±0.0", "100.0±0.0", "100.0±0.0"]
+    assert ["0.0 [0.0, 56.1]" in line for line in text.splitlines()[1:4]] == [True, False, True]
+    assert "100.0 [43.9, 100.0]" in text.splitlines()[2]
 
     cf, zsre = both.strip().split("\n\n")
     assert "Efficacy ES" in cf and "Efficacy EA" not in cf
@@ -300,22 +357,38 @@ def test_the_program_prints_tables(program, results):
 
     assert written == f"Written to {output}.\n"
     lines = list(csv.DictReader(output.read_text().splitlines()))
-    assert [line["run"] for line in lines if not line["run"].startswith("unedited")] == [
-        "ROME/run_000",
-        "FT/run_000",
-        "ROME/run_001",
-        "ROME/run_002",
+    # One row for the unedited model, although the runs have different numbers of cases.
+    assert [line["run"] for line in lines] == [
+        *("unedited", "ROME/run_000", "ROME/run_001", "FT/run_000", "ROME/run_002"),
     ]
     assert float(lines[-1]["neighborhood_acc"]) == 25 and lines[-1]["rewrite_success"] == ""
+    assert float(lines[1]["rewrite_success_low"]) == pytest.approx(100 * wilson(1.0, 3)[0])
+    assert lines[1]["time"] == "1.0", "CSV has all columns"
 
     (printed,) = json.loads(original)
     assert printed["run_dir"] == str(results / "summarize_run" / "run_000")
     assert printed["post_rewrite_diff"] == [82.53, 8.85] and math.isnan(printed["post_score"][1])
     no_method = refusal(program(f"--results_dir={results}"))
-    assert no_method.startswith("Error: --dir_name is missing: give one or several of what")
+    assert no_method.startswith("Error: --dir_name is missing: name at least one of the folders in")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(program, results, tmp_path):
+def test_columns_are_chosen(program, results):
+    common = [f"--results_dir={results}", "--dir_name=FT"]
+    shown = {
+        columns: program(*common, *columns).stdout.splitlines()[0].split()
+        for columns in ((), ("--columns=paper",), ("--columns=full",), ("--columns=NS,s",))
+    }
+    paper, same, full, named = shown.values()
+    assert paper == same == "run cases S ES EM PS PM NS NM".split()
+    assert full == [*paper, "s"]
+    assert named == ["run", "cases", "NS", "s"]
+    rows = program(*common, "--format=csv", "--columns=ES").stdout.splitlines()
+    assert rows[0].startswith("run,cases,rewrite_success,") and "_diff" not in rows[0]
+    unknown = refusal(program(*common, "--columns=ES,XX"))
+    assert unknown.startswith("Error: --columns=ES,XX names no known columns: give paper, full, or")
+
+
+def test_runs_with_the_same_name_are_shown_with_their_paths(program, results, tmp_path):
     other = tmp_path / "other" / "FT"
     shutil.copytree(results / "FT", other)
     result = program(f"--results_dir={results}", f"--dir_name=FT,{other}")

@@ -1,4 +1,4 @@
-"""Sweeps over grids of hyperparameters, and `python -m eval.sweep` as a user runs it."""
+"""Sweeps over grids of hyperparameters, and `python -m eval.sweep`."""
 
 import csv
 import dataclasses
@@ -11,13 +11,10 @@ from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.method import MethodName
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.grid import Grid, label
-from rome_jax.evaluation.metrics import Estimate
 from rome_jax.evaluation.scoring import MAX_TOKENS
-from rome_jax.evaluation.summaries import Summary
 from rome_jax.evaluation.sweep import Sweep, text_table, write_csv
 from rome_jax.factworld.records import Role
 from rome_jax.models.interventions import Leaf
-from rome_jax.models.registry import load_model
 from tests.programs import Program, refusal
 
 BASE = ROMEConfig(layers=(0,), v_num_grad_steps=3, context_template_length_params=((3, 1),))
@@ -27,9 +24,9 @@ DEFAULT_NAME = "ROME_factworld-gpt2_cf_v_lr_clamp_norm_factor"
 
 
 @pytest.fixture(scope="module")
-def sweep():
-    """Two records at four points that share one program."""
-    model = load_model("factworld-gpt2")
+def sweep(shipped_model):
+    """Two records at four points that share one compiled program."""
+    model = shipped_model("factworld-gpt2")
     dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=2, role=Role.TUNING)
     return Sweep(GRID, MethodName.ROME, model, dataset)
 
@@ -59,7 +56,7 @@ def test_a_grid_is_every_combination_and_its_last_key_varies_fastest():
 
 
 @pytest.mark.parametrize(
-    "text, field, wanted",
+    "text, field, expected",
     [
         ("layers=0,2", "layers", [(0,), (2,)]),
         ("layers=(0,),(2,1)", "layers", [(0,), (1, 2)]),
@@ -73,8 +70,8 @@ def test_a_grid_is_every_combination_and_its_last_key_varies_fastest():
         ),
     ],
 )
-def test_values_are_literals_and_a_lone_item_is_a_tuple_of_one(text, field, wanted):
-    assert [getattr(point.config, field) for point in Grid.parse([text], BASE).points] == wanted
+def test_values_are_literals_and_a_lone_item_is_a_tuple_of_one(text, field, expected):
+    assert [getattr(point.config, field) for point in Grid.parse([text], BASE).points] == expected
 
 
 def test_weights_go_by_their_names_and_none_is_a_value():
@@ -91,18 +88,21 @@ def test_weights_go_by_their_names_and_none_is_a_value():
 @pytest.mark.parametrize(
     "texts, sentence",
     [
-        ([], "--sweep is missing: .* there are layers, .*, key_mode"),
-        (["lr=1"], "--sweep=lr=1: there is no hyperparameter 'lr'; there are layers, fact_token"),
-        (["v_lr"], "--sweep=v_lr: give values with commas between, such as v_lr=0.5"),
-        (["v_lr=1,,2"], "give values with commas between"),
-        (["v_lr=f(1)"], "give values with commas between"),
+        ([], "--sweep is missing: .* the hyperparameters are layers, .*, key_mode"),
+        (
+            ["lr=1"],
+            "--sweep=lr=1: there is no hyperparameter 'lr'; the hyperparameters are layers, fact_token",
+        ),
+        (["v_lr"], "--sweep=v_lr: give values separated by commas, such as v_lr=0.5"),
+        (["v_lr=1,,2"], "give values separated by commas"),
+        (["v_lr=f(1)"], "give values separated by commas"),
         (["v_lr=0.1,-1"], "--sweep=v_lr=0.1,-1: v_lr=-1 must be positive"),
-        (["v_lr=high"], "'high' is of another type, v_lr is of float"),
-        (["v_lr=True"], "True is of another type, v_lr is of float"),
-        (["v_num_grad_steps=2.0"], "2.0 is of another type, v_num_grad_steps is of int"),
-        (["mom2_adjustment=false"], "'false' is of another type, mom2_adjustment is of bool"),
-        (["layers=0.5"], r"\(0.5,\) is of another type, layers is of tuple\[int, ...\]"),
-        (["context_template_length_params=((5,),)"], "is of another type"),
+        (["v_lr=high"], "'high' has the wrong type; v_lr takes float"),
+        (["v_lr=True"], "True has the wrong type; v_lr takes float"),
+        (["v_num_grad_steps=2.0"], "2.0 has the wrong type; v_num_grad_steps takes int"),
+        (["mom2_adjustment=false"], "'false' has the wrong type; mom2_adjustment takes bool"),
+        (["layers=0.5"], r"\(0.5,\) has the wrong type; layers takes tuple\[int, ...\]"),
+        (["context_template_length_params=((5,),)"], "has the wrong type"),
         (["key_mode=other"], "key_mode='other' is none of reference, consistent"),
         (["v_lr=1,1.0"], "--sweep=v_lr=1,1.0: give each value once"),
         (["v_lr=1", "v_lr=2"], "names v_lr, v_lr: give each hyperparameter once"),
@@ -115,8 +115,8 @@ def test_a_bad_grid_is_one_sentence(texts, sentence):
 
 def test_labels_tell_values_apart():
     values = [(0,), (0, 1), ((5, 10), (10, 10)), (), 0.1 + 0.2, 1e-5, 20, None, True]
-    wanted = ["0", "0+1", "5x10+10x10", "none", "0.3", "1e-05", "20", "None", "True"]
-    assert list(map(label, values)) == wanted
+    expected = ["0", "0+1", "5x10+10x10", "none", "0.3", "1e-05", "20", "None", "True"]
+    assert list(map(label, values)) == expected
 
 
 def test_each_point_is_a_run_of_its_hyperparameters(sweep, results, found):
@@ -130,7 +130,7 @@ def test_each_point_is_a_run_of_its_hyperparameters(sweep, results, found):
         assert len(files(folder, "case_*.json")) == 2
         case = json.loads(next(folder.glob("case_*.json")).read_text())
         losses.add(case["post"]["rewrite_prompts_probs"][0]["target_new"])
-    assert len(losses) == 3  # the values reach the edit; the small rate keeps within both balls
+    assert len(losses) == 3  # with the small learning rate the edit stays within both norms
     (pre,) = (results / "pre").iterdir()
     assert len(files(pre, "case_*.json")) == 2
     shared = json.loads((directory / "run.json").read_text())["settings"]
@@ -138,7 +138,7 @@ def test_each_point_is_a_run_of_its_hyperparameters(sweep, results, found):
     assert not set(shared["swept"]) & set(shared["hyperparameters"])
 
 
-def test_only_what_is_missing_is_evaluated_again(sweep, results, found):
+def test_only_missing_cases_are_evaluated_again(sweep, results, found):
     before = files(results / "sweeps" / DEFAULT_NAME)
     lost = sorted(before)[3]
     content = json.loads(lost.read_text())
@@ -156,7 +156,8 @@ def test_further_values_belong_to_the_same_sweep(sweep, results, found):
     before = files(results / "sweeps" / DEFAULT_NAME)
     more = run(dataclasses.replace(sweep, grid=grid), results)
     assert list(more) == [NAMES[3], "v_lr=0.1,clamp_norm_factor=20"]
-    assert more[NAMES[3]].metrics == found[NAMES[3]].metrics
+    # As texts, because a NaN differs from itself.
+    assert repr(more[NAMES[3]].metrics) == repr(found[NAMES[3]].metrics)
     after = files(results / "sweeps" / DEFAULT_NAME)
     assert before.items() < after.items() and len(after) == len(before) + 2
 
@@ -175,16 +176,14 @@ def test_further_values_belong_to_the_same_sweep(sweep, results, found):
         ),
     ],
 )
-def test_other_settings_and_layers_are_refused_before_anything_is_edited(
-    sweep, results, found, change, sentence
-):
+def test_other_settings_and_unknown_layers_are_refused(sweep, results, found, change, sentence):
     before = files(results, "**/*.json")
     with pytest.raises(ValueError, match=sentence):
         run(dataclasses.replace(sweep, **change), results)
     assert files(results, "**/*.json") == before
 
 
-def test_the_table_has_a_row_a_point_below_the_unedited_model(found, tmp_path):
+def test_the_table_has_a_row_for_the_unedited_model_and_each_point(found, tmp_path):
     head, *rows = text_table(found).split("\n\n")[0].splitlines()
     assert head.split() == ["run", "cases", "S", "ES", "PS", "NS"]
     assert [row.split()[0] for row in rows] == ["unedited", *NAMES]
@@ -199,78 +198,8 @@ def test_the_table_has_a_row_a_point_below_the_unedited_model(found, tmp_path):
     assert float(rows[3]["score"]) == score.mean and rows[3]["cases"] == "2"
 
 
-def made_up(grid, **more):
-    """Summaries whose score is 10, 20, 30, ... at the points, with intervals of ±4.9."""
-    return {
-        point.name: Summary(
-            4,
-            {
-                "post_score": Estimate(10.0 * number, 5.0, 4),
-                "post_rewrite_acc": Estimate(99.0, 5.0, 4),
-            }
-            | more,
-        )
-        for number, point in enumerate(grid.points, 1)
-    }
-
-
-@pytest.fixture(scope="module")
-def draw():
-    pytest.importorskip("matplotlib")
-    from rome_jax.plots.sweeps import draw
-
-    return draw
-
-
-def test_numbers_are_drawn_as_lines_in_their_order(draw):
-    grid = Grid.parse(["layers=5,0,3"], BASE)
-    axes = draw(grid, made_up(grid), "a $ title").axes[0]
-    score, efficacy = axes.lines
-    assert score.get_xdata().tolist() == [0, 3, 5]
-    assert score.get_ydata().tolist() == [20, 30, 10]
-    assert efficacy.get_label() == "efficacy"
-    assert axes.get_xlabel() == "layers" and axes.get_xscale() == "linear"
-    bands = [band.get_paths()[0].vertices[:, 1] for band in axes.collections]
-    assert bands[0].min() == pytest.approx(10 - 4.9) and bands[0].max() == pytest.approx(34.9)
-    assert bands[1].max() == 100  # no share is above
-
-
-def test_values_that_crowd_are_spread_out(draw):
-    grid = Grid.parse(["v_lr=0.01,0.1,1"], BASE)
-    axes = draw(grid, made_up(grid), "").axes[0]
-    assert axes.get_xscale() == "log"
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1", "1"]
-
-
-@pytest.mark.parametrize("text", ["key_mode=reference,consistent", "layers=(0,),(0,1)"])
-def test_what_is_no_number_is_drawn_as_bars(draw, text):
-    grid = Grid.parse([text], BASE)
-    axes = draw(grid, made_up(grid), "").axes[0]
-    assert [bar.get_height() for bar in axes.containers[1]] == [10, 20]
-    assert [t.get_text() for t in axes.get_xticklabels()] == list(map(label, grid.axes[0].values))
-
-
-def test_two_keys_are_a_heatmap_with_the_first_key_down(draw):
-    grid = Grid.parse(["layers=0,1", "v_lr=0.1,0.5,1"], BASE)
-    axes, bar = draw(grid, made_up(grid), "").axes
-    written = {text.get_position(): text.get_text() for text in axes.texts}
-    assert written[0.5, 0.5] == "10.0" and written[2.5, 0.5] == "30.0"
-    assert written[0.5, 1.5] == "40.0"
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("layers", "v_lr") and axes.yaxis_inverted()
-    assert bar.get_ylabel() == "score S"
-
-
-def test_what_cannot_be_drawn_is_one_sentence(draw):
-    grid = Grid.parse(["layers=0", "v_lr=0.1", "kl_factor=0"], BASE)
-    with pytest.raises(ValueError, match="3 keys are varied"):
-        draw(grid, made_up(grid), "")
-    grid = Grid.parse(["layers=0"], BASE)
-    with pytest.raises(ValueError, match="no metric in common"):
-        draw(grid, {"layers=0": Summary(1, {"time": Estimate(1.0, 0.0, 1)})}, "")
-
-
 @pytest.mark.needs("matplotlib")
-def test_the_program_goes_on_with_a_sweep_and_draws_it(sweep, results, found, tmp_path):
+def test_the_program_resumes_a_sweep_and_draws_it(sweep, results, found, tmp_path):
     hparams = tmp_path / "hparams.json"
     hparams.write_text(json.dumps(BASE.to_dict()))
     common = [f"--hparams_fname={hparams}", f"--results_dir={results}", "--num_records=2"]
@@ -284,8 +213,8 @@ def test_the_program_goes_on_with_a_sweep_and_draws_it(sweep, results, found, tm
         ["--model_name=gpt2-xl", "--sweep=mom2_adjustment=False,True"],
         [*common, *grid, "--config=configs/rome.py"],
     ]
-    with Program("eval.sweep") as program:
-        finished, *refused = [program(*line) for line in lines]
+    program = Program("eval.sweep")
+    finished, *refused = [program(*line) for line in lines]
     assert finished.returncode == 0, finished.stderr
     texts, unknown, missing, moments, both = map(refusal, refused)
     directory = results / "sweeps" / DEFAULT_NAME

@@ -1,4 +1,4 @@
-"""`python -m eval.train_hypernetwork` as a user runs it, what it learns from, and the curves that it draws."""
+"""`python -m eval.train_hypernetwork`, its examples and its figure, and the networks of the package."""
 
 import json
 
@@ -16,7 +16,6 @@ from rome_jax.evaluation.run import Settings
 from rome_jax.factworld.records import Role
 from rome_jax.models import forward
 from rome_jax.models.registry import SHIPPED, load_model
-from rome_jax.plots import hypernetworks as hypernetwork_plot
 from tests.programs import ROOT, Program, refusal
 
 RECORDS = load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=40).records
@@ -31,7 +30,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What the program says on a first run, the same again, and bad input; and its folder."""
+    """The folder of a first run, and the results of that run, of the same command again, and of bad input."""
     directory = tmp_path_factory.mktemp("mend")
     config = tmp_path_factory.mktemp("config") / "small.py"
     config.write_text(CONFIG)
@@ -45,8 +44,8 @@ def said(tmp_path_factory):
         ["--model_name=gpt2-xl", f"--data_path={records}.absent"],
         ["--alg_name=KE", "--model_name=EleutherAI/gpt-j-6B"],
     ]
-    with Program("eval.train_hypernetwork") as program:
-        return directory, [program(*line) for line in lines]
+    program = Program("eval.train_hypernetwork")
+    return directory, [program(*line) for line in lines]
 
 
 @pytest.mark.needs("matplotlib")
@@ -65,7 +64,7 @@ def test_it_trains_reports_and_draws(said):
 
 
 @pytest.mark.needs("matplotlib")
-def test_a_finished_training_says_the_same_again(said):
+def test_a_finished_training_is_only_reported_again(said):
     _, (first, second, *_) = said
     assert second.returncode == 0, second.stderr
     assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
@@ -75,10 +74,10 @@ def test_a_finished_training_says_the_same_again(said):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (2, "a training with another training: remove it, or give another output_dir"),
+        (2, "a training run that differs in training: remove it, or give another output_dir"),
         (3, "no examples come with model 'gpt2-xl': give --data_path"),
         (4, "absent"),
-        (5, "no KE layer is known for model 'EleutherAI/gpt-j-6B': name one"),
+        (5, "no KE layer is known for model 'EleutherAI/gpt-j-6B': set one"),
     ],
 )
 def test_bad_input_is_one_sentence(said, number, message):
@@ -89,7 +88,7 @@ def test_bad_input_is_one_sentence(said, number, message):
 # Records of other models
 
 
-def test_records_are_divided_and_asked_about_each_other():
+def test_records_are_split_and_serve_as_each_others_neighbors():
     training, validation = split_records(RECORDS, seed=0)
     ids = [{record.case_id for record in part.records} for part in (training, validation)]
     assert (len(training.records), len(validation.records)) == (35, 5)
@@ -107,24 +106,12 @@ def test_too_few_records():
         split_records(RECORDS[:15], seed=0)
 
 
-@pytest.mark.needs("matplotlib")
-def test_curves_show_the_margin_of_a_constraint_alone(tmp_path):
-    names = ("edit", "train_edit", "kl", "train_kl", "margin", "success", "kept")
-    history = [{"step": step, **dict.fromkeys(names, 1 / step)} for step in (1, 2)]
-    for margin in (None, 0.01):
-        about = {"kind": "KE", "model": "m", "training": {"margin": margin}}
-        report = {"history": history, "best": history[1], "about": about}
-        hypernetwork_plot.plot(report, tmp_path / f"{margin}.svg")
-    texts = [(tmp_path / f"{margin}.svg").read_text() for margin in (None, 0.01)]
-    assert ["<!-- margin -->" in text for text in texts] == [False, True]
-
-
 # The networks of the package
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
-def model(request):
-    return load_model(request.param)
+def model(request, shipped_model):
+    return shipped_model(request.param)
 
 
 @pytest.mark.parametrize("kind", CONFIG_TYPES)
@@ -156,12 +143,17 @@ def test_a_network_of_the_other_model_is_refused(model):
 @pytest.mark.parametrize(("algorithm", "other"), [(MethodName.MEND, "ke"), (MethodName.KE, "mend")])
 def test_a_network_of_the_other_method_is_refused(model, algorithm, other):
     source = f"rome_jax/factworld/assets/hypernetworks/{other}_{SHIPPED[model.name]}.safetensors"
-    with pytest.raises(ValueError, match=f"is one of {other.upper()}: give {algorithm} one"):
+    with pytest.raises(
+        ValueError,
+        match=f"was trained for {other.upper()}: give one that was trained for {algorithm}",
+    ):
         read_config(algorithm, model.name, hypernetwork=str(ROOT / source))
 
 
 def test_methods_without_a_network_take_none(model):
-    with pytest.raises(ValueError, match=r"--hypernetwork=x\.pt is for MEND, KE: leave it out"):
+    with pytest.raises(
+        ValueError, match=r"--hypernetwork=x\.pt is only for MEND, KE: leave it out"
+    ):
         Editor.prepare(
             MethodName.FT,
             model,

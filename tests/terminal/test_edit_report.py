@@ -1,7 +1,8 @@
-"""The parts of the report, on small untrained models."""
+"""The parts of the report on small untrained models."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rome_jax.data.request import EditRequest
@@ -9,7 +10,7 @@ from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.models.generate import generate_text
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from rome_jax.terminal import edit_report
-from rome_jax.terminal.edit_report import Comparison, Prompts, present_answer
+from rome_jax.terminal.edit_report import Comparison, Outcome, Prompts, present_answer
 
 REQUEST = EditRequest("{} plays the sport of", "Gothulf Punby", "tennis")
 
@@ -28,7 +29,7 @@ def comparison(golden_model):
 
 
 def words(model, count):
-    """A text of `count` tokens."""
+    """Returns a text of `count` tokens."""
     text = " the" * count
     assert len(model.tokenizer(text)["input_ids"]) == count
     return text
@@ -41,12 +42,12 @@ def test_continuations_are_those_of_the_model_and_of_the_merged_one(comparison):
     for actual, of in zip(comparison.continuations(prompts), (model, edited), strict=True):
         texts = generate_text(of, prompts, max_new_tokens=edit_report.CONTINUATION)
         end = model.tokenizer.eos_token
-        wanted = [t[len(p) :].split(end)[0] for p, t in zip(prompts, texts, strict=True)]
-        assert actual == wanted
+        expected = [t[len(p) :].split(end)[0] for p, t in zip(prompts, texts, strict=True)]
+        assert actual == expected
 
 
-def test_a_dense_delta_is_merged_for_every_look_at_it(comparison, capsys):
-    """What a factored edit shows, the same edit does as a whole matrix."""
+def test_a_dense_delta_is_merged_for_every_part_of_the_report(comparison, capsys):
+    """A factored edit and the same edit as a dense matrix give the same report."""
     (update,) = comparison.delta.updates
     whole = DenseUpdate(update.leaf, Part.KERNEL, update.layer, dense(update))
     merged = Comparison(comparison.model, Delta((whole,)))
@@ -79,7 +80,7 @@ def test_the_report_names_what_a_method_changed(comparison, capsys, kind, rank):
     assert line == f"{kind:7s} mlp/down of layer 1: ‖ΔW‖/‖W‖ {ratio:.3f}, {rank}"
 
 
-def test_continuations_stop_where_the_context_does(comparison):
+def test_continuations_end_with_the_context(comparison):
     model = comparison.model
     context = model.config.context_length
     almost, full = words(model, context - 1), words(model, context)
@@ -91,7 +92,7 @@ def test_continuations_stop_where_the_context_does(comparison):
         comparison.continuations(["The file", words(model, context + 1)])
 
 
-def test_factworld_prompts_of_strangers_are_none():
+def test_an_unknown_subject_or_model_has_no_factworld_prompts():
     stranger = EditRequest(REQUEST.prompt, "Barack Obama", "tennis")
     assert edit_report.factworld_prompts("factworld-gpt2", stranger) == Prompts()
     assert edit_report.factworld_prompts("gpt2-xl", REQUEST) == Prompts()
@@ -116,19 +117,50 @@ def test_present_answer_is_the_first_word(continuation, answer):
         (" tennis.", " tennis.", "Not changed: about Gothulf Punby, the model said 'tennis' befo"),
     ],
 )
-def test_summary_is_plain(capsys, before, after, changed):
-    edit_report._print_summary(REQUEST, "rowing", before, after, (0, 4, 5), (0, 1, 3))
+def test_the_summary_states_what_changed_and_what_did_not(capsys, before, after, changed):
+    paraphrases, neighbors = Outcome(5, 0, 4, 0.9, 0.1), Outcome(3, 0, 1, 0.98, 0.65)
+    edit_report._print_summary(REQUEST, "rowing", before, after, paraphrases, neighbors)
     first, second = capsys.readouterr().out.strip().splitlines()
     assert first.startswith(changed)
     assert first.endswith("on 4 of 5 paraphrases (before: 0).")
-    assert second == "What did not: 2 of 3 neighbors still prefer 'rowing' (before: 3)."
+    assert second == (
+        "What did not: 2 of 3 neighbors still prefer 'rowing' (before: 3); "
+        "its mean probability fell from 0.98 to 0.65."
+    )
 
 
 def test_summary_without_neighbors(capsys):
-    edit_report._print_summary(REQUEST, "rowing", " rowing", " tennis", (0, 0, 0), (0, 0, 0))
+    nothing = Outcome.of(np.zeros((0, 4)))
+    edit_report._print_summary(REQUEST, "rowing", " rowing", " tennis", nothing, nothing)
     first, second = capsys.readouterr().out.strip().splitlines()
     assert first.endswith("instead of 'rowing'.")
-    assert second == "What did not: not looked at; name neighbors with --neighbor."
+    assert second == (
+        "What did not: unknown, because there are no neighbors; name some with --neighbor."
+    )
+
+
+def test_an_outcome_counts_preferences_and_averages_the_true_target():
+    table = np.array([[0.1, 0.7, 0.8, 0.2], [0.0, 0.3, 0.9, 0.3], [0.5, 0.6, 0.4, 0.5]])
+    outcome = Outcome.of(table)
+    assert (outcome.count, outcome.new_before, outcome.new_after) == (
+        3,
+        1,
+        2,
+    )  # a tie is no preference
+    assert outcome.true_before == pytest.approx(0.7)
+    assert outcome.true_after == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.98, 0.65, "fell from 0.98 to 0.65"),
+        (0.2, 0.3, "rose from 0.20 to 0.30"),
+        (0.981, 0.979, "stayed at 0.98"),
+    ],
+)
+def test_a_change_is_described_in_words(before, after, words):
+    assert edit_report._change(before, after) == words
 
 
 def test_talk_survives_a_line_that_is_too_long_and_ends_on_ctrl_c(comparison, capsys):
