@@ -1,14 +1,17 @@
-# make demo | test | parity | table | lint | format | clean. Needs Python 3.11 or newer and nothing else:
-# the virtual environment .venv is made, and refreshed whenever setup.cfg changes.
+# make demo | test | test-slow | parity | check-lowest | types | lint | format | table | clean
+#
+# Python 3.11 or newer is all that has to be installed. The targets create the virtual environment .venv and refresh it
+# whenever setup.cfg changes.
 
 PYTHON ?= python3
-# Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models". The tests of a file share programs and models.
+# Arguments for pytest, for example PYTEST_ARGS="-n 2 tests/models". Tests of one file share models and compiled
+# programs, so one process runs the whole file.
 PYTEST_ARGS ?= -n 2 --dist loadfile
-# `make table` compares all editing methods: the paper's table, on 200 facts of a small model. It resumes where it was
-# stopped. TABLE_ARGS are flags of eval.compare, for example TABLE_ARGS="--algs=ROME,KN --output=table.md".
+# `make table` compares all editing methods on 200 facts of a small model, in the layout of the paper's table. If it is
+# stopped, the next call resumes it. TABLE_ARGS are flags of eval.compare: TABLE_ARGS="--algs=ROME,KN --output=table.md".
 TABLE_ARGS ?=
-# `make parity` installs torch too, pinned, and runs the tests that need it: live comparisons with Hugging Face models.
-# With PARITY=1 `make test` runs them among the others.
+# `make parity` also installs torch, in a pinned version, and runs the tests that need it: comparisons with the models of
+# transformers. PARITY=1 adds these tests to `make test`.
 PARITY ?=
 TORCH ?= 2.13.0
 
@@ -20,16 +23,31 @@ REQUIREMENTS_test := -e '.[test]'
 REQUIREMENTS_parity := -e '.[test,parity]' 'torch==$(TORCH)'
 CHECKS := $(VENV)/.installed-$(if $(filter 1,$(PARITY)),parity,test)
 
-.PHONY: demo test parity table lint format clean
+# `make check-lowest` installs the lowest versions that setup.cfg allows into an environment of its own and runs the core.
+LOWEST := .venv-lowest
+CORE := tests/data tests/files tests/moments tests/models/test_forward.py tests/models/test_huggingface.py \
+  tests/edit/test_delta.py tests/edit/methods/test_rome_golden.py tests/edit/methods/test_memit.py \
+  tests/trace/test_restore_golden.py tests/evaluation/test_tables.py
+
+.PHONY: demo test test-slow parity check-lowest types table lint format clean
 
 demo: $(VENV)/.installed-base
 	$(PY) -m eval.edit
 
 test: $(CHECKS)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-slow: $(CHECKS)
+	$(PY) -m pytest $(PYTEST_ARGS) -m "slow and not parity"
 
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest $(PYTEST_ARGS) -m parity
+
+check-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow" $(CORE)
+
+types: $(CHECKS)
+	$(PY) -m mypy
 
 table: $(VENV)/.installed-table
 	$(PY) -m eval.compare $(TABLE_ARGS)
@@ -43,12 +61,20 @@ format: $(CHECKS)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/.created
 	@echo "Installing rome_jax into $(VENV); the first time this takes a minute or two."
 	$(PY) -m pip install --quiet --disable-pip-version-check $(REQUIREMENTS_$*)
+	@touch $@
+
+# Each lower bound of setup.cfg becomes a pinned version.
+$(LOWEST)/.installed: setup.cfg pyproject.toml $(VENV)/.created
+	'$(PYTHON)' -m venv --clear $(LOWEST)
+	sed -n 's/^    \([a-z][a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg >$(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(LOWEST)/constraints.txt $(REQUIREMENTS_test)
 	@touch $@
 
 $(VENV)/.created:

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: the golden numbers and the two random models that they belong to."""
+"""Fixtures that all tests and docstring examples share: the golden numbers, the random models, the shipped one."""
 
 import functools
 import os
@@ -8,24 +8,29 @@ import pytest
 
 from tests import quick_compile
 
-# Programs are compiled once for all workers, scripts and notebooks of a run, and for the next one. To be set before jax
-# is imported.
-_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+# All workers, scripts, and notebooks of a run share one compilation cache, and so does the next run. This has to be set
+# before jax is imported.
+_CACHE = pathlib.Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Compiling is most of a run.
+# Most of a run is compilation.
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "0":
     os.environ.update(quick_compile.variables() | os.environ)
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 
-from rome_jax.models.registry import load_model  # noqa: E402
+import rome_jax  # noqa: E402
 from tests.golden_cases import GOLDEN, read_case  # noqa: E402
+
+# Linux grants a process 65,530 memory maps by default, and each compiled program takes several.
+_MOST_MEMORY_MAPS = 30_000
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Skips what is marked `needs` where a package of an extra is missing."""
+    """Skips a test marked `needs` if a package of an extra is missing."""
     for mark in item.iter_markers("needs"):
         for package in mark.args:
             pytest.importorskip(package)
@@ -39,12 +44,40 @@ def golden():
 
 @pytest.fixture(scope="session")
 def golden_model():
-    """golden_model("gpt2" | "gptj") -> the random model whose numbers are golden."""
-    return functools.cache(lambda family: load_model(GOLDEN / "ckpt" / family))
+    """golden_model("gpt2" | "gptj") -> the random model that the golden numbers belong to."""
+    return functools.cache(lambda family: rome_jax.load_model(GOLDEN / "ckpt" / family))
+
+
+@pytest.fixture(scope="session")
+def shipped_model():
+    """shipped_model("factworld-gpt2" | "factworld-gptj") -> the model in the package, loaded once per process."""
+    return functools.cache(rome_jax.load_model)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Lets go of a module's compiled programs: their memory maps would otherwise reach what Linux grants a process."""
+    """Drops compiled programs when the process nears the limit on its memory maps."""
     yield
-    jax.clear_caches()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > _MOST_MEMORY_MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(request):
+    """The names that docstring examples may use without defining them; files they write go to a temporary folder."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        return
+    request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
+    model = request.getfixturevalue("shipped_model")("factworld-gpt2")
+    request.getfixturevalue("doctest_namespace").update(
+        jax=jax,
+        jnp=jnp,
+        np=np,
+        rome_jax=rome_jax,
+        model=model,
+        key=jax.random.key(0),
+        request=rome_jax.EditRequest("{} plays the sport of", "Gothulf Punby", "tennis"),
+        config=rome_jax.ROMEConfig.for_model("factworld-gpt2"),
+        moments=rome_jax.load_shipped("factworld-gpt2"),
+    )
