@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; see README.md."""
+"""Benchmarks of speed and memory, described in `benchmarks/README.md`."""

@@ -1,9 +1,10 @@
-"""Time of one ROME edit and of a batch of them, against PyTorch the straightforward way, in one run.
+"""Time of ROME edits, alone and in a batch, compared with a straightforward PyTorch implementation.
 
-Random weights at the sizes of gpt2 and gpt2-medium; what is timed depends on shapes alone. Both sides get the same
-weights and token arrays (`edit_case`), take exactly 20 evaluations of the loss and 19 steps, and must give the same ΔW.
+The weights are random, because the time depends only on shapes. Both sides run in the same process, get the same
+weights and token arrays (see `edit_case`), evaluate the loss exactly 20 times, take 19 optimizer steps, and must find
+the same ΔW.
 
-    python -m benchmarks.edit                        # gpt2 and gpt2-medium, one request and 32
+    python -m benchmarks.edit                        # gpt2 and gpt2-medium, 1 request and 32 requests
     python -m benchmarks.edit --models gpt2 --batch 8
 """
 
@@ -26,11 +27,18 @@ from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models import forward
 from rome_jax.models.config import PRESETS
 from rome_jax.models.huggingface import save_params
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
 
 def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
-    """Prints the table of one size."""
+    """Prints the table of one model.
+
+    Args:
+      name: A key of `PRESETS` and `LAYERS`.
+      batch: Number of requests in the batch, a multiple of `chunk_size`.
+      chunk_size: Number of requests optimized together.
+      repeats: Number of timed runs of a single edit; the shortest time counts.
+    """
     model_config = PRESETS[name]
     config = ROMEConfig((LAYERS[name],), v_num_grad_steps=STEPS, loss_threshold=0.0)
     params = forward.init_params(model_config, jax.random.key(0))
@@ -40,14 +48,14 @@ def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
     root = np.random.default_rng(1).standard_normal((model_config.mlp_width,) * 2)
     matrix = root @ root.T / len(root) + np.eye(len(root))
     moments = {config.layers[0]: SecondMoment(matrix, len(root))}
-    moments[config.layers[0]].solve(root[0])  # C is factored once a layer; so is its inverse below
+    moments[config.layers[0]].solve(root[0])  # factors C outside the timed code, once per layer
 
     def run(inputs: EditInputs):
         result = rome.compute_from_inputs(params, model_config, inputs, config, moments)
         return jax.block_until_ready(result)
 
     one = make_inputs(1, model_config.vocab_size)
-    # What compute does with `batch` requests; the first of all is the one above.
+    # The chunks that `rome.compute` makes of `batch` requests.
     chunks = [
         make_inputs(chunk_size, model_config.vocab_size, n) for n in range(batch // chunk_size)
     ]
@@ -61,35 +69,51 @@ def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
     many_cold, _ = timed(lambda: run(chunks[0]))
     many_warm, results = timed(lambda: [run(chunk) for chunk in chunks])
 
-    wanted = np.outer(u.numpy(), right.numpy())
+    expected = np.outer(u.numpy(), right.numpy())
     errors = []
     for deltas in (result.deltas, results[0].deltas):
         (update,) = deltas[0].updates
-        errors.append(relative_error(np.asarray(update.left @ update.right.T), wanted))
+        errors.append(relative_error(np.asarray(update.left @ update.right.T), expected))
 
     print(f"\n{name}, edit layer {config.layers[0]}, {STEPS} evaluations of the loss")
-    print(f"{'':26s}{'s an edit':>11s}{'ratio':>8s}{'GFLOP':>9s}{'GFLOP/s':>9s}{'compile, s':>12s}")
+    print(
+        f"{'':30s}{'s per edit':>11s}{'ratio':>8s}{'GFLOP':>9s}{'GFLOP/s':>9s}{'compile, s':>12s}"
+    )
     each = many_warm / batch
     compiling_many = many_cold - many_warm / len(chunks)
     for label, seconds, operations, compiling in (
         ("PyTorch", theirs, work.torch, max(0.0, theirs_cold - theirs)),
         ("rome_jax, one request", warm, work.rome_jax, cold - warm),
-        (f"rome_jax, {batch} at once", each, shared_work.rome_jax, compiling_many),
+        (
+            f"rome_jax, {batch} in chunks of {chunk_size}",
+            each,
+            shared_work.rome_jax,
+            compiling_many,
+        ),
     ):
         print(
-            f"{label:26s}{seconds:11.2f}{theirs / seconds:8.1f}{operations / 1e9:9.0f}"
+            f"{label:30s}{seconds:11.2f}{theirs / seconds:8.1f}{operations / 1e9:9.0f}"
             f"{operations / 1e9 / seconds:9.0f}{compiling:12.1f}"
         )
-    print(f"‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖: one {errors[0]:.1e}, of {batch} {errors[1]:.1e}")
+    print(
+        f"‖ΔW − ΔW of PyTorch‖ / ‖ΔW‖: one request {errors[0]:.1e}, {batch} requests {errors[1]:.1e}"
+    )
 
 
 def main() -> None:
-    """Prints the ceilings and a table a size."""
+    """Prints the peak rates of matrix products and one table per model."""
     parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--batch", type=int, default=32, help="requests at once")
-    parser.add_argument("--chunk_size", type=int, default=8, help="of them optimised together")
-    parser.add_argument("--repeats", type=int, default=3, help="of single edits; the least counts")
+    parser.add_argument("--batch", type=int, default=32, help="Number of requests in the batch.")
+    parser.add_argument(
+        "--chunk_size", type=int, default=8, help="Number of requests optimized together."
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="Number of timed runs of a single edit; the shortest time counts.",
+    )
     arguments = parser.parse_args()
     if arguments.batch % arguments.chunk_size:
         parser.error("--batch must be a multiple of --chunk_size.")

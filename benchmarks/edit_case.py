@@ -1,8 +1,9 @@
-"""A ROME edit as `benchmarks.edit` pins it: token arrays, and the work that both sides do. Imports no torch.
+"""A ROME edit of fixed shapes for the benchmarks: its token arrays and the work of both sides.
 
-A request has 21 contexts (the bare prompt, 10 prefixes of 5 tokens and 10 of 10: what sampling 5 and 10 tokens with
-the begin-of-text token leaves, with the full stop), a prompt of 8 tokens with the subject at tokens 2 to 4 (from 0),
-a target of two tokens, and the row "{subject} is a".
+A request has 21 contexts: the bare prompt, 10 prefixes of 5 tokens, and 10 prefixes of 10 tokens. Sampled prefixes have
+these lengths, because the begin-of-text token is dropped from the 5 or 10 tokens and a full stop is added. The prompt
+has 8 tokens with the subject at tokens 2 to 4 (counted from 0), the target has two tokens, and the row
+"{subject} is a" has five tokens. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rome_jax.data.tokens import TokenBatch, pad
+from rome_jax.data.tokens import pad
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.stages.inputs import EditInputs
+from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows
 from rome_jax.models.config import ModelConfig
 
 LAYERS = {"gpt2": 5, "gpt2-medium": 8}
@@ -25,42 +26,58 @@ STEPS = 20
 
 
 def make_inputs(num_requests: int, vocab_size: int, seed: int = 0) -> EditInputs:
-    """Token arrays of random requests, which share their 21 prefixes."""
+    """Builds the token arrays of random requests that share their 21 prefixes.
+
+    Args:
+      num_requests: Number of requests, N.
+      vocab_size: Tokens are drawn uniformly below this number.
+      seed: Seed of the random tokens.
+    """
     generator = np.random.default_rng(seed)
 
     def tokens(count: int) -> list[int]:
         return generator.integers(vocab_size, size=count).tolist()
 
-    prefixes, rows, targets = [tokens(length) for length in PREFIXES], [], []
-    for _ in range(num_requests):
-        prompt, target = tokens(PROMPT), tokens(TARGET)
-        rows += [prefix + prompt + target[:-1] for prefix in prefixes]
-        rows.append(prompt[SUBJECT_LAST + 1 - SUBJECT : SUBJECT_LAST + 1] + tokens(2))
-        targets.append(target)
-    batch = pad(rows, multiple=4)
-    prefix_lengths = np.array(PREFIXES)
-    lookup = np.append(prefix_lengths + SUBJECT_LAST, SUBJECT - 1)
-    columns = prefix_lengths[:, None] + PROMPT - 1 + np.arange(TARGET)
+    prefixes = [tokens(length) for length in PREFIXES]
+    # All tokens of one request are drawn together, so that the first request does not depend on N.
+    cases = [(tokens(PROMPT), tokens(TARGET), tokens(2)) for _ in range(num_requests)]
+    rows = [prefix + prompt + target[:-1] for prefix in prefixes for prompt, target, _ in cases]
+    subject = slice(SUBJECT_LAST + 1 - SUBJECT, SUBJECT_LAST + 1)
+    rows += [prompt[subject] + rest for prompt, _, rest in cases]
+    begins = np.repeat(np.array(PREFIXES)[:, None], num_requests, axis=1)  # [K, N]
     return EditInputs.of(
-        TokenBatch(batch.ids, batch.mask, np.repeat(np.arange(num_requests), len(lookup))),
-        np.tile(lookup, (num_requests, 1)),
-        np.tile(columns, (num_requests, 1, 1)),
-        np.array(targets),
-        np.ones((num_requests, TARGET), bool),
+        pad(rows),
+        TargetRows(
+            fact=begins + SUBJECT_LAST,
+            read=begins[..., None] + PROMPT - 1 + np.arange(TARGET),
+            ids=np.array([target for _, target, _ in cases]),
+            mask=np.ones((num_requests, TARGET), bool),
+        ),
+        EssenceRows(np.full(num_requests, SUBJECT - 1)),
     )
 
 
 def first_case(inputs: EditInputs, config: ROMEConfig) -> dict[str, Any]:
-    """The first request as `rome_torch.Case` names its parts, without the columns that only bucketing has added."""
-    num_rows = inputs.lookup.shape[1]
-    mask = np.asarray(inputs.batch.mask[:num_rows])
-    length = mask.any(0).sum()
+    """Returns the parts of the first request under the field names of `rome_torch.Case`.
+
+    The rows are padded on the right to the length of the longest row.
+
+    Args:
+      inputs: Token arrays of one or more requests.
+      config: Hyperparameters of the edit; its first layer is edited.
+    """
+    mask = np.asarray(inputs.batch.mask[:: inputs.num_requests])
+    lengths = mask.sum(1)
+    ids = np.zeros((len(mask), lengths.max()), np.int64)
+    own = np.arange(lengths.max()) < lengths[:, None]
+    ids[own] = np.asarray(inputs.batch.ids[:: inputs.num_requests])[mask]
+    first = mask.argmax(1)  # padding columns on the left of each row
     return {
-        "ids": np.asarray(inputs.batch.ids[:num_rows, :length]).astype(np.int64),
-        "mask": mask[:, :length].astype(np.int64),
-        "lookup": np.asarray(inputs.lookup[0]),
-        "target_columns": np.asarray(inputs.target_columns[0]),
-        "target_ids": np.asarray(inputs.target_ids[0]),
+        "ids": ids,
+        "mask": own.astype(np.int64),
+        "lookup": np.asarray(inputs.fact)[:: inputs.num_requests] - first,
+        "target_columns": np.asarray(inputs.targets.read[:, 0]) - first[:-1, None],
+        "target_ids": np.asarray(inputs.targets.ids[0]),
         "layer": config.layers[0],
         "steps": config.v_num_grad_steps,
         "lr": config.v_lr,
@@ -72,29 +89,47 @@ def first_case(inputs: EditInputs, config: ROMEConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Floating-point operations of one request: of products with weights alone, attention itself is below 2 %."""
+    """Floating-point operations per request.
+
+    Only matrix products with weights are counted. The products inside attention add less than 2 %.
+
+    Attributes:
+      rome_jax: Operations of rome_jax.
+      torch: Operations of the PyTorch implementation.
+    """
 
     rome_jax: float
     torch: float
 
 
 def count_work(config: ModelConfig, inputs: EditInputs, layer: int) -> Work:
-    """Two operations a weight and token; the backward pass to activations costs what the forward pass does."""
+    """Counts the floating-point operations of a ROME edit, per request.
+
+    Each token takes two operations per weight. The backward pass computes gradients of activations only, so it costs
+    as much as the forward pass.
+
+    Args:
+      config: Configuration of the model.
+      inputs: Token arrays; columns that several requests share are divided among them.
+      layer: Edit layer.
+    """
     per_layer = 2 * (4 * config.width**2 + 2 * config.width * config.mlp_width)
     head = 2 * config.width * config.vocab_size
-    (num_requests, num_rows), above = inputs.lookup.shape, config.num_layers - layer - 1
-    below, prefix, contexts = inputs.batch.ids.shape[1], inputs.num_prefix, inputs.contexts
-    if contexts is not None:  # a row's share of what its group runs once
-        shared = contexts.num_shared * contexts.num_groups / num_requests
-        below, prefix = shared + contexts.num_own, shared + contexts.num_own_prefix
-    passes = 2 * STEPS - 1  # 20 forward, 19 backward
-    suffix = num_rows * inputs.num_suffix
-    target = inputs.target_columns.shape[-1]
+    num_rows, above = len(inputs.targets.fact) + 1, config.num_layers - layer - 1
+    below, prefix = inputs.batch.ids.shape[1], inputs.num_prefix
+    num_suffix = below - prefix
+    if inputs.shared is not None:  # each row's share of the packed columns
+        packed = (inputs.shared.rows.batch, inputs.shared.prefixes.batch)
+        below, prefix = (batch.ids.size / (num_rows * inputs.num_requests) for batch in packed)
+    passes = 2 * STEPS - 1  # 20 forward and 19 backward passes
+    suffix = num_rows * num_suffix
+    target = inputs.targets.read.shape[-1]
     read = (num_rows - 1) * target + 1
-    last = (3 * inputs.num_suffix + 12 * target) / (12 * inputs.num_suffix)  # of the last layer
+    # The fraction of the last layer that runs.
+    last = (3 * num_suffix + 12 * target) / (12 * num_suffix)
     once = num_rows * (below * (layer + 1) + prefix * above)
     ours = once * per_layer + passes * (suffix * (above - 1 + last) * per_layer + read * head)
-    tokens = num_rows * int(np.asarray(inputs.batch.mask).any(0).sum())
+    tokens = num_rows * int(np.asarray(inputs.batch.mask).sum(1).max())
     forward_pass = tokens * (config.num_layers * per_layer + head)
     backward_pass = tokens * (above * per_layer + head)
     return Work(ours, (STEPS + 1) * forward_pass + (STEPS - 1) * backward_pass)

@@ -1,16 +1,16 @@
-"""Time of evaluating edits, many in one program, against PyTorch the straightforward way, in one run.
+"""Time of evaluating edits in batches, compared with a straightforward PyTorch implementation.
 
-CounterFact-shaped cases of 1 rewrite, 2 paraphrase, 10 neighborhood and 10 attribute prompts, each with two targets
-and scored before and after its edit; no generation. Random weights; what is timed depends on shapes alone. Both sides
-get the same weights, tokens, context templates and second moments, take exactly 20 evaluations of the loss, and must
-give the same NLLs.
+Each CounterFact-shaped case has 1 rewrite, 2 paraphrase, 10 neighborhood, and 10 attribute prompts. Each prompt has two
+targets and is scored before and after the edit of its case. No text is generated. The weights are random, because the
+time depends only on shapes. Both sides get the same weights, tokens, context templates, and second moments, evaluate
+the loss exactly 20 times, and must compute the same NLLs.
 
     python -m benchmarks.evaluate                                     # gpt2, 64 cases, 4 of them in PyTorch
     python -m benchmarks.evaluate --models gpt2 gpt2-medium --cases 32 --torch_cases 2
     python -m benchmarks.evaluate --models gpt2-xl --dtype bfloat16 --chunk_size 32 --peak_tflops 989   # for a GPU
 
-rome_jax edits and scores all cases twice, the first pass with compiling; PyTorch takes its cases, spread over all,
-one at a time between the batches of the second pass. A GPU holds both models at once.
+rome_jax edits and scores all cases twice; the first pass includes compilation. PyTorch runs a sample of the cases, one
+at a time, between the batches of the second pass. A GPU must hold both models at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ from rome_jax.models.config import PRESETS, Family
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
-    """Prints the table of one size; `arguments` are those of `main`."""
+    """Prints the table of one model.
+
+    Args:
+      name: A key of `PRESETS` and `EDIT_LAYERS`.
+      arguments: Parsed command line of `main`.
+    """
     config, layer = PRESETS[name], EDIT_LAYERS[name]
     params = jax.tree.map(
         lambda leaf: leaf.astype(arguments.dtype), forward.init_params(config, jax.random.key(0))
@@ -68,29 +73,29 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     hourly = [3600 * len(run.before) / run.seconds.total for run in (theirs, ours)]
     compiling = cold.seconds.total - ours.seconds.total
     print(
-        f"cases an hour: PyTorch {hourly[0]:.0f}, rome_jax {hourly[1]:.0f}; compiling, in the first pass, "
+        f"cases per hour: PyTorch {hourly[0]:.0f}, rome_jax {hourly[1]:.0f}; compilation in the first pass: "
         f"{compiling:.1f} s"
     )
     before, after = (
-        np.abs(found[spread] / wanted - 1).max()
-        for found, wanted in ((ours.before, theirs.before), (ours.after, theirs.after))
+        np.abs(found[spread] / expected - 1).max()
+        for found, expected in ((ours.before, theirs.before), (ours.after, theirs.after))
     )
     moved = np.abs(theirs.after - theirs.before).max(axis=(1, 2)).mean()
     print(
-        f"largest relative difference of NLLs: before the edits {before:.1e}, after them {after:.1e}; an edit moves "
-        f"one by up to {moved:.2f} nats, on average"
+        f"largest relative difference of NLLs: before the edits {before:.1e}, after them {after:.1e}; the largest "
+        f"change of an NLL by an edit, averaged over edits: {moved:.2f} nats"
     )
 
 
 def _print_stages(rows: Sequence[tuple[str, Run]], peak_tflops: float | None) -> None:
-    """Lines for each run, a case of it, and for its stages; ratios are to the first run."""
-    titles = ("s a case", 11), ("share", 8), ("ratio", 8), ("GFLOP", 9), ("GFLOP/s", 9)
+    """Prints, per case, the time and work of each run and of its stages, with ratios to the first run."""
+    titles = ("s per case", 11), ("share", 8), ("ratio", 8), ("GFLOP", 9), ("GFLOP/s", 9)
     mfu = f"{'MFU':>8s}" if peak_tflops else ""
     print(" " * 32 + "".join(f"{title:>{width}s}" for title, width in titles) + mfu)
     _, reference = rows[0]
     for label, run in rows:
         for stage in ("total", "edit", "scoring"):
-            wanted, seconds = (
+            baseline, seconds = (
                 getattr(each.seconds, stage) / len(each.before) for each in (reference, run)
             )
             work = getattr(run.work, stage) / len(run.before)
@@ -98,22 +103,32 @@ def _print_stages(rows: Sequence[tuple[str, Run]], peak_tflops: float | None) ->
             mfu = f"{work / seconds / peak_tflops / 1e12:8.1%}" if peak_tflops else ""
             print(
                 f"{label if stage == 'total' else '  ' + stage:32s}{seconds:11.3f}{share:8.1%}"
-                f"{wanted / seconds:8.1f}{work / 1e9:9.0f}{work / seconds / 1e9:9.0f}{mfu}"
+                f"{baseline / seconds:8.1f}{work / 1e9:9.0f}{work / seconds / 1e9:9.0f}{mfu}"
             )
 
 
 def main() -> None:
-    """Prints the ceilings and the table of each size."""
+    """Prints the peak rates of matrix products and one table per model."""
     parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
-    sizes = [name for name in EDIT_LAYERS if PRESETS[name].family is Family.GPT2]  # as rome_torch
+    # rome_torch supports only GPT-2.
+    sizes = [name for name in EDIT_LAYERS if PRESETS[name].family is Family.GPT2]
     parser.add_argument("--models", nargs="+", choices=sizes, default=["gpt2"])
-    parser.add_argument("--cases", type=int, default=64, help="of rome_jax")
-    parser.add_argument("--torch_cases", type=int, default=4, help="of them, for PyTorch too")
-    parser.add_argument("--batch_size", type=int, default=64, help="cases scored together")
-    parser.add_argument("--chunk_size", type=int, default=8, help="edits optimised together")
+    parser.add_argument("--cases", type=int, default=64, help="Number of cases for rome_jax.")
+    parser.add_argument(
+        "--torch_cases", type=int, default=4, help="Number of those cases that PyTorch also runs."
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="Number of cases scored together."
+    )
+    parser.add_argument(
+        "--chunk_size", type=int, default=8, help="Number of edits optimized together."
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
-        "--peak_tflops", type=float, default=None, help="of the device: prints the utilisation"
+        "--peak_tflops",
+        type=float,
+        default=None,
+        help="Peak TFLOP/s of the device; adds the column MFU (model FLOP utilization).",
     )
     arguments = parser.parse_args()
     for name in ("cases", "torch_cases", "batch_size", "chunk_size"):
@@ -125,7 +140,7 @@ def main() -> None:
         )
     if arguments.peak_tflops is not None and arguments.peak_tflops <= 0:
         parser.error(f"--peak_tflops={arguments.peak_tflops} must be positive.")
-    # Read when jax meets its first array: by default it would take most of a GPU and leave torch too little.
+    # jax reads this when it creates its first array. By default it would take most of the GPU's memory from torch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     size = 2048 if torch_device().type == "cpu" else 8192
     ours, theirs = ceiling(size, arguments.dtype), torch_ceiling(size, arguments.dtype)

@@ -1,7 +1,7 @@
-"""Records as long as those of CounterFact, of random words, with a tokenizer that makes each word one token.
+"""Records of random words with the lengths of CounterFact records, and a tokenizer that makes each word one token.
 
-What the benchmarks of the evaluation time and measure depends on lengths alone. They follow the published records:
-three of four subjects begin the prompt, most of the time one to five tokens come behind it.
+The time and memory of an evaluation depend only on lengths. The lengths follow the published records: three of four
+prompts begin with the subject, and one to five tokens follow it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.evaluation.datasets import CounterFactRecord
 
-# The published layer, or that of benchmarks.edit.
+# The published edit layer, or the layer of `benchmarks.edit`.
 EDIT_LAYERS = {
     **LAYERS,
     **{
@@ -25,17 +25,17 @@ EDIT_LAYERS = {
 }
 PARAPHRASES, NEIGHBORS, ATTRIBUTES = 2, 10, 10
 NUM_PROMPTS = 1 + PARAPHRASES + NEIGHBORS + ATTRIBUTES
-# Numbers of tokens; each entry is as likely as the others.
+# Numbers of tokens, from which a length is drawn uniformly.
 _BEFORE_SUBJECT = (0, 0, 0, 4)
 _SUBJECT = (2, 3, 4)
-_BEHIND_SUBJECT = (1, 1, 2, 3, 3, 3, 4, 5, 5)
+_AFTER_SUBJECT = (1, 1, 2, 3, 3, 3, 4, 5, 5)
 _TARGET = (1, 1, 1, 2)
 _PROMPT = (7, 8, 9, 10)
-_SENTENCE = (15, 16, 17, 18, 19, 20)  # of another text, which paraphrases begin with
+_SENTENCE = (15, 16, 17, 18, 19, 20)  # the unrelated text at the beginning of a paraphrase
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Words are decimal numbers below `vocab_size`, and tokens their values.
+    """Builds a tokenizer whose words are decimal numbers below `vocab_size` and whose tokens are their values.
 
     Example:
       >>> word_tokenizer(50)("7 8 31")["input_ids"]
@@ -48,12 +48,12 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def make_records(count: int, vocab_size: int, seed: int = 0) -> list[CounterFactRecord]:
-    """Records of one rewrite, two paraphrase, ten neighborhood and ten attribute prompts.
+    """Builds random records, each with one rewrite, two paraphrase, ten neighborhood, and ten attribute prompts.
 
     Args:
-      count: N.
-      vocab_size: of `word_tokenizer`.
-      seed: more records of one seed begin with the fewer ones.
+      count: Number of records.
+      vocab_size: Vocabulary size of `word_tokenizer`.
+      seed: Seed of the lengths and words. With the same seed, a shorter list is the beginning of a longer one.
 
     Example:
       >>> record, = make_records(1, 50)
@@ -63,11 +63,11 @@ def make_records(count: int, vocab_size: int, seed: int = 0) -> list[CounterFact
     generator = np.random.default_rng(seed)
 
     def text(*lengths: int) -> str:
-        """Random words, of as many tokens as one of the lengths says."""
+        """Draws a text of random words, with one of the given lengths."""
         return " ".join(map(str, generator.integers(vocab_size, size=generator.choice(lengths))))
 
     def record(case_id: int) -> CounterFactRecord:
-        prompt = f"{text(*_BEFORE_SUBJECT)} {SLOT} {text(*_BEHIND_SUBJECT)}".lstrip()
+        prompt = f"{text(*_BEFORE_SUBJECT)} {SLOT} {text(*_AFTER_SUBJECT)}".lstrip()
         subject, new, true = text(*_SUBJECT), text(*_TARGET), text(*_TARGET)
         return CounterFactRecord(
             EditRequest(prompt, subject, new, true, case_id),
@@ -80,7 +80,7 @@ def make_records(count: int, vocab_size: int, seed: int = 0) -> list[CounterFact
 
 
 def make_templates(vocab_size: int, seed: int = 0) -> list[str]:
-    """21 context templates, as long as sampled ones.
+    """Builds 21 random context templates with the lengths of sampled ones.
 
     Example:
       >>> [len(template.split()) - 1 for template in make_templates(50)][:3]

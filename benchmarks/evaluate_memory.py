@@ -1,10 +1,11 @@
-"""Peak memory of scoring and of editing, by size of model and batch of cases, as the compiler plans it.
+"""Peak memory of scoring and editing by model and batch size, as planned by the compiler.
 
-    python -m benchmarks.evaluate_memory > memory.md                # a Markdown table; nothing is run, no weights made
+    python -m benchmarks.evaluate_memory > memory.md                # a Markdown table
     python -m benchmarks.evaluate_memory --models gpt2-xl --batch_sizes 32 128 --dtypes bfloat16
 
-The peak is that of the largest program: its arguments (the weights among them), its results and its temporaries. It
-holds for the backend that compiles: where there is a GPU, run it there.
+The programs are compiled but not run, and no weights are created. The peak is that of the largest program: its
+arguments (including the weights), its results, and its temporary buffers. It holds for the backend that compiles the
+program, so measure the memory of a GPU on that GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ GIB = 2**30
 
 
 def shapes_of_model(name: str, dtype: str) -> LanguageModel:
-    """A preset whose params are shapes, with the tokenizer of the made-up cases.
+    """Builds a preset model whose params are only shapes, with the tokenizer of the random records.
+
+    Args:
+      name: A key of `PRESETS`.
+      dtype: Dtype of the params, such as "bfloat16".
 
     Example:
       >>> shapes_of_model("gpt2", "bfloat16").params["wte"]["embedding"].shape
@@ -50,7 +55,7 @@ def shapes_of_model(name: str, dtype: str) -> LanguageModel:
 
 
 def peak(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program holds at once, at most: arguments, results and temporaries."""
+    """Returns the peak memory of a program in bytes: its arguments, results, and temporary buffers."""
     plan = compiled.memory_analysis()
     return (
         plan.argument_size_in_bytes
@@ -61,16 +66,12 @@ def peak(compiled: jax.stages.Compiled) -> int:
 
 
 def scoring_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer: int) -> int:
-    """Bytes of the largest program that scores N records, each under a ROME edit of its own.
+    """Returns the peak memory, in bytes, of scoring N records, each under its own ROME edit.
 
     Args:
-      model: of shapes.
-      records: N.
-      layer: of the edits.
-
-    Example:
-      >>> scoring_peak(shapes_of_model("gpt2", "float32"), records, 5) / GIB  # doctest: +SKIP
-      1.0
+      model: Model whose params are shapes.
+      records: N records that are scored together.
+      layer: Edit layer.
     """
     config = model.config
     update = LowRankUpdate(
@@ -90,16 +91,12 @@ def scoring_peak(model: LanguageModel, records: Sequence[CounterFactRecord], lay
 
 
 def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer: int) -> int:
-    """Bytes of the program that finds v* of N records at once, the largest of an edit.
+    """Returns the peak memory, in bytes, of optimizing v* for N records at once, the largest program of an edit.
 
     Args:
-      model: of shapes.
-      records: N, one chunk.
-      layer: of the edits.
-
-    Example:
-      >>> edit_peak(shapes_of_model("gpt2", "float32"), records[:8], 5) / GIB  # doctest: +SKIP
-      1.7
+      model: Model whose params are shapes.
+      records: N records of one chunk.
+      layer: Edit layer.
     """
     config, rome_config = model.config, ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS)
     tokens = inputs.tokenize_requests(
@@ -109,24 +106,25 @@ def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer:
         rome_config.fact_token,
         config.context_length,
     )
-    lookup = tokens.lookup.reshape(-1)
     states = jax.eval_shape(
         lambda params: layer_states(
-            params, config, tokens.batch, lookup, layer, contexts=tokens.contexts
+            params, config, tokens.batch, tokens.fact, layer, shared=tokens.shared
         ),
         model.params,
     )
 
     @jax.jit
     def find(params, tokens, hidden, value):
-        return optimize_value(params, config, rome_config, tokens, hidden, value, layer)
+        return optimize_value(
+            params, config, rome_config, tokens, hidden, value, layer, tokens.shared
+        )
 
     value = jax.ShapeDtypeStruct((len(records), config.width), jnp.float32)
     return peak(find.lower(model.params, tokens, states.hidden, value).compile())
 
 
 def main() -> None:
-    """Prints the table, a row as soon as it is known."""
+    """Prints the table row by row, each as soon as it is measured."""
     parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     sizes = {name.split("/")[-1]: name for name in EDIT_LAYERS}
     parser.add_argument("--models", nargs="+", choices=sizes, default=list(sizes))
@@ -134,9 +132,15 @@ def main() -> None:
         "--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
     )
     parser.add_argument(
-        "--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 64], help="cases scored together"
+        "--batch_sizes",
+        nargs="+",
+        type=int,
+        default=[1, 8, 32, 64],
+        help="Numbers of cases scored together, one column each.",
     )
-    parser.add_argument("--chunk_size", type=int, default=8, help="edits optimised together")
+    parser.add_argument(
+        "--chunk_size", type=int, default=8, help="Number of edits optimized together."
+    )
     arguments = parser.parse_args()
     if (least := min(*arguments.batch_sizes, arguments.chunk_size)) < 1:
         parser.error(f"--batch_sizes and --chunk_size must be at least 1, not {least}.")

@@ -1,4 +1,4 @@
-"""The two sides of `benchmarks.evaluate`: one model, the same edits and prompts, in rome_jax and in PyTorch."""
+"""The two sides of `benchmarks.evaluate`: the same model, edits, and prompts in rome_jax and in PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
 _KINDS = ("rewrite", "paraphrase", "neighborhood", "attribute")
 _TARGETS = ("target_new", "target_true")
@@ -34,7 +34,11 @@ _TARGETS = ("target_new", "target_true")
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """Seconds, or floating-point operations, of the two stages of an evaluation.
+    """Seconds or floating-point operations of the two stages of an evaluation.
+
+    Attributes:
+      edit: Amount for computing the edits.
+      scoring: Amount for scoring the prompts before and after the edits.
 
     Example:
       >>> (Stages(6.0, 2.0) + Stages(0.0, 2.0)) / 2
@@ -52,18 +56,19 @@ class Stages:
 
     @property
     def total(self) -> float:
-        """Both together."""
+        """Sum of both stages."""
         return self.edit + self.scoring
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """N evaluated records.
+    """Results, time, and work of N evaluated records.
 
     Attributes:
-      before, after: float [N, P, 2], the NLLs of both targets behind each of P prompts, without and with the edit.
-      seconds: of all N.
-      work: floating-point operations of all N, of products with weights alone, padding counted in.
+      before, after: float [N, P, 2] NLLs of both targets after each of P prompts, without and with the edit.
+      seconds: Seconds for all N records.
+      work: Floating-point operations for all N records. Only matrix products with weights are counted, and padding is
+        included.
     """
 
     before: np.ndarray
@@ -73,7 +78,7 @@ class Run:
 
     @classmethod
     def joined(cls, runs: Sequence[Run]) -> Run:
-        """Several runs as one."""
+        """Concatenates the records of several runs and adds up their time and work."""
         return cls(
             np.concatenate([run.before for run in runs]),
             np.concatenate([run.after for run in runs]),
@@ -84,14 +89,14 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What both sides evaluate.
+    """A model with random weights on both sides, and the settings of the edits.
 
     Attributes:
-      model: with random weights.
-      config: of the edit.
-      options: further arguments of `rome.compute_deltas`.
-      inverse: [F, F], C⁻¹, which PyTorch multiplies with.
-      twin: the Hugging Face model with the same weights, in their dtype.
+      model: The model in rome_jax.
+      config: Hyperparameters of the edits.
+      options: Other arguments of `rome.compute_deltas`.
+      inverse: [F, F] inverse second moment C⁻¹ for PyTorch.
+      twin: Hugging Face model with the same weights and dtype.
     """
 
     model: LanguageModel
@@ -102,11 +107,13 @@ class Setup:
 
     @classmethod
     def of(cls, params: forward.Params, config: ModelConfig, layer: int, chunk_size: int) -> Setup:
-        """Puts a model and its twin where jax and torch compute, and factors a random second moment for both.
+        """Places a model and its twin on the devices of jax and torch, and draws a second moment for both sides.
 
-        Example:
-          >>> Setup.of(params, config, layer=5, chunk_size=8).run_jax(records).after.shape  # doctest: +SKIP
-          (64, 23, 2)
+        Args:
+          params: Weights of the model.
+          config: Configuration of the model.
+          layer: Edit layer.
+          chunk_size: Number of requests that rome_jax optimizes together.
         """
         with tempfile.TemporaryDirectory() as directory:
             save_params(directory, params, config)
@@ -115,7 +122,7 @@ class Setup:
         root = np.random.default_rng(1).standard_normal((config.mlp_width,) * 2)
         matrix = root @ root.T / len(root) + np.eye(len(root))
         moment = SecondMoment(matrix, len(root))
-        moment.solve(root[0])  # C is factored once a layer; so is its inverse below
+        moment.solve(root[0])  # factors C outside the timed code, once per layer
         return cls(
             LanguageModel("", config, params, tokenizer, source="random weights"),
             ROMEConfig((layer,), v_num_grad_steps=edit_case.STEPS, loss_threshold=0.0),
@@ -129,7 +136,7 @@ class Setup:
         )
 
     def run_jax(self, records: Sequence[CounterFactRecord]) -> Run:
-        """Evaluates N records together."""
+        """Edits and scores N records together in rome_jax."""
         requests = [record.request for record in records]
 
         def compute():
@@ -139,7 +146,7 @@ class Setup:
         def score(deltas):
             return evaluate_records(self.model, DatasetName.CF, records, deltas)
 
-        # The shapes that ran are those that the two were called with.
+        # The arguments of these two functions give the shapes that ran, from which the work is counted.
         with (
             mock.patch.object(rome, "compute_from_inputs", wraps=rome.compute_from_inputs) as edits,
             mock.patch.object(scoring, "_score", wraps=scoring._score) as scores,
@@ -149,7 +156,7 @@ class Setup:
         config = self.model.config
         work = Stages(
             sum(
-                len(tokens.lookup)
+                tokens.num_requests
                 * edit_case.count_work(config, tokens, *self.config.layers).rome_jax
                 for _, _, tokens, *_ in (call.args for call in edits.call_args_list)
             ),
@@ -161,7 +168,7 @@ class Setup:
         return Run(_nlls(before), _nlls(after), Stages(edit_seconds, scoring_seconds), work)
 
     def run_torch(self, record: CounterFactRecord) -> Run:
-        """Evaluates one record; tokenising is not timed."""
+        """Edits and scores one record in PyTorch. Tokenization is not timed."""
         config, device = self.model.config, torch_device()
         tokens = inputs.tokenize_requests(
             self.model.tokenizer,
@@ -185,27 +192,28 @@ class Setup:
 
 
 def forward_work(config: ModelConfig, tokens: int, read: int, places: int) -> float:
-    """Floating-point operations of a forward pass: two a weight and token, and two a weight of the head and place.
+    """Counts the floating-point operations of a forward pass, two per weight and token.
 
     Args:
-      config: of the model.
-      tokens: that run.
-      read: that the last layer runs for; of the others it has keys and values alone.
-      places: whose logits are computed.
+      config: Configuration of the model.
+      tokens: Number of tokens that run.
+      read: Number of tokens for which the whole last layer runs. It computes only keys and values for the others.
+      places: Number of positions for which logits are computed.
 
     Example:
-      >>> forward_work(PRESETS["gpt2"], 1, 1, 0) / 2e6  # million weights  # doctest: +SKIP
+      >>> from rome_jax.models.config import PRESETS
+      >>> round(forward_work(PRESETS["gpt2"], 1, 1, 0) / 2e6, 1)  # million weights in the layers
       84.9
     """
     attention, mlp = 2 * 4 * config.width**2, 2 * 2 * config.width * config.mlp_width
-    # Read columns project queries, keys and values a second time, as the others do.
+    # All tokens project queries, keys, and values in the last layer; the tokens that are read project them again.
     last = read * (attention + mlp) + (tokens * attention * 3 / 4 if read < tokens else 0)
     head = 2 * config.width * config.vocab_size
     return tokens * (config.num_layers - 1) * (attention + mlp) + last + places * head
 
 
 def _nlls(results: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Results of N records -> [N, P, 2], the prompts in the order of a plan."""
+    """Returns the NLLs [N, P, 2] of N results, with the prompts in the order of `counterfact.plan`."""
     return np.array(
         [
             [

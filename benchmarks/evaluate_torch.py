@@ -1,7 +1,8 @@
-"""Evaluating an edit in PyTorch the straightforward way, to measure against: score, edit, write, score, restore.
+"""Straightforward evaluation of an edit in PyTorch, as the baseline of `benchmarks.evaluate`.
 
-The prompts of a case run in one padded batch, a row for each prompt and target, with the logits of all positions, as
-in the original implementation. It shares no code with rome_jax and reads the same token arrays.
+The steps are: score, edit, write the edit into the weights, score again, and restore the weights. As in the original
+implementation, the prompts of a case run in one padded batch with one row per prompt and target, and the logits of all
+positions are computed. The module shares no code with rome_jax and reads the same token arrays.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from benchmarks.timing import timed
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A padded batch of R rows, each of a prompt and a target.
+    """A padded batch of R rows, each with a prompt and a target.
 
     Attributes:
-      ids, mask: int64 [R, T].
-      columns: of each row, int64 [M], where the target's tokens are predicted.
-      targets: of each row, int64 [M].
+      ids, mask: int64 [R, T] tokens and attention mask.
+      columns: For each row, int64 [M] columns that predict the target's tokens.
+      targets: For each row, int64 [M] tokens of the target.
     """
 
     ids: torch.Tensor
@@ -34,11 +35,11 @@ class Rows:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Rows:
-        """Pads on the right.
+        """Builds a batch with padding on the right.
 
         Args:
-          pairs: R of (prompt, target), in tokens.
-          device: the model's.
+          pairs: R pairs (prompt, target) of tokens.
+          device: Device of the model.
 
         Example:
           >>> Rows.of([((7, 8), (1, 2)), ((7,), (3,))], torch.device("cpu")).ids.tolist()
@@ -58,12 +59,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an edit does, and the seconds that it took.
+    """Scores before and after an edit, and the time of both stages.
 
     Attributes:
-      before, after: float [R], mean NLL per target token, without and with the edit.
-      edit: seconds of finding ΔW.
-      scoring: seconds of both scores and of writing and restoring the weights.
+      before, after: float [R] mean NLL per target token, without and with the edit.
+      edit: Seconds to compute ΔW.
+      scoring: Seconds to score twice and to write and restore the weights.
     """
 
     before: np.ndarray
@@ -74,15 +75,11 @@ class Result:
 
 @torch.no_grad()
 def nlls(model, rows: Rows) -> np.ndarray:
-    """Mean NLL per target token, float [R].
+    """Returns the mean NLL per target token of each row, float [R].
 
     Args:
-      model: a GPT2LMHeadModel.
-      rows: on its device.
-
-    Example:
-      >>> nlls(model, rows).shape  # doctest: +SKIP
-      (46,)
+      model: A GPT2LMHeadModel.
+      rows: Batch on the model's device.
     """
     logits = model(rows.ids, attention_mask=rows.mask, use_cache=False).logits
     each = zip(logits, rows.columns, rows.targets, strict=True)
@@ -96,12 +93,7 @@ def nlls(model, rows: Rows) -> np.ndarray:
 
 @contextlib.contextmanager
 def written(model, layer: int, u: torch.Tensor, right: torch.Tensor) -> Iterator[None]:
-    """ΔW = u ⊗ right is in the down-projection meanwhile, whose weights are kept and put back.
-
-    Example:
-      >>> with written(model, 5, *rome_torch.edit(model, case)):  # doctest: +SKIP
-      ...     nlls(model, rows)
-    """
+    """Adds ΔW = u ⊗ right to the MLP down-projection of a layer inside a `with` block, then restores its weights."""
     weight = model.transformer.h[layer].mlp.c_proj.weight
     kept = weight.detach().clone()
     with torch.no_grad():
@@ -114,16 +106,12 @@ def written(model, layer: int, u: torch.Tensor, right: torch.Tensor) -> Iterator
 
 
 def evaluate(model, case: rome_torch.Case, rows: Rows) -> Result:
-    """One case: scores before the edit, the edit, scores after it; the model is then what it was.
+    """Evaluates one case: scores, edits, scores again, and restores the model.
 
     Args:
-      model: a GPT2LMHeadModel whose parameters require no gradients.
-      case: the edit, on the model's device.
-      rows: what is scored.
-
-    Example:
-      >>> evaluate(model, case, rows).after.shape  # doctest: +SKIP
-      (46,)
+      model: A GPT2LMHeadModel whose parameters require no gradients.
+      case: Edit, on the model's device.
+      rows: Prompts and targets to score, on the model's device.
     """
     device = rows.ids.device
 

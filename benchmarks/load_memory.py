@@ -1,9 +1,10 @@
-"""Peak memory of loading a model: writes a random checkpoint, loads it in a fresh process, watches that process.
+"""Peak memory of loading a checkpoint.
 
-What is counted is anonymous resident memory (RssAnon of /proc/self/status): pages of mapped files belong to the file
-and the kernel can take them back. The aim is at most 1.2 x the weights.
+The benchmark writes a random checkpoint, loads it in a new process, and samples the memory of that process. It counts
+anonymous resident memory (RssAnon in /proc/self/status). Pages of mapped files are not counted, because the kernel
+can reclaim them. The goal is a peak of at most 1.2 times the weights.
 
-    python -m benchmarks.load_memory                        # gpt2-xl, float32: 6.2 GB of disk and memory
+    python -m benchmarks.load_memory                        # gpt2-xl, float32: needs 6.2 GB of disk and of memory
     python -m benchmarks.load_memory --dtype float16 --load_dtype bfloat16
 """
 
@@ -19,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from absl.flags import argparse_flags
 
@@ -28,7 +29,16 @@ _INTERVAL = 0.005  # seconds between samples
 
 
 def write_checkpoint(directory: Path, preset: str, dtype: np.dtype) -> int:
-    """Writes a sharded checkpoint of a preset with random weights, a tensor at a time; returns its bytes."""
+    """Writes a sharded checkpoint of a preset with random weights, one tensor at a time.
+
+    Args:
+      directory: Existing directory of the checkpoint.
+      preset: A key of `PRESETS`.
+      dtype: Dtype of the weights.
+
+    Returns:
+      Size of the weight files in bytes.
+    """
     from rome_jax.files.safetensors_io import write
     from rome_jax.models.config import PRESETS, to_hf
     from rome_jax.models.huggingface import checkpoint_shapes
@@ -58,22 +68,36 @@ def write_checkpoint(directory: Path, preset: str, dtype: np.dtype) -> int:
 
 
 def anonymous_memory() -> int:
-    """Bytes of anonymous resident memory of this process."""
+    """Returns the anonymous resident memory of this process in bytes.
+
+    Raises:
+      OSError: If /proc/self/status has no RssAnon, as on systems other than Linux.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon: this measurement needs Linux.")
+    raise OSError("/proc/self/status has no RssAnon; run this benchmark on Linux.")
 
 
 def measure(directory: Path, load_dtype: str | None) -> dict[str, float]:
-    """Loads a directory in this process and returns sizes in bytes and the time in seconds."""
+    """Loads a checkpoint in this process and samples its memory meanwhile.
+
+    Args:
+      directory: Directory of the checkpoint.
+      load_dtype: Dtype of the params; None keeps the dtype of the checkpoint.
+
+    Returns:
+      The sizes "weights", "baseline" (before loading), "peak", and "after" in bytes, and the time "seconds".
+    """
     import jax
 
     from rome_jax.models.config import from_hf
     from rome_jax.models.huggingface import load_params
 
     config = from_hf(json.loads((directory / "config.json").read_text()))
-    jax.block_until_ready(jax.numpy.zeros(1))  # the runtime's own memory is not the loader's
+    jax.block_until_ready(
+        jax.numpy.zeros(1)
+    )  # starts the runtime, so that its memory is in the baseline
     baseline = anonymous_memory()
     peak, done = baseline, threading.Event()
 
@@ -100,17 +124,26 @@ def measure(directory: Path, load_dtype: str | None) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints the memory before, during, and after loading."""
     parser = argparse_flags.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--preset", default="gpt2-xl", help="name in rome_jax.models.config.PRESETS"
+        "--preset", default="gpt2-xl", help="Model, a key of rome_jax.models.config.PRESETS."
     )
     parser.add_argument(
-        "--dtype", default="float32", help="of the checkpoint: float32, float16, bfloat16"
+        "--dtype", default="float32", help="Dtype of the checkpoint: float32, float16, or bfloat16."
     )
-    parser.add_argument("--load_dtype", default=None, help="of the params; as stored by default")
-    parser.add_argument("--directory", default=None, help="where to put the temporary checkpoint")
+    parser.add_argument(
+        "--load_dtype",
+        default=None,
+        help="Dtype of the loaded params; by default that of the checkpoint.",
+    )
+    parser.add_argument(
+        "--directory",
+        default=None,
+        help="Directory for the temporary checkpoint; by default the system's.",
+    )
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -124,13 +157,13 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures = json.loads(done.stdout)
     weights, baseline = figures["weights"], figures["baseline"]
-    print(f"weights in memory     {weights / 1e9:.3f} GB, loaded in {figures['seconds']:.1f} s")
-    print(f"process before        {baseline / 1e9:.3f} GB anonymous")
+    print(f"weights in memory         {weights / 1e9:.3f} GB, loaded in {figures['seconds']:.1f} s")
+    print(f"process before loading    {baseline / 1e9:.3f} GB")
     print(
-        f"process at the peak   {figures['peak'] / 1e9:.3f} GB = {figures['peak'] / weights:.3f} x weights"
+        f"process at its peak       {figures['peak'] / 1e9:.3f} GB = {figures['peak'] / weights:.3f} x weights"
     )
-    print(f"  without the former  {(figures['peak'] - baseline) / weights:.3f} x weights")
-    print(f"process afterwards    {figures['after'] / 1e9:.3f} GB")
+    print(f"  minus memory before     {(figures['peak'] - baseline) / weights:.3f} x weights")
+    print(f"process after loading     {figures['after'] / 1e9:.3f} GB")
 
 
 if __name__ == "__main__":

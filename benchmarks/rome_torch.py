@@ -1,7 +1,8 @@
-"""ROME in PyTorch the straightforward way, to measure against: a Hugging Face model, forward hooks, whole passes.
+"""Straightforward ROME in PyTorch, as the baseline of the benchmarks: a Hugging Face model with forward hooks.
 
-Every evaluation of the loss runs all rows through all layers and all positions through the head, and goes back the
-same way, as the original implementation does. It shares no code with rome_jax and reads the same token arrays.
+As in the original implementation, each evaluation of the loss runs all rows through all layers and computes the logits
+of all positions, and the backward pass does the same in reverse. The module shares no code with rome_jax and reads the
+same token arrays.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Token arrays of one request, and the constants of the edit.
+    """Token arrays of one request and the hyperparameters of the edit.
 
     Attributes:
-      ids, mask: [K + 1, T], K templates and the essence row, padded on the right.
-      lookup: [K + 1], the column of the last subject token.
-      target_columns: [K, M], the columns whose next tokens are the target's.
-      target_ids: [M].
-      layer: the edit layer.
-      inverse: [F, F], C⁻¹.
-      steps: evaluations of the loss.
+      ids, mask: [K + 1, T] rows of the K context templates and the essence row, padded on the right.
+      lookup: [K + 1] column of the last subject token.
+      target_columns: [K, M] columns that predict the target's tokens.
+      target_ids: [M] tokens of the target.
+      layer: Edit layer.
+      inverse: [F, F] inverse second moment C⁻¹.
+      steps: Number of evaluations of the loss.
+      lr: Learning rate of Adam.
+      weight_decay: Weight of the term ‖δ‖ / ‖v₀‖² of the loss.
+      kl_factor: Weight of the KL divergence of the essence row.
+      clamp_factor: Largest norm of δ, as a multiple of ‖v₀‖.
     """
 
     ids: torch.Tensor
@@ -48,12 +53,12 @@ class Case:
         inverse: np.ndarray,
         device: torch.device | None = None,
     ) -> Case:
-        """From what `edit_case.first_case` gives.
+        """Builds a case from the result of `edit_case.first_case`.
 
         Args:
-          parts: arrays and numbers by name.
-          inverse: [F, F], C⁻¹.
-          device: the model's; None for the CPU.
+          parts: Arrays and numbers by field name.
+          inverse: [F, F] inverse second moment C⁻¹.
+          device: Device of the model. Defaults to the CPU.
         """
         parts = {
             name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
@@ -63,9 +68,16 @@ class Case:
 
 
 def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of ΔW = u ⊗ right, with the key mode of the published code: float32 u [F], right [D].
+    """Computes the factors of the update ΔW = u ⊗ right with the key mode of the published code.
 
-    The arithmetic of the edit is float32, whatever the weights are.
+    The arithmetic of the edit is float32, even if the weights have another dtype.
+
+    Args:
+      model: A GPT2LMHeadModel whose parameters require no gradients.
+      case: Request and hyperparameters, on the model's device.
+
+    Returns:
+      (float32 [F] u, float32 [D] right).
     """
     mlp = model.transformer.h[case.layer].mlp
     rows = torch.arange(len(case.ids), device=case.ids.device)
@@ -85,7 +97,7 @@ def edit(model, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _value(model, case: Case, start: torch.Tensor) -> torch.Tensor:
-    """δ, by Adam."""
+    """Optimizes δ with Adam."""
     rows = torch.arange(len(case.ids), device=case.ids.device)
     delta = torch.zeros_like(start, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=case.lr)
@@ -104,7 +116,7 @@ def _value(model, case: Case, start: torch.Tensor) -> torch.Tensor:
         essence = log_probs[-1, case.lookup[-1]]
         initial = essence.detach() if initial is None else initial
         kl = (essence.exp() * (essence - initial)).sum()
-        # The norm's own gradient at zero is zero here, as in the original.
+        # The gradient of the norm at δ = 0 is 0, as in the original implementation.
         decay = case.weight_decay * delta.norm() / start.norm() ** 2
         loss = nll + case.kl_factor * kl + decay
         if step == case.steps - 1:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the clock, jax's ceiling on this machine, and how far two results are apart."""
+"""Helpers of the benchmarks: a timer, the peak rate of jax on this machine, and the difference of two results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import numpy as np
 
 
 def timed(function: Callable, repeats: int = 1) -> tuple[float, object]:
-    """(least seconds of one call, what it returned).
+    """Times a function.
+
+    Args:
+      function: Function without arguments. It must wait for its own asynchronous work.
+      repeats: Number of calls.
+
+    Returns:
+      (seconds of the fastest call, result of the last call).
 
     Example:
       >>> seconds, total = timed(lambda: sum(range(10)), repeats=3)
@@ -20,9 +27,9 @@ def timed(function: Callable, repeats: int = 1) -> tuple[float, object]:
     """
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = function()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times), result
 
 
@@ -31,16 +38,12 @@ def ceiling(
     dtype: str = "float32",
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> float:
-    """GFLOP/s of a large matrix product in jax.
+    """Measures the rate of a large matrix product in jax, in GFLOP/s.
 
     Args:
-      size: of the square matrices; a GPU needs some thousands to be busy.
+      size: Rows and columns of the matrices. A GPU needs several thousand to reach its peak rate.
       dtype: "float32" or "bfloat16".
-      precision: of the product; `HIGHEST` is true float32.
-
-    Example:
-      >>> ceiling() > 0  # doctest: +SKIP
-      True
+      precision: Precision of the product; `HIGHEST` computes in full float32.
     """
     on_device = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=precision))
@@ -49,11 +52,11 @@ def ceiling(
     return 2e-9 * size**3 / seconds
 
 
-def relative_error(actual: np.ndarray, wanted: np.ndarray) -> float:
-    """‖actual − wanted‖ / ‖wanted‖.
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Computes ‖actual − expected‖ / ‖expected‖.
 
     Example:
       >>> round(relative_error(np.array([1.0, 0.1]), np.array([1.0, 0.0])), 6)
       0.1
     """
-    return float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))

@@ -1,15 +1,15 @@
-"""Time of causal tracing of one prompt, against PyTorch the straightforward way, in one run.
+"""Time of causal tracing of one prompt, compared with a straightforward PyTorch implementation.
 
-Random weights at the sizes of gpt2 and gpt2-medium; what is timed depends on shapes alone. Both sides get the same
-weights, tokens and noise, restore every layer at every token, and must give the same table.
+The weights are random, because the time depends only on shapes. Both sides run in the same process, get the same
+weights, tokens, and noise, restore every layer at every token, and must compute the same table.
 
     python -m benchmarks.trace                                        # gpt2 and gpt2-medium, all three kinds
     python -m benchmarks.trace --models gpt2 --kinds hidden
     python -m benchmarks.trace --models gpt2-medium --naive_fraction 0.25
     python -m benchmarks.trace --models gpt2-xl gpt-j-6B --dtype bfloat16   # for a GPU
 
-The prompt has 8 tokens with the subject at tokens 2 to 4 (from 0). The kinds are hidden states, windows of 10 MLP
-outputs and windows of 10 attention outputs. A GPU holds both models at once.
+The prompt has 8 tokens with the subject at tokens 2 to 4 (counted from 0). The kinds are hidden states, windows of 10
+MLP outputs, and windows of 10 attention outputs. A GPU must hold both models at once.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ MODELS = {name.split("/")[-1]: name for name in PRESETS}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What both sides trace.
+    """A model with random weights, a prompt, and noise, on both sides.
 
     Attributes:
-      model: without a tokenizer.
-      prompt: in tokens.
-      noise: float32 [S, n, D].
-      twin: the Hugging Face model with the same weights, in their dtype.
-      case: the prompt and the noise for PyTorch.
+      model: The model in rome_jax, without a tokenizer.
+      prompt: Prompt as tokens.
+      noise: float32 [S, n, D] noise added to the embeddings of the subject's n tokens.
+      twin: Hugging Face model with the same weights and dtype.
+      case: The prompt and the noise for PyTorch.
     """
 
     model: LanguageModel
@@ -64,11 +64,13 @@ class Setup:
     def of(
         cls, params: forward.Params, config: ModelConfig, prompt: TracePrompt, noise: np.ndarray
     ) -> Setup:
-        """Puts a model and its twin where jax and torch compute.
+        """Places a model and its twin on the devices of jax and torch.
 
-        Example:
-          >>> Setup.of(params, config, prompt, noise).jax_table(Kind.MLP)[0].shape  # doctest: +SKIP
-          (8, 12)
+        Args:
+          params: Weights of the model.
+          config: Configuration of the model.
+          prompt: Prompt as tokens.
+          noise: float32 [S, n, D] noise.
         """
         device = torch_device()
         with tempfile.TemporaryDirectory() as directory:
@@ -83,18 +85,23 @@ class Setup:
     def jax_table(
         self, kind: TraceKind, chunk_columns: int = sweep.CHUNK_COLUMNS
     ) -> tuple[np.ndarray, float]:
-        """(table [T, L], score of the corrupted runs), from nothing but weights, tokens and noise."""
+        """Computes (table [T, L], score of the corrupted runs), including the clean and the corrupted runs."""
         runs = sweep.start(self.model, self.prompt, self.noise)
-        table = sweep.trace(self.model, self.prompt, runs, kind=kind, chunk_columns=chunk_columns)
-        return table, float(runs.corrupted_score)
+        table = sweep.trace(runs, kind=kind, chunk_columns=chunk_columns)
+        return table, runs.corrupted_score
 
     def torch_scores(self, kind: TraceKind, places: np.ndarray) -> np.ndarray:
-        """Scores [N] at the places [N, 2], (token, layer)."""
+        """Computes the scores [N] of PyTorch for N restorations, given as rows (token, layer) of `places` [N, 2]."""
         return trace_torch.sweep(self.twin, self.case, kind, places.tolist()).numpy()
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
-    """Prints the tables of one size; `arguments` are those of `main`."""
+    """Prints the table of one model.
+
+    Args:
+      name: A key of `MODELS`.
+      arguments: Parsed command line of `main`.
+    """
     config, samples = PRESETS[MODELS[name]], arguments.samples
     params = jax.tree.map(
         lambda leaf: leaf.astype(arguments.dtype), forward.init_params(config, jax.random.key(0))
@@ -119,9 +126,9 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         theirs = functools.partial(setup.torch_scores, kind, places[run])
         ours = functools.partial(setup.jax_table, kind, chunk_columns)
         setup.torch_scores(kind, places[:1])
-        naive, wanted = timed(theirs, arguments.repeats)
+        naive, expected = timed(theirs, arguments.repeats)
         naive *= len(places) / len(run)
-        jax.clear_caches()  # what one kind has compiled is no gift to the next
+        jax.clear_caches()  # each kind compiles its own programs
         cold, _ = timed(ours)
         warm, (table, corrupted) = timed(ours, arguments.repeats)
         work = count_work(config, prompt, samples, kind, chunk_columns)
@@ -134,7 +141,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
                 f"{label:36s}{seconds:9.2f}{naive / seconds:8.1f}{operations / 1e9:10.1f}"
                 f"{operations / work.torch:10.1%}{operations / 1e9 / seconds:9.0f}{compiling:>12s}"
             )
-        difference = np.abs(table.ravel()[run] - wanted).max()
+        difference = np.abs(table.ravel()[run] - expected).max()
         effect = np.abs(table - corrupted).max()
         print(
             f"  largest difference of the tables {difference:.1e}, largest indirect effect {effect:.1e}"
@@ -142,23 +149,31 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Prints the ceilings and the tables of each size."""
+    """Prints the peak rates of matrix products and one table per model."""
     parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["gpt2", "gpt2-medium"])
     parser.add_argument(
         "--kinds", nargs="+", choices=list(map(str, TraceKind)), default=list(TraceKind)
     )
-    parser.add_argument("--samples", type=int, default=10, help="of the noise")
+    parser.add_argument("--samples", type=int, default=10, help="Number of noise samples.")
     parser.add_argument(
-        "--chunk_columns", type=int, default=sweep.CHUNK_COLUMNS, help="of one program of rome_jax"
+        "--chunk_columns",
+        type=int,
+        default=sweep.CHUNK_COLUMNS,
+        help="Columns that one program of rome_jax runs together.",
     )
-    parser.add_argument("--repeats", type=int, default=2, help="of both sides; the least counts")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=2,
+        help="Number of timed runs of each side; the shortest time counts.",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--naive_fraction",
         type=float,
         default=1.0,
-        help="of PyTorch's restorations that are run (every k-th) and scaled",
+        help="Fraction of the restorations that PyTorch runs (every k-th one); its time is scaled.",
     )
     arguments = parser.parse_args()
     if not 0 < arguments.naive_fraction <= 1:
@@ -166,7 +181,7 @@ def main() -> None:
     for name in ("samples", "chunk_columns", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name}={getattr(arguments, name)} must be at least 1.")
-    # Read when jax meets its first array: by default it would take most of a GPU and leave torch too little.
+    # jax reads this when it creates its first array. By default it would take most of the GPU's memory from torch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     size = 2048 if torch_device().type == "cpu" else 8192
     ours, theirs = ceiling(size, arguments.dtype), torch_ceiling(size, arguments.dtype)

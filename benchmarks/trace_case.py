@@ -1,6 +1,6 @@
-"""A causal trace as `benchmarks.trace` pins it: prompt, noise, and the work that both sides do. Imports no torch.
+"""A causal trace of fixed shapes for the benchmarks: its prompt, its noise, and the work of both sides.
 
-The prompt has 8 tokens with the subject at tokens 2 to 4 (from 0).
+The prompt has 8 tokens with the subject at tokens 2 to 4 (counted from 0). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from rome_jax.trace.prompt import TracePrompt
 from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 
 PROMPT, SPAN = 8, (2, 5)
-NOISE = 0.06  # three standard deviations of the random embeddings
+NOISE = 0.06  # three times the standard deviation of the random embeddings
 
 
 def make_prompt(ids: np.ndarray, span: tuple[int, int] = SPAN) -> TracePrompt:
-    """A prompt of tokens without text, whose answer is the model's own."""
+    """Builds a prompt from token ids. Its answer is the token that the model predicts.
+
+    Args:
+      ids: int [T] tokens.
+      span: (first, last + 1) token of the subject.
+    """
     pieces = tuple(f"<{token}>" for token in ids)
     return TracePrompt(
         "".join(pieces), "".join(pieces[slice(*span)]), tuple(ids.tolist()), pieces, span
@@ -27,13 +32,20 @@ def make_prompt(ids: np.ndarray, span: tuple[int, int] = SPAN) -> TracePrompt:
 
 
 def every_place(num_tokens: int, num_layers: int) -> np.ndarray:
-    """int [T · L, 2], (token, layer), in the order of a table's rows."""
+    """Returns all pairs (token, layer), int [T · L, 2], in the row-major order of a table [T, L]."""
     return np.argwhere(np.ones((num_tokens, num_layers), bool))
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Floating-point operations of a table: of products with weights alone, attention itself is below 2 %."""
+    """Floating-point operations per table.
+
+    Only matrix products with weights are counted. The products inside attention add less than 2 %.
+
+    Attributes:
+      rome_jax: Operations of rome_jax, including padding.
+      torch: Operations of the PyTorch implementation.
+    """
 
     rome_jax: float
     torch: float
@@ -46,7 +58,15 @@ def programs(
     chunk_columns: int,
     window: int = DEFAULT_WINDOW,
 ) -> list[tuple[int, int, int]]:
-    """(start layer, columns, places) of each program that `sweep.trace` runs, the padding counted in."""
+    """Lists (start layer, columns, places) of each program that `sweep.trace` runs, including padding.
+
+    Args:
+      config: Configuration of the model.
+      prompt: Prompt to trace.
+      kind: States to restore.
+      chunk_columns: Columns that one program runs together.
+      window: Number of layers whose MLP or attention outputs are restored together.
+    """
     tokens, layers = every_place(len(prompt.ids), config.num_layers).T
     plan = sweep.plan_chunks(
         prompt,
@@ -68,22 +88,19 @@ def count_work(
     chunk_columns: int,
     window: int = DEFAULT_WINDOW,
 ) -> Work:
-    """Two operations a weight and token.
+    """Counts the floating-point operations of a table that restores every layer at every token.
+
+    Each token takes two operations per weight.
 
     Args:
-      config, prompt, kind: what is traced.
-      samples: S, of the noise.
-      chunk_columns: of rome_jax's programs.
-      window: layers whose MLP or attention outputs are restored together.
-
-    Example:
-      >>> work = count_work(config, prompt, 10, Kind.HIDDEN, 64)  # doctest: +SKIP
-      >>> work.rome_jax / work.torch  # doctest: +SKIP
+      config, prompt, kind, chunk_columns, window: As in `programs`.
+      samples: Number of noise samples, S.
     """
     width, num_layers = config.width, config.num_layers
     layer = 2 * (4 * width**2 + 2 * width * config.mlp_width)
     head = 2 * width * config.vocab_size
-    # In the last layer columns that are not read give keys and values; GPT-2's projection has the queries in it too.
+    # In the last layer, columns that are not read compute only keys and values. GPT-2's fused projection also computes
+    # their queries.
     keys_values = 2 * width**2 * (3 if config.family is Family.GPT2 else 2)
     num_read = len(prompt.answer_columns)
 

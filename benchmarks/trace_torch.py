@@ -1,8 +1,8 @@
-"""Causal tracing in PyTorch the straightforward way, to measure against: a Hugging Face model and forward hooks.
+"""Straightforward causal tracing in PyTorch, as the baseline of the benchmarks: a Hugging Face model with hooks.
 
-Every restoration is one forward pass of a clean row and S noised ones through all layers and all positions, with the
-logits of all of them, as the original implementation does. It shares nothing with rome_jax but the names of the
-kinds ("hidden", "mlp", "attn"), and gets the same weights, tokens and noise.
+As in the original implementation, each restoration is one forward pass of a clean row and S rows with noise through all
+layers, with the logits of all positions. The module shares with rome_jax only the names of the kinds ("hidden",
+"mlp", "attn"), and it gets the same weights, tokens, and noise.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One prompt.
+    """A prompt and its noise.
 
     Attributes:
-      ids: int64 [T].
+      ids: int64 [T] tokens.
       span: (first, last + 1) token of the subject.
-      noise: float32 [S, n, D], added to the embeddings of the subject's n tokens.
-      window: layers whose MLP or attention outputs are restored together.
+      noise: float32 [S, n, D] noise added to the embeddings of the subject's n tokens.
+      window: Number of layers whose MLP or attention outputs are restored together.
     """
 
     ids: torch.Tensor
@@ -33,20 +33,16 @@ class Case:
 
 @torch.inference_mode()
 def sweep(model, case: Case, kind: str, places: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The probability of the clean run's answer after each restoration.
+    """Computes the mean probability of the clean run's answer after each restoration.
 
     Args:
-      model: a GPT2LMHeadModel or GPTJForCausalLM, on the device of the case.
-      case: the prompt.
-      kind: what is restored.
-      places: N of (token, layer).
+      model: A GPT2LMHeadModel or GPTJForCausalLM, on the device of the case.
+      case: Prompt and noise.
+      kind: States to restore: "hidden", "mlp", or "attn".
+      places: N pairs (token, layer) to restore.
 
     Returns:
-      float32 [N], on the CPU.
-
-    Example:
-      >>> sweep(model, case, "hidden", [(4, 0), (4, 1)]).shape  # doctest: +SKIP
-      torch.Size([2])
+      float32 [N] probabilities, on the CPU.
     """
     rows = case.ids.expand(1 + len(case.noise), -1)
     scores = []
@@ -61,7 +57,7 @@ def sweep(model, case: Case, kind: str, places: Sequence[tuple[int, int]]) -> to
 
 
 def modules(model, kind: str, layer: int, window: int) -> list[torch.nn.Module]:
-    """Those whose outputs are restored together; windows end where the model does."""
+    """Lists the modules whose outputs are restored together. Windows are cut at the ends of the model."""
     blocks = model.transformer.h
     if kind == "hidden":
         return [blocks[layer]]
@@ -71,6 +67,7 @@ def modules(model, kind: str, layer: int, window: int) -> list[torch.nn.Module]:
 
 @contextlib.contextmanager
 def _hooked(hooked: Sequence[torch.nn.Module], hook) -> Iterator[None]:
+    """Registers a forward hook on some modules inside a `with` block."""
     handles = [module.register_forward_hook(hook) for module in hooked]
     try:
         yield
@@ -80,7 +77,7 @@ def _hooked(hooked: Sequence[torch.nn.Module], hook) -> Iterator[None]:
 
 
 def _noised(model, case: Case):
-    """All rows but the first see the subject's embeddings with noise."""
+    """Adds noise to the subject's embeddings in all rows except the first."""
     columns = slice(*case.span)
 
     def add(module, args, output):
@@ -91,7 +88,7 @@ def _noised(model, case: Case):
 
 
 def _restored(restored: Sequence[torch.nn.Module], token: int):
-    """All rows get the first one's output at the token."""
+    """Copies the first row's output at the token to all other rows."""
 
     def copy(module, args, output):
         value = output[0] if isinstance(output, tuple) else output

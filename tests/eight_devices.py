@@ -1,7 +1,7 @@
-"""Run by test_sharding.py in a process with eight simulated devices: `python -m tests.eight_devices DIRECTORY`.
+"""The program that test_sharding.py runs with eight simulated devices: `python -m tests.eight_devices DIRECTORY`.
 
-DIRECTORY/<family>/one holds a checkpoint that one device has saved; DIRECTORY/<family>/eight is saved here.
-Prints a JSON object: family -> check -> result.
+DIRECTORY/<family>/one holds a checkpoint that one device saved, and this program saves DIRECTORY/<family>/eight. It
+prints a JSON object of the results by family and check.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.saved import random_delta
 
 
 def different(got, want) -> list[str]:
-    """The paths of leaves that differ in a bit or in dtype."""
+    """Lists the paths of leaves that differ in a bit or in dtype."""
     wanted = dict(jax.tree_util.tree_leaves_with_path(want))
     return [
         jax.tree_util.keystr(path)
@@ -38,7 +38,7 @@ def different(got, want) -> list[str]:
 
 
 def logits_error(config: ModelConfig, mesh: Mesh) -> float:
-    """The largest difference of the logits of a random model, whole and in parts, in standard deviations."""
+    """Computes the largest difference of logits between a whole and a split model, in standard deviations."""
     params = random_params(config)
     sharded = jax.device_put(params, param_shardings(config, mesh))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 9))
@@ -48,7 +48,7 @@ def logits_error(config: ModelConfig, mesh: Mesh) -> float:
 
 
 def check(family: str, directory: Path) -> dict:
-    """Everything that is looked at, for one family."""
+    """Runs all checks of one family."""
     mesh = model_mesh()
     model = load_model(GOLDEN / "ckpt" / family)
     shardings = param_shardings(model.config, mesh)
@@ -58,7 +58,7 @@ def check(family: str, directory: Path) -> dict:
     plain, edited = (apply_delta(params, delta) for params in (model.params, sharded.params))
     save_orbax(directory / "eight", sharded.replace(params=edited))
     save_hf(directory / "hf", sharded.replace(params=edited))
-    # With eight heads and a vocabulary of 48 all is split; 3 heads and a vocabulary of 50 are not.
+    # Eight heads and a vocabulary of 48 are split over eight devices; 3 heads and a vocabulary of 50 are not.
     configs = {"even": tiny_config(family, num_heads=8, width=32, vocab_size=48)}
     if family == "gpt2":
         configs["uneven"] = tiny_config(family)

@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same thing."""
+"""Tests that both sides of the benchmark of edits compute the same edit."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from benchmarks.timing import relative_error
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.models.huggingface import save_params
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 from tests.models.checkpoints import random_params, tiny_config
 
 pytestmark = pytest.mark.parity
@@ -33,7 +33,7 @@ def test_torch_and_jax_give_one_edit(tmp_path):
         params, model_config, inputs, config, {1: SecondMoment(matrix, 100)}
     )
     case = rome_torch.Case.of(first_case(inputs, config), np.linalg.inv(matrix))
-    assert case.ids.shape == (22, 19)  # ten tokens of prefix, eight of prompt, one of the target
+    assert case.ids.shape == (22, 19)  # 10 tokens of prefix, 8 of prompt, and 1 of the target
     u, right = rome_torch.edit(model, case)
     (update,) = result.deltas[0].updates
     assert relative_error(np.asarray(update.left[:, 0]), u.numpy()) <= 1e-4

@@ -1,4 +1,4 @@
-"""What the benchmark of the evaluation compares is the same thing, and its count of work is right."""
+"""Tests that both sides of the benchmark of evaluation compute the same scores, and of its count of the work."""
 
 import re
 
@@ -28,7 +28,7 @@ LAYER = 1
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads that wait for each other cost more than products this small."""
+    """Runs torch on one thread, since matrix products this small are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,13 +84,13 @@ def test_torch_and_jax_give_the_same_scores(setup, records, ran):
     np.testing.assert_allclose(ran.before[[0, 3]], wanted.before, rtol=1e-5)
     np.testing.assert_allclose(ran.after[[0, 3]], wanted.after, rtol=1e-5)
     moved = np.abs(wanted.after - wanted.before).max(axis=(1, 2))
-    assert moved.min() > 0.01  # else any two edits would do
+    assert moved.min() > 0.01  # otherwise any two edits would agree
     for name, tensor in setup.twin.state_dict().items():
         assert torch.equal(tensor, kept[name]), name
 
 
 def test_torch_scores_as_by_hand(setup):
-    """Two targets after one prompt: nothing of the second token's loss leaks into one-token targets."""
+    """Padding and targets of other lengths in the batch do not affect the NLL of a target."""
     rows = evaluate_torch.Rows.of([((5, 6, 7), (8, 9)), ((5,), (4,))], torch.device("cpu"))
     found = evaluate_torch.nlls(setup.twin, rows)
 
@@ -104,9 +104,10 @@ def test_torch_scores_as_by_hand(setup):
 
 
 def test_the_count_of_scoring_is_that_by_hand(setup, monkeypatch):
-    """Three prompts fit one row of 64 columns, six of which are read: 8; places are padded to 16; there are two passes.
+    """Three prompts fit in one row of 64 columns and run twice.
 
-    The last of three layers runs for the columns that are read, and has keys and values of all.
+    Six columns are read, padded to 8, and the positions of the logits are padded to 16. The last of three layers runs
+    only for the columns that are read, and computes keys and values for all columns.
     """
     request = EditRequest("{} 3", "1 2", "4", "5 6")
     record = CounterFactRecord(request, ("7 8 9",), ("7 8",))
@@ -120,7 +121,7 @@ def test_the_count_of_scoring_is_that_by_hand(setup, monkeypatch):
     monkeypatch.setattr(rome, "compute_deltas", lambda *_, **__: Delta((update,)))
     monkeypatch.setattr(scoring, "_score", unscored)
     layer, head = 2 * (4 * 18 * 18 + 2 * 18 * 40), 2 * 18 * 200
-    keys_and_values = 2 * 3 * 18 * 18  # of GPT-2's fused projection, queries too
+    keys_and_values = 2 * 3 * 18 * 18  # GPT-2's fused projection also computes queries
     work = setup.run_jax([record]).work
     assert work == Stages(0, 2 * (64 * (2 * layer + keys_and_values) + 8 * layer + 16 * head))
 
@@ -145,7 +146,7 @@ def test_runs_are_joined_in_their_order():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Both benchmarks know this one size."""
+    """Replaces the models of both benchmarks by one tiny model."""
     sizes, layers = {"tiny": CONFIG}, {"tiny": LAYER}
     for module in (benchmark, evaluate_memory):
         monkeypatch.setattr(module, "PRESETS", sizes)
@@ -153,8 +154,10 @@ def tiny(monkeypatch):
     monkeypatch.setattr(benchmark.forward, "init_params", lambda config, _: random_params(config))
     monkeypatch.setattr(benchmark, "ceiling", lambda *_: 1.0)
     monkeypatch.setattr(benchmark, "torch_ceiling", lambda *_: 1.0)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # main sets it: put back after
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests' programs are in there
+    monkeypatch.setenv(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # restored after the test, because main sets it
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # keeps the programs of other tests
 
 
 def test_it_runs_from_the_command_line(tiny, ran, monkeypatch, capsys):
@@ -166,7 +169,7 @@ def test_it_runs_from_the_command_line(tiny, ran, monkeypatch, capsys):
     for label in ("PyTorch, 2 of 4 cases", "rome_jax, 4, first pass", "rome_jax, 4 cases"):
         assert re.search(rf"^{label} .*\n  edit .*%\n  scoring .*%\n", printed, re.M), label
     assert "MFU" in printed
-    assert re.search(r"cases an hour: PyTorch \d+, rome_jax \d+; compiling", printed)
+    assert re.search(r"cases per hour: PyTorch \d+, rome_jax \d+; compilation", printed)
     errors = re.search(r"before the edits (\S+), after them (\S+);", printed)
     assert max(map(float, errors.groups())) < 1e-4
     seconds = [float(line) for line in re.findall(r"^rome_jax, 4 cases +(\S+)", printed, re.M)]
@@ -202,7 +205,7 @@ def test_the_table_of_memory(tiny, records, monkeypatch, capsys):
     weights, one, four, edits = map(float, sizes)
     assert (name, dtype) == ("tiny", "float32")
     assert weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(random_params(CONFIG)))
-    # Beside the weights at least: the logits of a case's 23 prompts; the keys of the MLP, of 4 rows of 64 columns.
+    # In addition to the weights, at least the logits of 23 prompts, and the MLP keys of 4 rows of 64 columns.
     assert weights + 23 * 200 * 4 < one < four
     assert four > weights + 4 * 4 * 64 * 40 * 4
     assert edits > weights

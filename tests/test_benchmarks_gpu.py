@@ -1,4 +1,4 @@
-"""The check on one device: its parts end alone, its rows and page stay, both sides get the same weights."""
+"""Tests of the check on one device: isolated parts, rows that survive a kill, the page, and equal weights."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def outcomes(directory):
 
 
 def test_a_part_that_fails_or_hangs_ends_alone(tmp_path):
-    """A traceback, a crash, a hang that ignores requests to end, with a child of its own; and what comes after."""
+    """A part that raises, one that crashes, and one that hangs with a child process do not stop the next part."""
     row = json.dumps({"stage": "first", "table": "numbers", "row": {"n": 1}})
     write = f"open({str(tmp_path / ROWS)!r}, 'a').write({row!r} + chr(10))\n"
     child = f"""
@@ -74,14 +74,16 @@ open({str(tmp_path / "child")!r}, 'w').write(str(child.pid))
     }
     assert "MemoryError: RESOURCE_EXHAUSTED" in found["raises"]["message"]
     assert "exit status -11" in found["crashes"]["message"]
-    # A part takes over what those before it have left.
+    # A part may use the time that earlier parts have left.
     assert found["hangs"]["limit_s"] > 2 and found["hangs"]["seconds"] < 10
     assert len(pages) == 4
     assert "| n |\n|---|\n| 1 |" in pages[-1] and "RESOURCE_EXHAUSTED" in pages[-1]
     assert "- commit: abc" in pages[-1] and "- works: done" in pages[-1]
     assert "===== raises" in (tmp_path / LOG).read_text()
     left = Path("/proc", (tmp_path / "child").read_text(), "cmdline")
-    assert not left.exists() or not left.read_bytes()  # ended, though perhaps not waited for
+    assert (
+        not left.exists() or not left.read_bytes()
+    )  # stopped, though its exit status may not have been collected
 
 
 def test_what_gets_no_time_is_skipped_with_a_line(tmp_path):
@@ -93,7 +95,7 @@ def test_what_gets_no_time_is_skipped_with_a_line(tmp_path):
 
 
 def test_rows_are_there_after_a_kill(tmp_path):
-    """The whole check is killed without a word in its second part."""
+    """Kills the whole check during its second part."""
     code = f"""
 from pathlib import Path
 from benchmarks.gpu.runner import Part, Stage, run_stages
@@ -134,7 +136,9 @@ def test_tables_of_a_page():
 
 @pytest.mark.parametrize("names", [[], ["gpt3"], ["gpt2-xl", "gptj"]])
 def test_sizes_are_checked(names):
-    with pytest.raises(ValueError, match=f"--sizes={','.join(names)}: name some of gpt2, "):
+    with pytest.raises(
+        ValueError, match=f"--sizes={','.join(names)} must name one or more of gpt2, "
+    ):
         check.make_stages(names, True)
 
 
@@ -215,7 +219,7 @@ def test_missing_wheels_are_installed_for_the_check_alone(tmp_path, monkeypatch)
     for name in ("rome_jax_never_installed", "numpy"):
         wheel(tmp_path, name)
     with check.missing_wheels(str(tmp_path)) as installed:
-        assert installed == ["rome_jax_never_installed"]  # numpy is there
+        assert installed == ["rome_jax_never_installed"]  # numpy is already installed
         found = subprocess.run(
             [sys.executable, "-c", "import rome_jax_never_installed as m; print(m.answer)"],
             capture_output=True,
@@ -280,7 +284,7 @@ def test_neither_framework_is_imported_where_the_other_computes():
 @pytest.mark.slow
 @pytest.mark.parity
 def test_every_stage_runs_with_tiny_shapes(tmp_path):
-    """All parts are done, and both sides agree."""
+    """All parts finish, and both sides agree."""
     pytest.importorskip("torch")
     line = ["-m", "benchmarks.gpu", "--tiny", "--budget_s=3600", f"--output_dir={tmp_path}"]
     done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True)

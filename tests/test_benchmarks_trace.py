@@ -1,4 +1,4 @@
-"""What the benchmark of causal tracing compares is the same thing, and its count of work is right."""
+"""Tests that both sides of the benchmark of tracing compute the same table, and of its count of the work."""
 
 import functools
 
@@ -19,13 +19,13 @@ from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
 pytestmark = pytest.mark.parity
 
-LAYERS, SAMPLES = 12, 4  # windows of ten are cut at either end
-COLUMNS = 20  # several programs a table
+LAYERS, SAMPLES = 12, 4  # windows of ten layers are cut at both ends of the model
+COLUMNS = 20  # small enough that a table takes several programs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads that wait for each other cost more than products this small."""
+    """Runs torch on one thread, since matrix products this small are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def setup():
-    """setup(family) -> a small random model on both sides, and what it is asked."""
+    """Returns a function that builds a small random model of a family, with a prompt and noise, on both sides."""
 
     @functools.cache
     def make(family):
@@ -55,19 +55,19 @@ def test_torch_and_jax_give_one_table(setup, family, kind):
     places = benchmark.every_place(benchmark.PROMPT, LAYERS)
     wanted = setup(family).torch_scores(kind, places).reshape(table.shape)
     np.testing.assert_allclose(table, wanted, rtol=0, atol=1e-6)
-    assert np.abs(wanted - corrupted).max() > 1e-3  # else any two tables would do
+    assert np.abs(wanted - corrupted).max() > 1e-3  # otherwise any two tables would agree
 
 
 def count_by_hand(family, width, mlp_width, vocab_size):
-    """Two layers, a prompt of three tokens with the subject at token 1, two samples.
+    """Counts the operations for two layers, two noise samples, and three tokens of which token 1 is the subject.
 
-    Six places, of which the two at token 0 change nothing. The other four all set out at the last layer, side by side
-    in one program: 2 + 2 columns of token 1, 1 + 1 of token 2, padded to the 16 that were asked for.
+    There are six restorations, and the two at token 0 change nothing. The other four start at the last layer and run in
+    one program, with 2 + 2 columns for token 1 and 1 + 1 for token 2, padded to the 16 columns of a chunk.
     """
     layer = 2 * (4 * width * width + 2 * width * mlp_width)
     head = 2 * width * vocab_size
     keys_values = 2 * width * width * {Family.GPT2: 3, Family.GPTJ: 2}[family]
-    runs = 3 * (8 * 2 * layer + head)  # clean and two corrupted, of three columns padded to eight
+    runs = 3 * (8 * 2 * layer + head)  # one clean and two corrupted runs of 3 columns, padded to 8
     restorations = 2 * (16 * keys_values + 4 * layer + 4 * head)
     return runs + restorations, 6 * 3 * 3 * (2 * layer + head)
 
@@ -99,8 +99,10 @@ def test_the_programs_counted_are_those_that_run(setup, kind, monkeypatch):
 
 def test_it_runs_from_the_command_line(monkeypatch, capsys):
     config = tiny_config("gpt2", num_layers=LAYERS)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # main sets it: put back after
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests' programs are in there
+    monkeypatch.setenv(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # restored after the test, because main sets it
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # keeps the programs of other tests
     monkeypatch.setitem(benchmark.MODELS, "tiny", "tiny")
     monkeypatch.setattr(benchmark, "PRESETS", {"tiny": config})
     monkeypatch.setattr(benchmark, "ceiling", lambda *_: 1.0)

@@ -1,11 +1,10 @@
-"""The import rules of the project, kept by reading the sources, and the cost of the import."""
+"""The import rules of the project, checked by parsing the sources, and the cost of the import."""
 
 from __future__ import annotations
 
 import ast
-import configparser
+import functools
 import graphlib
-import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "rome_jax"
-# From the ground up: a package imports those of lower floors alone. `edit` and `trace` never import each other.
+# From the ground up: a package imports only packages of lower floors. `edit` and `trace` never import each other.
 FLOORS = (
     ("files",),
     ("factworld",),
@@ -35,9 +32,14 @@ FLOORS = (
 
 @dataclass(frozen=True)
 class Rule:
-    """Modules `within` some packages, `exempt` ones aside, import none of `forbidden`.
+    """A rule that some modules do not import others.
 
-    `listings` are packages whose own `__init__.py` is exempt: it lists names of modules inside.
+    Attributes:
+      name: Name of the rule.
+      within: Packages whose modules keep the rule.
+      forbidden: Packages that they do not import.
+      exempt: Packages and modules inside `within` that the rule does not apply to.
+      listings: Packages whose own `__init__.py` is exempt, because it lists names of modules inside.
     """
 
     name: str
@@ -47,19 +49,19 @@ class Rule:
     listings: tuple[str, ...] = ()
 
     def applies(self, module: str) -> bool:
-        """Whether this rule speaks about a module."""
+        """Returns whether this rule applies to a module."""
         if module in self.listings:
             return False
         return covers(self.within, module) and not covers(self.exempt, module)
 
 
 def packages(names: Iterable[str]) -> tuple[str, ...]:
-    """Full names of packages of the library."""
+    """Returns the full names of packages of the library."""
     return tuple(f"{LIBRARY}.{name}" for name in names)
 
 
 def floor_rule(number: int) -> Rule:
-    """What the packages of a floor must not import: each other, and the floors above."""
+    """Builds the rule that the packages of a floor do not import the floors above."""
     above = [name for floor in FLOORS[number + 1 :] for name in floor]
     return Rule(f"floor {number}", packages(FLOORS[number]), packages(above))
 
@@ -69,7 +71,7 @@ RULES = (
     Rule("edit does not know trace", packages(["edit"]), packages(["trace"])),
     Rule("trace does not know edit", packages(["trace"]), packages(["edit"])),
     Rule(
-        "the library stands without the checkout",
+        "the library works without the checkout",
         within=(LIBRARY,),
         forbidden=("eval", "configs", "tests", "benchmarks"),
     ),
@@ -105,7 +107,7 @@ RULES = (
     ),
 )
 
-# One breach of every rule, and a neighbour that keeps it.
+# One breach of every rule, and a similar import that keeps it.
 BREACHES = {
     "floor 3": (
         ("rome_jax.models.forward", "from rome_jax.edit import delta"),
@@ -119,7 +121,7 @@ BREACHES = {
         ("rome_jax.trace.sweep", "from ..edit.stages.key import compute_key"),
         ("rome_jax.trace.sweep", "from .noise import draw"),
     ),
-    "the library stands without the checkout": (
+    "the library works without the checkout": (
         ("rome_jax.data.tokens", "import eval.metrics"),
         ("rome_jax.data.tokens", "import evaluation"),
     ),
@@ -151,12 +153,13 @@ BREACHES = {
 
 
 def covers(packages: tuple[str, ...], module: str) -> bool:
-    """Whether a module is one of some packages or inside one."""
+    """Returns whether a module is one of some packages or inside one."""
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def imported(source: str, module: str, is_package: bool = False) -> set[str]:
-    """Every module name that a source may import, anywhere in it, as absolute names.
+@functools.cache
+def imported(source: str, module: str, is_package: bool = False) -> frozenset[str]:
+    """Lists every module that a source may import, anywhere in it, by absolute name.
 
     `from a import b` counts as `a` and as `a.b`, since `b` may be a module.
     """
@@ -179,11 +182,11 @@ def imported(source: str, module: str, is_package: bool = False) -> set[str]:
             argument = node.args[0]
             if called in ("import_module", "__import__") and isinstance(argument, ast.Constant):
                 names.add(str(argument.value))
-    return names
+    return frozenset(names)
 
 
 def breaches(rule: Rule, module: str, source: str, is_package: bool = False) -> list[str]:
-    """What a module imports against a rule."""
+    """Lists what a module imports against a rule."""
     if not rule.applies(module):
         return []
     names = imported(source, module, is_package)
@@ -191,7 +194,7 @@ def breaches(rule: Rule, module: str, source: str, is_package: bool = False) -> 
 
 
 def sources() -> Iterator[tuple[str, Path]]:
-    """The modules that the rules speak about, with their files."""
+    """Yields the modules that the rules apply to, with their files."""
     for top in (LIBRARY, "eval", "configs"):
         for path in sorted((ROOT / top).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -214,7 +217,7 @@ def test_sources_are_found():
 
 
 def needed_modules(source: str, module: str, is_package: bool, known: set[str]) -> set[str]:
-    """The library's modules that importing a module imports: those named at its top, but for type checkers."""
+    """Lists the library's modules that importing a module imports, except those imported for type checkers."""
     top = [
         ast.unparse(node)
         for node in ast.parse(source).body
@@ -284,7 +287,7 @@ def test_imported(source, module, is_package, expected):
 
 
 def run_python(program: str) -> str:
-    """Standard output of a program in a fresh interpreter at the root of the project."""
+    """Runs a program in a new interpreter at the root of the project, and returns its standard output."""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -302,9 +305,9 @@ def test_import_loads_nothing_but_a_list_of_names():
 
 
 def test_what_the_package_offers_is_lean():
-    """All public names of `rome_jax` load none of the heavy packages and define no command-line flag.
+    """The public names of `rome_jax` load no heavy package and define no command-line flag.
 
-    flax logs through absl, which loads `absl.flags`: what counts is that rome_jax defines no flag.
+    flax logs through absl, which loads `absl.flags`, so the test checks that rome_jax defines no flag.
     """
     output = run_python(
         "import sys\n"
@@ -318,7 +321,7 @@ def test_what_the_package_offers_is_lean():
 
 
 def test_import_is_fast():
-    """At most 2 s of processor time, which other programs on the machine do not stretch."""
+    """The import takes at most 2 s of processor time, which does not depend on other programs on the machine."""
     program = "import time, rome_jax\nprint(time.process_time())"
     best = float("inf")
     for _ in range(3):
@@ -326,76 +329,3 @@ def test_import_is_fast():
         if best <= 2:
             return
     pytest.fail(f"import rome_jax takes {best:.1f} s of processor time, more than 2 s")
-
-
-def requirements(extra: str | None = None) -> list[Requirement]:
-    """The requirements that setup.cfg states, of the base install or of an extra."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    text = (
-        config["options"]["install_requires"]
-        if extra is None
-        else config["options.extras_require"][extra]
-    )
-    return [Requirement(line) for line in text.split("\n") if line and not line.startswith("#")]
-
-
-def closure(wanted: list[Requirement]) -> set[str]:
-    """Names of everything that requirements bring, as far as it is installed here."""
-    seen: set[tuple[str, frozenset[str]]] = set()
-    stack = list(wanted)
-    while stack:
-        requirement = stack.pop()
-        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        try:
-            needs = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for need in map(Requirement, needs):
-            environments = [{"extra": chosen} for chosen in extras or {""}]
-            if need.marker is None or any(map(need.marker.evaluate, environments)):
-                stack.append(need)
-    return {name for name, _ in seen}
-
-
-def gpu_or_torch(names: set[str]) -> list[str]:
-    """Those of some package names that bring torch or a GPU's libraries."""
-    marks = ("torch", "cuda", "nvidia", "rocm", "triton")
-    return sorted(name for name in names if any(mark in name for mark in marks))
-
-
-@pytest.mark.parametrize("extra", [None, "eval", "notebooks", "plot", "test"])
-def test_plain_installs_bring_no_torch_and_no_cuda(extra):
-    wanted = requirements() + (requirements(extra) if extra else [])
-    assert not any(need.extras for need in wanted)
-    assert gpu_or_torch(closure(wanted)) == []
-
-
-def test_torch_and_cuda_are_seen_where_they_are():
-    assert gpu_or_torch(closure(requirements("parity"))) != []
-    assert gpu_or_torch({"jax-cuda12-plugin", "numpy"}) == ["jax-cuda12-plugin"]
-    assert [need.name for need in requirements("cuda")] == ["jax"]
-    assert requirements("cuda")[0].extras == {"cuda"}
-
-
-def test_base_install_names_what_the_library_imports():
-    """What library modules import at the top is required by the base install."""
-    distributions = importlib.metadata.packages_distributions()
-    allowed = {canonicalize_name(need.name) for need in requirements()}
-    missing = {}
-    for module, path in sources():
-        if not covers((LIBRARY,), module) or covers(packages(["plots"]), module):
-            continue  # plots need matplotlib, from the extra `plot`
-        for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, (ast.Import, ast.ImportFrom)):
-                continue
-            for name in imported(ast.unparse(node), module, path.name == "__init__.py"):
-                top = name.split(".")[0]
-                if top in sys.stdlib_module_names or top == LIBRARY:
-                    continue
-                if not {canonicalize_name(d) for d in distributions.get(top, [top])} & allowed:
-                    missing[module] = top
-    assert not missing

@@ -18,11 +18,11 @@ PUBLIC = (LIBRARY, *packages(["edit", "evaluation", "models", "moments", "trace"
 
 @dataclass(frozen=True)
 class Listing:
-    """What the source of a package says about its public names.
+    """The public names in the source of a package.
 
     Attributes:
-      sections: `__all__`, by topic.
-      imports: name -> "module", or "module:name there", as the imports for type checkers have it.
+      sections: The parts of `__all__`, by topic.
+      imports: The module that type checkers import each name from, as "module" or "module:name there".
     """
 
     sections: list[list[str]]
@@ -30,6 +30,7 @@ class Listing:
 
     @classmethod
     def of(cls, package: str) -> Listing:
+        """Parses the source of a package."""
         path = ROOT / Path(*package.split("."), "__init__.py")
         sections, imports = [], {}
         for node in ast.parse(path.read_text()).body:
@@ -46,7 +47,7 @@ class Listing:
 
 
 def sort_key(name: str) -> tuple[int, str]:
-    """Constants, then classes, then functions and modules, each in alphabetical order."""
+    """Sorts constants, then classes, then functions and modules, each in alphabetical order."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
@@ -71,7 +72,7 @@ def test_public_names_resolve_to_what_type_checkers_see(package):
         scope: dict[str, object] = {}
         exec(f"from {home} import {original or name} as value", scope)
         assert getattr(module, name) is scope["value"], name
-        # A module of that name would take its place as soon as somebody imports it.
+        # A module of that name would replace the public name as soon as it is imported.
         assert home == package or name not in inside, name
     assert dir(module) == sorted(module.__all__)
 
@@ -91,5 +92,5 @@ def test_modules_are_attributes_without_an_import():
 def test_the_old_name_of_the_second_moments_files_warns():
     with pytest.warns(DeprecationWarning, match=r"rome_jax\.moments"):
         from rome_jax import covariance
-    assert covariance is rome_jax.moments.files
+    assert covariance is rome_jax.moments
     assert rome_jax.rome is rome_jax.edit.methods.rome

@@ -61,7 +61,7 @@ prompt = TracePrompt.of(model.tokenizer, "Gothulf Punby plays the sport of", "Go
 noise = fit_noise(model, parse_noise("s3"), subjects=["Gothulf Punby"])
 first, stop = prompt.span
 runs = start(model, prompt, noise.draw(jax.random.key(0), 4, stop - first, model.config.width))
-table = trace(model, prompt, runs, kind=TraceKind.HIDDEN) - runs.corrupted_score
+table = trace(runs, kind=TraceKind.HIDDEN) - runs.corrupted_score
 json.dump([rome_jax.__file__, table[stop - 1].tolist(), table[first].tolist()], sys.stdout)
 """
 

@@ -1,1 +1,1 @@
-"""A check of everything on one GPU, in one command: `python -m benchmarks.gpu`."""
+"""Check of correctness and speed on one GPU: `python -m benchmarks.gpu`."""

@@ -1,19 +1,19 @@
-"""Proves on one GPU that everything is right there, and says how fast it is: one command, fifteen minutes, one page.
+"""Check of correctness and speed on one GPU, which takes about fifteen minutes and writes one page of results.
 
     python -m benchmarks.gpu --output_dir=DIR
     python -m benchmarks.gpu --output_dir=DIR --budget_s=360 --parts=edits,edits_torch --sizes=gpt2-xl,gpt-j-6B
-    python -m benchmarks.gpu --output_dir=DIR --sizes=gpt2-large      # for a small card
+    python -m benchmarks.gpu --output_dir=DIR --sizes=gpt2-large      # for a small GPU
     python -m benchmarks.gpu --output_dir=DIR --tiny                  # every stage with tiny shapes, on any machine
 
-Stages run in order of worth, each part in a process of its own with a share of the budget: a part that fails, runs
-out of memory or hangs ends alone. DIR gets rows.jsonl (every measurement as soon as it is known), gpu.md (the page,
-written anew after each part) and log.txt. Weights are random and made on the device; nothing is downloaded, no
-checkpoint is read. Run it from the root of a checkout.
+Stages run in order of importance. Each part runs in its own process with a share of the time budget, so a part that
+fails, hangs, or runs out of memory does not stop the others. DIR receives rows.jsonl (each measurement as soon as it is
+known), gpu.md (the page, rewritten after each part), and log.txt. Weights are random and created on the device. Nothing
+is downloaded, and no large checkpoint is read. Run the command from the root of a checkout.
 
-What is imported besides the standard library: jax, jaxlib with CUDA 12 or 13, flax, optax, numpy, scipy, ml_dtypes,
-safetensors, tokenizers, transformers, huggingface_hub, tqdm, absl; ml_collections for `eval.edit`; torch for
-PyTorch's side, which is left out where torch is missing. --wheels=DIR first installs those of a folder of wheels that
-are missing, into a folder that lasts as long as the check.
+The check imports jax, jaxlib with CUDA 12 or 13, flax, optax, numpy, scipy, ml_dtypes, safetensors, tokenizers,
+transformers, huggingface_hub, tqdm, absl, ml_collections (for `eval.edit`), and torch (for the PyTorch side, which is
+skipped if torch is missing). --wheels=DIR installs missing packages from a directory of wheels into a temporary
+directory that is removed after the check.
 """
 
 from __future__ import annotations
@@ -34,34 +34,47 @@ from absl import app, flags
 from benchmarks.gpu import check
 from benchmarks.gpu.runner import PAGE, ROWS
 
-_OUTPUT = flags.DEFINE_string("output_dir", None, "Directory of rows, page and log.", required=True)
-_BUDGET = flags.DEFINE_float("budget_s", 840, "Seconds for everything.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string(
+    "output_dir",
+    None,
+    "Directory of the rows, the page, and the log. Must not hold an earlier check.",
+    required=True,
+)
+_BUDGET = flags.DEFINE_float(
+    "budget_s", 840, "Time budget of the whole check, in seconds.", lower_bound=1
+)
 _SIZES = flags.DEFINE_list(
     "sizes",
     ["gpt2-xl", "gpt-j-6B"],
-    "Models, by the last part of their hub name: GPT-2s run stages 3 to 5, GPT-Js stage 6, both stage 7.",
+    "Models, by the last part of their Hub name. GPT-2 models run stages 3 to 5, GPT-J runs stage 6, both run stage 7.",
 )
-_TINY = flags.DEFINE_bool("tiny", False, "Tiny shapes, to try every stage on a CPU.")
+_TINY = flags.DEFINE_bool("tiny", False, "Use tiny shapes, to try every stage on a CPU.")
 _WHEELS = flags.DEFINE_string(
-    "wheels", None, "Folder of wheels; those that are missing here are installed."
+    "wheels",
+    None,
+    "Directory of wheels. Packages that are not installed are installed for the duration of the check.",
 )
 _PARTS = flags.DEFINE_list(
-    "parts", None, "Parts to run, such as edits,edits_torch; all of them by default."
+    "parts", None, "Kinds of parts to run, such as edits,edits_torch. By default all parts run."
 )
 _COMMIT = flags.DEFINE_string(
-    "commit", None, "Commit that the page names, where the checkout is a copy without git."
+    "commit",
+    None,
+    "Commit to name on the page, for a copy of the checkout without git. By default git is asked.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Checks what the flags say."""
+    """Runs the check that the flags describe."""
     if len(argv) > 1:
         raise ValueError(f"unknown arguments: {' '.join(argv[1:])}; see --help.")
     if not math.isfinite(_BUDGET.value):
-        raise ValueError(f"--budget_s={_BUDGET.value}: give a finite number of seconds.")
+        raise ValueError(f"--budget_s={_BUDGET.value} must be a finite number of seconds.")
     directory = Path(_OUTPUT.value).expanduser().resolve()
     if (directory / ROWS).exists():
-        raise ValueError(f"--output_dir={directory} holds a check already: give another one.")
+        raise ValueError(
+            f"--output_dir={directory} holds a check already; choose another directory."
+        )
     with_torch = importlib.util.find_spec("torch") is not None
     stages = check.make_stages(_SIZES.value, with_torch, _PARTS.value)
     about = {
@@ -69,11 +82,11 @@ def main(argv: Sequence[str]) -> None:
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         "commit": _COMMIT.value or check.commit(),
         "XLA flags": f"`{check.XLA_FLAGS}`",
-        "shapes": "tiny: the figures mean nothing" if _TINY.value else "real",
+        "shapes": "tiny, so the figures have no meaning" if _TINY.value else "real",
     }
     if not with_torch:
-        about["PyTorch"] = "not installed here: its side is left out"
-    # Ending politely stops the part that runs.
+        about["PyTorch"] = "not installed, so its parts are skipped"
+    # A normal exit on SIGTERM also stops the running part.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with check.missing_wheels(_WHEELS.value) as installed:
         if installed:
@@ -84,6 +97,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _guarded(argv: Sequence[str]) -> None:
+    """Runs `main` and reports expected errors in one line without a traceback."""
     try:
         main(argv)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:

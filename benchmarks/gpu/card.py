@@ -1,4 +1,4 @@
-"""What the check runs on: card, driver, versions, and what jax reaches there at most."""
+"""The device of the check: its name, driver, package versions, and peak rates in jax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAUNCHES = 100
 
 
 def run(context: Context) -> None:
-    """Writes the card's tables."""
+    """Writes the tables of the device, the versions, and the peak rates."""
     context.emit("device", _device())
     for name in _PACKAGES:
         try:
@@ -45,6 +45,7 @@ def run(context: Context) -> None:
 
 
 def _device() -> dict[str, object]:
+    """Describes the device, the driver, and the host."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     found = {
@@ -66,6 +67,7 @@ def _device() -> dict[str, object]:
 
 
 def _copy(tiny: bool) -> str:
+    """Measures the memory bandwidth of the device."""
     count = 2**16 if tiny else 2**28
     array = jnp.zeros(count, jnp.float32)
     add = jax.jit(lambda x: x + 1)
@@ -75,6 +77,7 @@ def _copy(tiny: bool) -> str:
 
 
 def _launch() -> str:
+    """Measures the time to launch a small program."""
     same = jax.jit(lambda x: -x)
     value = same(jnp.float32(1)).block_until_ready()
 

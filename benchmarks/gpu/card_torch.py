@@ -1,4 +1,4 @@
-"""What PyTorch reaches on this device at most."""
+"""Peak rates of the device in PyTorch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from benchmarks.gpu.child import Context
 from benchmarks.timing_torch import torch_ceiling
 
-_TABLE = "ceilings"  # of card.py, which imports jax
+_TABLE = "ceilings"  # as in card.py, which this module cannot import because it imports jax
 
 
 def run(context: Context) -> None:
-    """Adds torch's matrix products to the ceilings."""
+    """Adds the matrix products of torch to the table of peak rates."""
     size = 256 if context.tiny else 8192
     for what, dtype, tf32 in (
         ("float32, highest", "float32", False),

@@ -1,4 +1,4 @@
-"""What a check consists of, and how it is run: the stages and their shares, missing packages, the page's head."""
+"""The stages of a check and their shares of the time, the environment they run in, and the head of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from benchmarks.gpu.runner import PAGE, ROWS, Part, Stage, read_rows, run_stages
 _GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _GPTJ = ("gpt-j-6B",)
 ROOT = Path(__file__).resolve().parents[2]
-# XLA tries many variants of each fusion and matrix product, which costs a program of an edit tens of seconds.
+# By default XLA tries many variants of each fusion and matrix product, which adds tens of seconds to each program of an
+# edit.
 XLA_FLAGS = (
     "--xla_gpu_experimental_enable_fusion_autotuner=false --xla_gpu_enable_triton_gemm=false"
 )
@@ -29,15 +30,15 @@ XLA_FLAGS = (
 def make_stages(
     sizes: Sequence[str], with_torch: bool, modules: Sequence[str] | None = None
 ) -> list[Stage]:
-    """The stages of a check; a part's seconds are its share of the budget.
+    """Builds the stages of a check. The seconds of a part are its share of the time budget.
 
     Args:
-      sizes: some of the known models.
-      with_torch: whether PyTorch's side runs.
-      modules: kinds of parts to run, such as "edits" and "edits_torch"; all of them if None.
+      sizes: Models to check, as `--sizes` names them.
+      with_torch: Whether the PyTorch side runs.
+      modules: Kinds of parts to run, such as "edits" and "edits_torch". By default all kinds run.
 
     Raises:
-      ValueError: If a size or kind is unknown, or nothing is left to run.
+      ValueError: If `sizes` is empty, or a size or kind is unknown.
 
     Example:
       >>> stages = make_stages(["gpt2-xl"], True, ["moments"])
@@ -47,7 +48,7 @@ def make_stages(
     unknown = sorted(set(sizes) - {*_GPT2, *_GPTJ})
     if unknown or not sizes:
         known = ", ".join((*_GPT2, *_GPTJ))
-        raise ValueError(f"--sizes={','.join(sizes)}: name some of {known}.")
+        raise ValueError(f"--sizes={','.join(sizes)} must name one or more of {known}.")
     gpt2 = [size for size in _GPT2 if size in sizes]
     gptj = [size for size in _GPTJ if size in sizes]
 
@@ -60,18 +61,19 @@ def make_stages(
     stages = [
         Stage(
             "1. The device",
-            "Matrix products of 8192 × 8192, the least of ten; everything below is held against them.",
+            "Matrix products of 8192 × 8192, the least time of ten; the ceilings that later tables refer to.",
             [part("card", 16), part("card_torch", 9)],
         ),
         Stage(
-            "2. Is it right",
+            "2. Correctness",
             "The golden numbers of the original implementation, with the tolerances of the tests on CPUs.",
             [part("correctness", 90), part("texts", 40)],
         ),
         Stage(
             "3. ROME edits",
             "Random weights, 21 contexts, a prompt of 8 tokens, 20 evaluations of the loss. Medians of three, warm. "
-            "The same weights and tokens in PyTorch: a Hugging Face model with forward hooks, whole passes.",
+            "PyTorch has the same weights and tokens: a Hugging Face model with forward hooks and whole forward "
+            "passes.",
             [
                 part(module, seconds, size, dtype)
                 for size in gpt2
@@ -81,8 +83,9 @@ def make_stages(
         ),
         Stage(
             "4. Causal traces",
-            "A prompt of 8 tokens, 10 samples of noise, every layer restored at every token. Medians of three, warm. "
-            "PyTorch runs one forward pass of 11 rows for each restoration, a tenth of them, scaled.",
+            "A prompt of 8 tokens, 10 noise samples, every layer restored at every token. Medians of three, warm. "
+            "PyTorch runs one forward pass of 11 rows per restoration, for a tenth of the restorations, and its time "
+            "is scaled.",
             [
                 part(module, seconds, size, "float32")
                 for size in gpt2
@@ -91,17 +94,18 @@ def make_stages(
         ),
         Stage(
             "5. Evaluation",
-            "Cases as long as those of CounterFact: edited, and scored before and after the edit; and texts.",
+            "Cases with the lengths of CounterFact's, edited and scored before and after the edit; and generated "
+            "texts.",
             [part("evaluation", 75, size, "bfloat16") for size in gpt2],
         ),
         Stage(
             "6. GPT-J",
-            "Weights in bfloat16, edit arithmetic in float32.",
+            "bfloat16 weights, edit arithmetic in float32.",
             [part("gptj", 85, size, "bfloat16") for size in gptj],
         ),
         Stage(
             "7. Second moments",
-            "Full rows of random tokens through the layers up to the edited one.",
+            "Full rows of random tokens, run through the layers up to the edit layer.",
             [
                 *(part("moments", 20, size, "float32") for size in gpt2),
                 *(part("moments", 20, size, "bfloat16") for size in gptj),
@@ -112,7 +116,7 @@ def make_stages(
     chosen = known_modules if modules is None else set(modules)
     if chosen - known_modules:
         raise ValueError(
-            f"--parts={','.join(modules)}: name some of {', '.join(sorted(known_modules))}."
+            f"--parts={','.join(modules)} must name one or more of {', '.join(sorted(known_modules))}."
         )
     if not with_torch:
         chosen = {module for module in chosen if not module.endswith("_torch")}
@@ -128,13 +132,21 @@ def make_stages(
 def run_check(
     stages: Sequence[Stage], directory: Path, budget_s: float, about: Mapping[str, str], tiny: bool
 ) -> None:
-    """Runs the stages; the page follows each part."""
+    """Runs the stages and rewrites the page after each part.
+
+    Args:
+      stages: Stages to run.
+      directory: Directory of the rows, the page, and the log.
+      budget_s: Time budget of all stages, in seconds.
+      about: Entries of the page's head, by label.
+      tiny: Whether the parts use tiny shapes.
+    """
     from rome_jax.files.artifacts import cache_directory, write_whole
 
-    begun = datetime.datetime.now()
+    start = datetime.datetime.now()
 
     def write_page() -> None:
-        elapsed = (datetime.datetime.now() - begun).total_seconds()
+        elapsed = (datetime.datetime.now() - start).total_seconds()
         head = about | {"so far": f"{elapsed:.0f} s of {budget_s:.0f}"}
         text = page.render(stages, read_rows(directory / ROWS), head)
         write_whole(directory / PAGE, text.encode())
@@ -145,11 +157,11 @@ def run_check(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
-        # Without CUDA an error, not a check of the CPU; host callbacks need the CPU beside it.
+        # Fails if there is no CUDA device, instead of checking the CPU. Host callbacks also need the CPU backend.
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "" if tiny else "cuda,cpu"),
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if tiny:  # compiling is all that there is to it
+    if tiny:  # compilation takes almost all of the time
         from tests import quick_compile
 
         environment |= quick_compile.variables()
@@ -164,13 +176,16 @@ def run_check(
 
 @contextlib.contextmanager
 def missing_wheels(folder: str | None) -> Iterator[list[str]]:
-    """Installs the wheels of a folder whose packages are missing, for as long as the block lasts.
+    """Installs missing packages from a directory of wheels inside a `with` block.
+
+    Args:
+      folder: Directory of wheels, or None to install nothing.
 
     Yields:
-      Names of what was installed.
+      Names of the packages that were installed.
 
     Raises:
-      ValueError: a folder without wheels.
+      ValueError: If the directory holds no wheel.
     """
     if folder is None:
         yield []
@@ -195,7 +210,7 @@ def missing_wheels(folder: str | None) -> Iterator[list[str]]:
 
 
 def commit() -> str:
-    """The checkout's commit, and whether it holds more; "not known" without git."""
+    """Returns the commit of the checkout and whether files have changed since, or "not known" without git."""
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run(

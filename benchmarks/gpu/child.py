@@ -1,6 +1,7 @@
-"""The process of one part: `python -m benchmarks.gpu.child JSON` runs the module that the JSON names.
+"""Process of one part of a check: `python -m benchmarks.gpu.child JSON` runs the module that the JSON names.
 
-A module has `run(context)`. Those whose names end in _torch import no jax, the others no torch.
+Each module defines `run(context)`. Modules whose names end in `_torch` do not import jax; the others do not import
+torch.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from benchmarks.gpu.runner import ROWS, Part, Stage, append_row, read_rows
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a part is told, and where it writes.
+    """Settings of a part and access to its output.
 
     Attributes:
-      module: of this package, which runs the part.
-      stage, part: their names.
-      directory: of the rows.
-      scratch: of files that parts hand on to each other.
-      seconds: until the part is stopped, from `begun` on.
-      size: as `--sizes` names it; empty if the part is about none.
-      dtype: of the weights.
-      tiny: whether shapes are tiny ones.
-      xla_flags: added to XLA_FLAGS before jax is imported.
-      begun: of the process, by its monotonic clock.
+      module: Module of this package that runs the part.
+      stage, part: Names of the stage and the part.
+      directory: Directory of the rows.
+      scratch: Directory of the files that parts exchange.
+      seconds: Time limit of the part, in seconds since `started`.
+      size: Model, as `--sizes` names it. Empty if the part does not depend on a model.
+      dtype: Dtype of the weights.
+      tiny: Whether to use tiny shapes.
+      xla_flags: Flags added to XLA_FLAGS before jax is imported.
+      started: Time at which the process started, on its monotonic clock.
     """
 
     module: str
@@ -45,38 +46,52 @@ class Context:
     dtype: str = "float32"
     tiny: bool = False
     xla_flags: str = ""
-    begun: float = dataclasses.field(default_factory=time.monotonic)
+    started: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def seconds_left(self) -> float:
-        """Until the part is stopped."""
-        return self.seconds - (time.monotonic() - self.begun)
+        """Seconds until the part is stopped."""
+        return self.seconds - (time.monotonic() - self.started)
 
     def emit(self, table: str, row: Mapping[str, Any]) -> None:
-        """Adds a row, by columns, to a table of the page."""
+        """Adds a row to a table of the page.
+
+        Args:
+          table: Name of the table.
+          row: Cells by column.
+        """
         append_row(
             Path(self.directory) / ROWS, {"stage": self.stage, "table": table, "row": dict(row)}
         )
 
     def log(self, message: str) -> None:
-        """Prints a line with the seconds since the process began; the check keeps it in its log."""
-        print(f"[{time.monotonic() - self.begun:6.1f} s] {message}", flush=True)
+        """Prints a line with the seconds since the process started, which goes to the log of the check."""
+        print(f"[{time.monotonic() - self.started:6.1f} s] {message}", flush=True)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """The rows of a table so far, those of other parts too."""
+        """Returns the rows of a table so far, including those of other parts."""
         rows = read_rows(Path(self.directory) / ROWS)
         return [row["row"] for row in rows if row.get("table") == table]
 
-    def handed(self, name: str) -> Path:
-        """A file that one part writes and another reads."""
+    def shared_file(self, name: str) -> Path:
+        """Returns the path of a file that one part writes and another part reads."""
         return Path(self.scratch) / name
 
 
 def command(
     stage: Stage, part: Part, seconds: float, directory: Path, scratch: Path, tiny: bool
 ) -> Sequence[str]:
-    """The command line of a part."""
-    told = {
+    """Builds the command line of a part.
+
+    Args:
+      stage: Stage of the part.
+      part: Part to run; its options become fields of `Context`.
+      seconds: Time limit of the part.
+      directory: Directory of the rows.
+      scratch: Directory of the files that parts exchange.
+      tiny: Whether to use tiny shapes.
+    """
+    settings = {
         "stage": stage.name,
         "part": part.name,
         "directory": str(directory),
@@ -85,7 +100,7 @@ def command(
         "tiny": tiny,
         **part.options,
     }
-    return [sys.executable, "-m", "benchmarks.gpu.child", json.dumps(told)]
+    return [sys.executable, "-m", "benchmarks.gpu.child", json.dumps(settings)]
 
 
 def main() -> None:

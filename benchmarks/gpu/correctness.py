@@ -1,6 +1,7 @@
-"""Whether everything is right on this device: golden numbers within the tolerances that hold on CPUs, and invariants.
+"""Correctness on this device: golden numbers within the tolerances of the CPU tests, and invariants.
 
-The golden files are those of the tests (tests/golden). Cases run in parallel threads: compiling takes the time.
+The golden files are those of the tests (tests/golden). Cases run in parallel threads, because most of the time is
+compilation.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Site
 from rome_jax.models.registry import LanguageModel, load_model
-from rome_jax.moments.files import load_shipped
 from rome_jax.moments.key_sums import KeySums
+from rome_jax.moments.shipped import load_shipped
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
 from tests import golden_cases as golden
 
 _ROME = ("rome_gpt2_subject_end", "rome_gptj_subject_end", "rome_gpt2_clamp", "rome_gptj_early")
 _TRACES = ("trace_gpt2_mid", "trace_gptj_start")
-_MOVED = ("rome_gpt2_subject_end", "trace_gpt2_mid")  # by other precisions
+_MOVED = ("rome_gpt2_subject_end", "trace_gpt2_mid")  # also computed in other precisions
 _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One figure and what it may be.
+    """Error of one figure, and its tolerance.
 
     Attributes:
-      name: of the case.
-      figure: what of it.
-      error: how far it is off.
-      tolerance: at most; that of the tests.
+      name: Name of the case.
+      figure: Name of the figure.
+      error: Error of the figure.
+      tolerance: Largest error allowed, as in the tests.
     """
 
     name: str
@@ -55,17 +56,22 @@ class Check:
 
     @property
     def right(self) -> bool:
-        """Whether it holds; NaN does not."""
+        """Whether the error is within the tolerance. False if the error is NaN."""
         return self.error <= self.tolerance
 
 
 def run(context: Context) -> None:
-    """Writes a row for each check, then how far other precisions move an edit and a trace."""
+    """Writes one row per check, and the change of an edit and a trace in other precisions.
+
+    Raises:
+      SystemExit: If a figure is out of tolerance.
+    """
     tiny = context.tiny
     rome_cases, traces = (_ROME[:1], ()) if tiny else (_ROME, _TRACES)
     families = ("gpt2",) if tiny else ("gpt2", "gptj")
     checks: list[Callable[[], Iterable[Check]]] = [
-        functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),  # takes longest
+        # This check takes the longest, so it starts first.
+        functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),
         *(functools.partial(check_rome, name) for name in rome_cases),
         *(functools.partial(check_trace, name) for name in traces),
         *(functools.partial(check_forward, family) for family in families),
@@ -74,7 +80,7 @@ def run(context: Context) -> None:
     settings = [("bfloat16 weights", {"dtype": "bfloat16"})]
     if not tiny:
         settings.append(("TF32 (default precision of NVIDIA GPUs)", {"precision": "default"}))
-    # transformers cannot be imported by several threads at once.
+    # Load the models here, because several threads cannot import transformers at once.
     for options in ({}, *(options for _, options in settings)):
         for family in families:
             golden_model(family, **options)
@@ -84,41 +90,49 @@ def run(context: Context) -> None:
         moved = {pool.submit(precision_row, *setting) for setting in settings}
         for done in as_completed(running | moved):
             if done in moved:
-                context.emit("how far other precisions move one edit and one trace", done.result())
+                context.emit("change of one edit and one trace in other precisions", done.result())
                 continue
             for check in done.result():
                 row = dataclasses.asdict(check) | {"right": check.right}
                 context.emit("float32 at highest precision", row)
                 wrong += not check.right
     if wrong:
-        raise SystemExit(f"{wrong} figures are wrong: see the table.")
+        raise SystemExit(f"{wrong} figures are out of tolerance; see the table.")
 
 
 def attempt(check: Callable[[], Iterable[Check]]) -> list[Check]:
-    """The figures of a check; if it fails, its traceback is printed and the other checks go ahead."""
+    """Runs a check.
+
+    If the check raises an error, prints the traceback and returns one failed figure, so that other checks continue.
+    """
     try:
         return list(check())
-    except Exception as error:  # whatever a device makes it raise
+    except Exception as error:  # a device can cause errors of any type
         traceback.print_exc()
         name = getattr(check, "func", check).__name__
         arguments = ", ".join(map(str, getattr(check, "args", ())))
         return [Check(f"{name}({arguments})", f"{type(error).__name__}", float("nan"), 0.0)]
 
 
-def largest(actual: jax.typing.ArrayLike, wanted: jax.typing.ArrayLike) -> float:
-    """max |a - b| / max |b|."""
-    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
-    return float(np.abs(actual - wanted).max() / np.abs(wanted).max())
+def largest(actual: jax.typing.ArrayLike, expected: jax.typing.ArrayLike) -> float:
+    """Computes max |actual − expected| / max |expected|."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 @functools.cache
 def golden_model(family: str, **options: str) -> LanguageModel:
-    """The random model behind the golden numbers."""
+    """Loads the random model of the golden numbers."""
     return load_model(golden.GOLDEN / "ckpt" / family, **options)
 
 
 def rome_errors(name: str, **options: str) -> dict[str, float]:
-    """Errors of u, v* and ΔW of a ROME run's first request and layer."""
+    """Computes the errors of u, v*, and ΔW for the first request and layer of a golden ROME run.
+
+    Args:
+      name: Name of the golden case.
+      **options: Dtype or precision, as for `load_model`.
+    """
     case = golden.read_case(name)
     model = golden_model(case.info["model"], **options)
     config = golden.rome_config(case)
@@ -140,31 +154,37 @@ def rome_errors(name: str, **options: str) -> dict[str, float]:
 
 
 def trace_errors(name: str, tables: Sequence[str], **options: str) -> Iterator[tuple[str, float]]:
-    """Largest absolute error of some of a trace's tables."""
+    """Yields (table, largest absolute error) for some tables of a golden trace.
+
+    Args:
+      name: Name of the golden case.
+      tables: Keys of `golden_cases.TRACE_TABLES`.
+      **options: Dtype or precision, as for `load_model`.
+    """
     case = golden.read_case(name)
     model = golden_model(case.info["model"], **options)
     prompt = TracePrompt.of(model.tokenizer, case.info["prompt"], case.info["subject"])
     noise = (case.arrays["noise_unit"] * case.info["noise"]).astype(np.float32)
     runs = sweep.start(model, prompt, jnp.asarray(noise))
     for table in tables:
-        scores = sweep.trace(model, prompt, runs, **golden.TRACE_TABLES[table])
+        scores = sweep.trace(runs, **golden.TRACE_TABLES[table])
         yield table, float(np.abs(scores - case.arrays[f"{table}_scores"]).max())
 
 
 def check_rome(name: str) -> Iterator[Check]:
-    """A ROME run from the request's text to ΔW."""
+    """Checks a ROME run, from the text of the request to ΔW."""
     for figure, error in rome_errors(name).items():
         yield Check(name, figure, error, golden.rome_tolerance(name))
 
 
 def check_trace(name: str) -> Iterator[Check]:
-    """Tables of restored states and windows."""
+    """Checks the tables of restored states and windows."""
     for table, error in trace_errors(name, tuple(golden.TRACE_TABLES)):
         yield Check(name, table, error, golden.TRACE_TOLERANCE)
 
 
 def check_forward(family: str) -> Iterator[Check]:
-    """Logits, and keys and values of all layers."""
+    """Checks the logits and the captured states of all layers."""
     arrays = golden.read_case(f"forward_{family}").arrays
     model = golden_model(family)
     mask = arrays["attention_mask"].astype(bool)
@@ -174,13 +194,13 @@ def check_forward(family: str) -> Iterator[Check]:
     captured = forward.capture(model.params, model.config, batch, tuple(sites))
     found = {"logits": logits[mask]} | {n: captured[s][:, mask] for s, n in sites.items()}
     for figure, actual in found.items():
-        wanted = arrays[figure][mask] if figure == "logits" else arrays[figure][:, mask]
-        error = largest(actual, wanted)
+        expected = arrays[figure][mask] if figure == "logits" else arrays[figure][:, mask]
+        error = largest(actual, expected)
         yield Check(f"forward_{family}", figure, error, golden.FORWARD_TOLERANCE)
 
 
 def check_moments() -> Iterator[Check]:
-    """Sums of outer products of keys, against float64 sums of the same keys on the host."""
+    """Checks the sums of outer products of keys against float64 sums of the same keys on the host."""
     model = golden_model("gpt2")
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(8, 64))
     batch = TokenBatch(ids.astype(np.int32), np.ones(ids.shape, bool))
@@ -193,7 +213,11 @@ def check_moments() -> Iterator[Check]:
 
 
 def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
-    """An edit is the same alone and among others, factored and merged."""
+    """Checks that an edit does not depend on the chunk size, nor on whether it is factored or merged into the weights.
+
+    Args:
+      chunk_sizes: Chunk sizes to compare; the first is the reference.
+    """
     model = load_model("factworld-gpt2")
     dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=max(chunk_sizes))
     requests = [record.request for record in dataset.records]
@@ -230,12 +254,18 @@ def check_independence(chunk_sizes: Sequence[int]) -> Iterator[Check]:
 
 
 def _matrices(deltas: Delta) -> list[np.ndarray]:
+    """Returns the full ΔW of each edit."""
     (update,) = deltas.updates
     return [np.asarray(a @ b.T) for a, b in zip(update.left, update.right, strict=True)]
 
 
 def precision_row(label: str, options: dict[str, str]) -> dict[str, object]:
-    """How far one edit and one trace are from the golden numbers with other products or weights."""
+    """Computes how far one edit and one trace move from the golden numbers in another precision.
+
+    Args:
+      label: Name of the precision in the table.
+      options: Dtype or precision, as for `load_model`.
+    """
     edit, trace = _MOVED
     moved = rome_errors(edit, **options)
     ((_, error),) = trace_errors(trace, ["default"], **options)

@@ -1,7 +1,8 @@
-"""Random numbers by counting: the same ones in jax and in torch, without a file between them. Imports neither.
+"""Counter-based random numbers, identical in jax and torch without exchanging a file.
 
-A number is a hash of its index and a seed ("lowbias32", a mixer of Chris Wellons' hash-prospector with its published
-constants). Indices are 32-bit numbers in any integer type whose products keep their low 32 bits.
+A number is a hash of its index and a seed. The hash is "lowbias32", a mixer from Chris Wellons' hash-prospector with
+its published constants. Indices are 32-bit numbers in any integer type that keeps the low 32 bits of products. This
+module imports neither jax nor torch.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import zlib
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
-# Half the width of a uniform distribution with GPT-2's standard deviation of 0.02.
+# Half the width of a uniform distribution with the standard deviation of GPT-2's initial weights, 0.02.
 HALF_WIDTH = 0.02 * 3**0.5
 
 
 def scramble(index, number=int):
-    """Hashes of an array of indices below 2³², in its type; `number` makes a constant that goes with it.
+    """Hashes indices below 2³².
+
+    Args:
+      index: Integer or integer array.
+      number: Function that converts a constant to a type that can be combined with `index`.
+
+    Returns:
+      Hashes below 2³², in the type of `index`.
 
     Example:
       >>> scramble(1) != scramble(2)
@@ -28,11 +36,11 @@ def scramble(index, number=int):
 
 
 def seed_of(path: str, layer: int = 0) -> int:
-    """Where the counting of one weight's layer begins.
+    """Returns the first index of the random numbers of one weight.
 
     Args:
-      path: of the leaf, such as "blocks/mlp/up/kernel".
-      layer: of the stack.
+      path: Path of the params leaf, such as "blocks/mlp/up/kernel".
+      layer: Layer within a stacked leaf.
 
     Example:
       >>> seed_of("wte/embedding") != seed_of("wpe/embedding")

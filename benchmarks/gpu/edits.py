@@ -1,4 +1,7 @@
-"""ROME edits at the real size: seconds, work and memory; alone and in chunks. `edits_torch` compares."""
+"""Time, work, and memory of ROME edits at the real model size, alone and in chunks.
+
+`edits_torch` compares the first edit with PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models.config import ModelConfig, to_hf
 
-# (edits, of them in one chunk), in rounds: what a round compiles, it compiles side by side.
+# (number of edits, chunk size) by round. The programs of one round are compiled in parallel.
 _ROUNDS = {
     "float32": [[(1, 1)], [(8, 8)], [(32, 32)]],
     "bfloat16": [[(1, 1)], [(8, 8)], [(32, 32), (128, 32)]],
@@ -30,13 +33,13 @@ _TINY_ROUNDS = {"float32": [[(1, 1), (2, 1)]], "bfloat16": [[(1, 1)]]}
 
 
 def run(context: Context) -> None:
-    """Times edits, after it has handed the first one's ΔW on."""
+    """Saves the first edit for PyTorch, then times edits."""
     size, dtype = sizes.Size.of(context.size, context.tiny), context.dtype
     config = ROMEConfig((size.layer,), v_num_grad_steps=STEPS, loss_threshold=0.0)
-    with ThreadPoolExecutor() as pool:  # the factor of C on the host, the weights on the device
+    with ThreadPoolExecutor() as pool:  # factors C on the host while the device creates the weights
         moment = pool.submit(sizes.second_moment, size.config.mlp_width)
         params = jax.block_until_ready(weights.random_params(size.config, dtype))
-        context.log("weights made")
+        context.log("weights created")
         moments = {size.layer: moment.result()}
     context.log("second moment factored")
 
@@ -56,14 +59,15 @@ def run(context: Context) -> None:
             for edits, chunk in counts
         }
         new = {chunk: batch[0] for (_, chunk), batch in batches.items() if chunk not in warm}
-        if new and context.seconds_left < longest + 4 * max(new) * each:  # four runs, the first too
-            print(f"no time left to compile chunks of {sorted(new)}")
+        # A new chunk size runs four times, including the first run.
+        if new and context.seconds_left < longest + 4 * max(new) * each:
+            print(f"Skipped chunks of {sorted(new)}: no time left to compile them.")
             return
         results, longest, compiling = warm_up([functools.partial(edit, x) for x in new.values()])
         warm |= set(new)
         context.log(f"chunks of {sorted(new)} compiled")
         if number == 0:
-            _hand_on(context, new[1], config, size.config, results[0])
+            _save_for_torch(context, new[1], config, size.config, results[0])
         if new:
             context.emit(
                 f"{context.size}, compiling",
@@ -96,7 +100,7 @@ def run(context: Context) -> None:
 
 
 def ceiling(context: Context, dtype: str) -> float | None:
-    """TFLOP/s of jax's matrix product in the arithmetic of a dtype; None if it was not measured."""
+    """Returns the measured rate of jax's matrix product for a dtype, in TFLOP/s, or None if it was not measured."""
     what = "float32, highest" if dtype == "float32" else dtype
     found = [
         row["TFLOP/s"]
@@ -106,14 +110,14 @@ def ceiling(context: Context, dtype: str) -> float | None:
     return found[0] if found else None
 
 
-def _hand_on(
+def _save_for_torch(
     context: Context,
     inputs: EditInputs,
     config: ROMEConfig,
     model_config: ModelConfig,
     result: EditResult,
 ) -> None:
-    """Everything that PyTorch needs to make the same edit, and ours."""
+    """Saves the inputs of an edit and its result, from which PyTorch repeats and compares the edit."""
     (update,) = result.deltas.updates
     arrays = {
         "left": np.asarray(update.left[0, :, 0]),
@@ -123,7 +127,7 @@ def _hand_on(
     parts = first_case(inputs, config)
     arrays |= {f"case_{name}": np.asarray(value) for name, value in parts.items()}
     np.savez(
-        context.handed(f"edit_{context.size}_{context.dtype}.npz"),
+        context.shared_file(f"edit_{context.size}_{context.dtype}.npz"),
         config=json.dumps(to_hf(model_config)),
         **arrays,
     )

@@ -1,4 +1,4 @@
-"""CounterFact-shaped cases edited and scored, and texts generated under an edit each, at the real size."""
+"""Evaluation at the real model size: CounterFact-shaped cases, edited and scored, and texts generated under edits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
 from rome_jax.data.tokens import pad
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
-from rome_jax.edit.stages.chunks import behind_subject
+from rome_jax.edit.stages.chunks import length_from_subject
 from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
 from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models.generate import Sampling, generate
@@ -28,17 +28,17 @@ from rome_jax.moments.second_moment import SecondMoment
 
 _CASES, _CHUNK, _TEXTS, _LENGTH = 128, 32, 64, 100
 _TINY = (4, 4, 2, 20)
-_PROMPT = 8  # tokens of a text's beginning
+_PROMPT = 8  # tokens of the prompt of a generated text
 
 
 def run(context: Context) -> None:
-    """Writes tokens a second, then cases an hour, each as soon as it is known."""
+    """Writes generated tokens per second, then evaluated cases per hour, each as soon as it is known."""
     size = sizes.Size.of(context.size, context.tiny)
     cases, chunk, texts, length = _TINY if context.tiny else (_CASES, _CHUNK, _TEXTS, _LENGTH)
     with ThreadPoolExecutor() as pool:
         moment = pool.submit(sizes.second_moment, size.config.mlp_width)
         params = jax.block_until_ready(weights.random_params(size.config, context.dtype))
-        context.log("weights made")
+        context.log("weights created")
         tokenizer = word_tokenizer(size.config.vocab_size)
         model = LanguageModel(context.size, size.config, params, tokenizer, "random weights")
         generate_texts(context, model, no_edits(model, size.layer, texts), length)
@@ -46,7 +46,7 @@ def run(context: Context) -> None:
 
 
 def no_edits(model: LanguageModel, layer: int, count: int) -> Delta:
-    """N edits of the shapes of ROME's that change nothing."""
+    """Builds N edits that have the shapes of ROME's and change nothing."""
     widths = model.config.mlp_width, model.config.width
     left, right = (jnp.zeros((count, width, 1)) for width in widths)
     return Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.full(count, layer), left, right),))
@@ -60,12 +60,23 @@ def evaluate_cases(
     cases: int,
     chunk: int,
 ) -> None:
-    """Edits N cases in chunks, scores them before and after; what is compiled, side by side."""
+    """Times N cases that are edited in chunks and scored before and after the edit.
+
+    The programs are compiled in parallel before they are timed.
+
+    Args:
+      context: Context of the part.
+      model: Model to edit.
+      layer: Edit layer.
+      moment: Second moment of the edit layer.
+      cases: Number of cases, N.
+      chunk: Number of requests optimized together.
+    """
     config = ROMEConfig((layer,), v_num_grad_steps=STEPS, loss_threshold=0.0)
     templates = make_templates(model.config.vocab_size)
-    # In the order of the chunks, so that each thread below compiles one of their shapes.
+    # Sorted as `compute_deltas` sorts its chunks, so that each thread below compiles the shape of one chunk.
     records = sorted(
-        make_records(cases, model.config.vocab_size), key=lambda r: behind_subject(r.request)
+        make_records(cases, model.config.vocab_size), key=lambda r: length_from_subject(r.request)
     )
 
     def edit(part: Sequence[CounterFactRecord]) -> Delta:
@@ -97,6 +108,7 @@ def evaluate_cases(
 
 
 def _report(context: Context, what: str, seconds: float, cases: int) -> None:
+    """Writes a row of the table of cases."""
     context.emit(
         f"{context.size}, {cases} cases",
         {
@@ -110,7 +122,14 @@ def _report(context: Context, what: str, seconds: float, cases: int) -> None:
 
 
 def generate_texts(context: Context, model: LanguageModel, deltas: Delta, length: int) -> None:
-    """Generates as many texts as there are edits side by side, with and without an edit each."""
+    """Times the generation of one text per edit in one batch, with the edits and without them.
+
+    Args:
+      context: Context of the part.
+      model: Model that generates.
+      deltas: N edits, one per text.
+      length: Length of a text in tokens, including its prompt of 8 tokens.
+    """
     texts = len(deltas)
     ids = np.random.default_rng(2).integers(model.config.vocab_size, size=(texts, _PROMPT))
     batch = pad(ids.tolist())

@@ -1,4 +1,4 @@
-"""GPT-J at its real size in one process: edits, a trace and scoring, with half-precision weights."""
+"""Edits, a trace, and scoring of GPT-J at its real size in one process, with bfloat16 weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _EDITS, _CHUNK, _COLUMNS, _SAMPLES = 16, 8, 256, 10
 
 
 def run(context: Context) -> None:
-    """Writes a row for each job, as soon as it is done."""
+    """Writes one row per job, as soon as the job is done."""
     size = sizes.Size.of(context.size, context.tiny)
     edits, chunk = (2, 1) if context.tiny else (_EDITS, _CHUNK)
     config = ROMEConfig((size.layer,), v_num_grad_steps=STEPS, loss_threshold=0.0)
-    with ThreadPoolExecutor() as pool:  # the factor of C takes the host seconds
+    with ThreadPoolExecutor() as pool:  # factoring C takes several seconds on the host
         moment = pool.submit(sizes.second_moment, size.config.mlp_width)
         params = jax.block_until_ready(weights.random_params(size.config, context.dtype))
         tokenizer = word_tokenizer(size.config.vocab_size)
@@ -64,7 +64,14 @@ def run(context: Context) -> None:
 
 
 def report(context: Context, job: str, seconds: float | None, work: float | None) -> None:
-    """Adds a row."""
+    """Writes the row of a job.
+
+    Args:
+      context: Context of the part.
+      job: Name of the job.
+      seconds: Time of the job, or None if it was not timed.
+      work: Floating-point operations of the job, or None if they were not counted.
+    """
     top = ceiling(context, context.dtype)
     reached = None if work is None else work / seconds / 1e12
     context.emit(
@@ -80,18 +87,18 @@ def report(context: Context, job: str, seconds: float | None, work: float | None
 
 
 def trace(model: LanguageModel) -> float:
-    """A table of hidden states; returns its work."""
+    """Computes a table of restored hidden states and returns its floating-point operations."""
     generator = np.random.default_rng(0)
     prompt = make_prompt(generator.integers(model.config.vocab_size, size=PROMPT))
     shape = (_SAMPLES, SPAN[1] - SPAN[0], model.config.width)
     noise = jnp.asarray(NOISE * generator.standard_normal(shape, np.float32))
     runs = sweep.start(model, prompt, noise)
-    sweep.trace(model, prompt, runs, chunk_columns=_COLUMNS)
+    sweep.trace(runs, chunk_columns=_COLUMNS)
     return count_trace_work(model.config, prompt, _SAMPLES, TraceKind.HIDDEN, _COLUMNS).rome_jax
 
 
 def score(context: Context, model: LanguageModel, deltas: Delta) -> None:
-    """Scores as many cases as there are edits, each under its own."""
+    """Times the scoring of one case per edit, each case under its own edit."""
     cases = len(deltas)
     records = make_records(cases, model.config.vocab_size)
 

@@ -1,4 +1,4 @@
-"""Clock and memory of jax's side: synchronized, warm, compiling apart."""
+"""Timers and memory of the jax side. Timers wait for the device and count compilation separately."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ _THREADS = 8
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
-    """(median seconds of one call, what the last one returned); waits for the device."""
+    """Times a function, waiting for the device after each call.
+
+    Args:
+      function: Function without arguments.
+      repeats: Number of calls.
+
+    Returns:
+      (median seconds per call, result of the last call).
+    """
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = jax.block_until_ready(function())
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return statistics.median(times), result
 
 
 @contextlib.contextmanager
 def compile_seconds() -> Iterator[list[float]]:
-    """Collects the seconds of each program that is compiled, or read from the compilation cache, meanwhile.
+    """Collects compile times inside a `with` block.
+
+    Yields:
+      A list that grows by the seconds of each program that is compiled or read from the compilation cache.
 
     Example:
       >>> with compile_seconds() as compiled:
@@ -49,18 +60,21 @@ def compile_seconds() -> Iterator[list[float]]:
 
 
 def warm_up(functions: Sequence[Callable[[], Any]]) -> tuple[list[Any], float, float]:
-    """Calls functions for the first time, in parallel threads, since what they compile is what takes the time.
+    """Calls functions for the first time, in parallel threads, because most of the time is compilation.
+
+    Args:
+      functions: Functions without arguments.
 
     Returns:
-      (results, seconds until all were done, sum of their compile seconds)
+      (results, seconds until all functions had returned, sum of the compile times of all programs).
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with compile_seconds() as compiled, ThreadPoolExecutor(_THREADS) as pool:
         results = list(pool.map(lambda function: jax.block_until_ready(function()), functions))
-    return results, time.perf_counter() - begun, sum(compiled)
+    return results, time.perf_counter() - start, sum(compiled)
 
 
 def peak_gib() -> float | None:
-    """GiB of the device that this process has held at once, at most; None where jax does not know."""
+    """Returns the peak device memory of this process in GiB, or None if jax does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None

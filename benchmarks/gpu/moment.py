@@ -1,4 +1,7 @@
-"""A second moment C = I + B Bᵀ that both sides can make from B: its inverse needs no factor of [F, F]. NumPy alone."""
+"""A second moment C = I + B Bᵀ that both sides build from B.
+
+Its inverse needs no factorization of an [F, F] matrix. This module imports only NumPy.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ _RANK = 64
 
 
 def moment_root(width: int) -> np.ndarray:
-    """B, float64 [F, r].
+    """Returns B, float64 [F, r].
+
+    Args:
+      width: F, the width of the MLP's keys.
 
     Example:
       >>> moment_root(5).shape
@@ -18,7 +24,10 @@ def moment_root(width: int) -> np.ndarray:
 
 
 def inverse(root: np.ndarray) -> np.ndarray:
-    """C⁻¹, float64 [F, F], by Woodbury's identity.
+    """Computes C⁻¹, float64 [F, F], with Woodbury's identity.
+
+    Args:
+      root: [F, r] matrix B.
 
     Example:
       >>> root = moment_root(5)

@@ -1,4 +1,4 @@
-"""Second moments at the real size: how many tokens a second enter Σ k kᵀ of the edited layer."""
+"""Second moments at the real model size: tokens per second that enter Σ k kᵀ of the edit layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS, _LENGTH = 8, 1024
 
 
 def run(context: Context) -> None:
-    """Writes tokens a second of full rows."""
+    """Writes the tokens per second of batches of full rows."""
     size = sizes.Size.of(context.size, context.tiny)
     shape = (2, 32) if context.tiny else (_ROWS, _LENGTH)
     params = weights.random_params(size.config, context.dtype)

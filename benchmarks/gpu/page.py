@@ -1,4 +1,4 @@
-"""One Markdown page from the rows of a check."""
+"""The Markdown page of a check, built from its rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Row = Mapping[str, Any]
 
 
 def render(stages: Sequence[Stage], rows: Sequence[Row], about: Mapping[str, str]) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      stages: of the check; each is a section.
-      rows: measurements, which name their table, and the parts' outcomes, which have a status.
-      about: what the head says, by label.
+      stages: Stages of the check; each becomes a section.
+      rows: Measurements, which have a "table", and outcomes of parts, which have a "status".
+      about: Entries of the head, by label.
 
     Example:
       >>> render([], [], {"commit": "abc"}).splitlines()[2]
@@ -38,6 +38,7 @@ def render(stages: Sequence[Stage], rows: Sequence[Row], about: Mapping[str, str
 
 
 def _table(entries: Sequence[Row]) -> list[str]:
+    """Renders rows as the lines of a table whose columns are all keys of the rows."""
     columns = list(dict.fromkeys(column for entry in entries for column in entry))
     lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
     for entry in entries:
@@ -46,6 +47,7 @@ def _table(entries: Sequence[Row]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
+    """Formats one value."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -56,7 +58,7 @@ def _cell(value: Any) -> str:
 
 
 def _outcomes(outcomes: Sequence[Row]) -> list[str]:
-    """A line for each part, and what a failed one said last."""
+    """Renders one line per part, followed by the last output of a part that failed."""
     lines = []
     for outcome in outcomes:
         line = f"- {outcome['part']}: {outcome['status']}, {outcome['seconds']:g} s"

@@ -1,9 +1,9 @@
-"""Runs the parts of a check one after another, each in a process of its own, under one budget of time.
+"""Runs the parts of a check one after another, each in its own process, within one time budget.
 
     stages ─► parts ─► process with a limit ─► rows on disk ─► page
 
-A part that fails or hangs ends alone. Everything measured is on disk as soon as it is known: a process appends its
-rows itself, and the page is written anew after each part.
+A part that fails or hangs does not stop the others. Measurements are on disk as soon as they are known: each process
+appends its own rows, and the page is rewritten after each part.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 ROWS, PAGE, LOG = "rows.jsonl", "gpu.md", "log.txt"
-_TAIL = 30  # lines of a failed part's output that its row keeps
-_GRACE = 2.0  # seconds between asking a process to stop and stopping it
+_TAIL = 30  # last lines of a failed part's output that are kept in its row
+_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One process.
+    """A part of a check, which runs in one process.
 
     Attributes:
-      name: unique, such as "edits gpt2-xl float32".
-      seconds: its share of the budget, in proportion to those of the other parts.
-      options: what its process is told.
+      name: Unique name, such as "edits gpt2-xl float32".
+      seconds: Share of the time budget, relative to the shares of the other parts.
+      options: Settings of the process.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Parts that answer one question.
+    """A group of parts that answer one question.
 
     Attributes:
-      name: a heading of the page.
-      about: a paragraph below it.
-      parts: in the order in which they run.
+      name: Heading of the page's section.
+      about: Paragraph below the heading.
+      parts: Parts in the order in which they run.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Stage:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one line to a file of rows, and sees it on disk."""
+    """Appends a row to a file and waits until it is on disk."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -63,7 +63,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that was cut short is left out."""
+    """Reads the rows of a file, without a last line that is incomplete. A missing file has no rows."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -83,27 +83,27 @@ def run_stages(
     environment: Mapping[str, str] | None = None,
     least_s: float = 4.0,
 ) -> None:
-    """Runs all parts within the budget.
+    """Runs all parts within the time budget.
 
-    A part may take its own share and what the parts before it have left over. What it is not given, it is skipped with
-    a line.
+    A part may use its own share and the time that earlier parts have left. A part without enough time is skipped, and
+    its row says so.
 
     Args:
-      stages: in order of worth.
-      budget_s: seconds for all of them together.
-      directory: of the rows and the log.
-      command: the command line of a part that has some seconds.
-      after_part: called after each part; writes the page.
-      environment: of the processes; this one's if None.
-      least_s: seconds below which a part is not worth starting.
+      stages: Stages in order of importance.
+      budget_s: Time budget of all stages, in seconds.
+      directory: Directory of the rows and the log. It is created if it does not exist.
+      command: Function of a stage, a part, and its time limit in seconds that returns the command line of the part.
+      after_part: Function called after each part, which writes the page.
+      environment: Environment variables of the processes. By default those of this process.
+      least_s: Seconds that a part needs at least; with less time it is not started.
     """
     directory.mkdir(parents=True, exist_ok=True)
     scale = budget_s / sum(part.seconds for stage in stages for part in stage.parts)
-    begun, due = time.monotonic(), 0.0
+    started, due = time.monotonic(), 0.0
     for stage in stages:
         for part in stage.parts:
             due += part.seconds * scale
-            limit = begun + due - time.monotonic()
+            limit = started + due - time.monotonic()
             if limit < least_s:
                 status, seconds, message = "skipped", 0.0, "no time left"
             else:
@@ -131,13 +131,13 @@ def _run_part(
     directory: Path,
     environment: Mapping[str, str] | None,
 ) -> tuple[str, float, str]:
-    """(status, seconds, message) of one process; its output goes to the log."""
+    """Runs one process with its output in the log, and returns (status, seconds, message)."""
     log = directory / LOG
     with log.open("ab") as file:
         file.write(f"\n===== {part.name}, {datetime.datetime.now():%H:%M:%S}\n".encode())
         file.flush()
-        start, begun = file.tell(), time.monotonic()
-        # A session of its own: what the process has started is stopped with it.
+        start, started = file.tell(), time.monotonic()
+        # A new session, so that the child processes of the part can be stopped with it.
         process = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
@@ -152,11 +152,15 @@ def _run_part(
             code = None
         finally:
             _stop(process)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     if code == 0:
         return "done", seconds, ""
     if code is None:
-        return "stopped", seconds, f"reached its limit of {limit:.0f} s; its rows up to then stand"
+        return (
+            "stopped",
+            seconds,
+            f"reached its limit of {limit:.0f} s; the rows it had finished are kept",
+        )
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
@@ -164,7 +168,7 @@ def _run_part(
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends a process and all that it has started."""
+    """Stops a process and all of its child processes."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)

@@ -1,4 +1,4 @@
-"""What is checked: models at their real size, or tiny ones of the same shape, and second moments for them."""
+"""Models of the check at their real or a tiny size, and their second moments."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.gpu.moment import moment_root
 from rome_jax.models.config import PRESETS, Family, ModelConfig
-from rome_jax.moments.files import SecondMoment
+from rome_jax.moments.second_moment import SecondMoment
 
-# As `--sizes` names them.
+# Full model names by the names that `--sizes` takes.
 NAMES = {name.split("/")[-1]: name for name in EDIT_LAYERS}
 _TINY: Mapping[str, int] = {
     "num_layers": 4,
@@ -29,8 +29,8 @@ class Size:
     """A model to check.
 
     Attributes:
-      config: of the model.
-      layer: that is edited: the published one.
+      config: Configuration of the model.
+      layer: Edit layer; for a model of real size the published one.
     """
 
     config: ModelConfig
@@ -38,7 +38,11 @@ class Size:
 
     @classmethod
     def of(cls, name: str, tiny: bool = False) -> Size:
-        """The model that `--sizes` calls `name`, or a tiny one of its family.
+        """Returns a model at its real size, or a tiny model of the same family.
+
+        Args:
+          name: Model, as `--sizes` names it.
+          tiny: Whether to return the tiny model.
 
         Example:
           >>> Size.of("gpt2-xl").layer, Size.of("gpt-j-6B", tiny=True).config.width
@@ -52,7 +56,13 @@ class Size:
 
 
 def second_moment(width: int) -> SecondMoment:
-    """A second moment with a spread of eigenvalues, factored already: C is factored once a layer, not once an edit."""
+    """Builds and factors the second moment C = I + B Bᵀ, whose eigenvalues vary.
+
+    An edit factors C once per layer, so the factorization is not part of the time of one edit.
+
+    Args:
+      width: F, the width of the MLP's keys.
+    """
     root = moment_root(width)
     matrix = root @ root.T
     matrix[np.diag_indices(width)] += 1

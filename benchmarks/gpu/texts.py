@@ -1,4 +1,4 @@
-"""`eval.edit` with no flags says the same on this device and on the CPU. Imports neither jax nor torch."""
+"""A check that `eval.edit` prints the same on this device as on the CPU. This module imports neither jax nor torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def run(context: Context) -> None:
-    """Writes whether both say the same, numbers aside, and the first line that differs."""
+    """Writes whether both outputs are equal, with and without regard to numbers.
+
+    Raises:
+      SystemExit: If the outputs differ in more than numbers. The message has the first lines that differ.
+    """
     with ThreadPoolExecutor(2) as pool:
         outputs = list(pool.map(edit, (dict(os.environ), os.environ | {"JAX_PLATFORMS": "cpu"})))
     lines = [_NUMBER.sub("#", output).splitlines() for output in outputs]
@@ -27,15 +31,24 @@ def run(context: Context) -> None:
             "lines": len(lines[0]),
             "the same texts": same,
             "the same numbers too": outputs[0] == outputs[1],
-            "says": outputs[0].strip().splitlines()[-2],
+            "next-to-last line": outputs[0].strip().splitlines()[-2],
         },
     )
     if not same:
-        raise SystemExit(f"here and on the CPU: {different[:3] or 'another number of lines'}")
+        raise SystemExit(
+            f"eval.edit differs here and on the CPU: {different[:3] or 'number of lines'}"
+        )
 
 
 def edit(environment: Mapping[str, str]) -> str:
-    """What the program says."""
+    """Runs `eval.edit` without flags and returns its output.
+
+    Args:
+      environment: Environment variables of the process.
+
+    Raises:
+      SystemExit: If the program fails.
+    """
     line = [sys.executable, "-m", "eval.edit"]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

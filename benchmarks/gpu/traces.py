@@ -1,4 +1,7 @@
-"""Causal tracing at the real size: a whole table of each kind. `traces_torch` compares."""
+"""Causal tracing at the real model size: one complete table per kind of restored state.
+
+`traces_torch` compares the tables with PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ from rome_jax.trace.prompt import TracePrompt
 from rome_jax.trace.restore import TraceKind
 
 SAMPLES = 10
-_CHUNK_COLUMNS = (256, sweep.CHUNK_COLUMNS)  # the likely best first
+_CHUNK_COLUMNS = (256, sweep.CHUNK_COLUMNS)  # the one expected to be fastest comes first
 
 
 def run(context: Context) -> None:
-    """Finds the best `--chunk_columns` on one kind, then times all of them with it."""
+    """Finds the fastest `chunk_columns` for hidden states, then times all kinds with it."""
     config, dtype = sizes.Size.of(context.size, context.tiny).config, context.dtype
     params = weights.random_params(config, dtype)
     jax.block_until_ready(params)
-    context.log("weights made")
+    context.log("weights created")
     model = LanguageModel(context.size, config, params, None, "random weights")
     generator = np.random.default_rng(0)
     prompt = make_prompt(generator.integers(config.vocab_size, size=PROMPT))
@@ -40,17 +43,17 @@ def run(context: Context) -> None:
 
     def trace(kind: TraceKind, chunk_columns: int) -> tuple[np.ndarray, float]:
         runs = sweep.start(model, prompt, on_device)
-        table = sweep.trace(
-            model, prompt, runs, kind=kind, window=window, chunk_columns=chunk_columns
-        )
-        return table, float(runs.corrupted_score)
+        table = sweep.trace(runs, kind=kind, window=window, chunk_columns=chunk_columns)
+        return table, runs.corrupted_score
 
     columns = _CHUNK_COLUMNS[-1:] if context.tiny else _CHUNK_COLUMNS
     first = [(kind, columns[0]) for kind in TraceKind] + [
         (TraceKind.HIDDEN, n) for n in columns[1:]
     ]
     results, seconds, compiling = warm_up([functools.partial(trace, *which) for which in first])
-    _hand_on(context, config, prompt, noise, window, dict(zip(TraceKind, results, strict=False)))
+    _save_for_torch(
+        context, config, prompt, noise, window, dict(zip(TraceKind, results, strict=False))
+    )
     context.emit(
         f"{context.size}, compiling traces",
         {"dtype": dtype, "s until all had run": seconds, "s of all programs": compiling},
@@ -59,7 +62,7 @@ def run(context: Context) -> None:
     for count in columns:
         tried[count], _ = median_seconds(functools.partial(trace, TraceKind.HIDDEN, count))
         row = {"kind": str(TraceKind.HIDDEN), "chunk_columns": count, "s per table": tried[count]}
-        context.emit(f"{context.size}, how many columns at once", row)
+        context.emit(f"{context.size}, columns per chunk", row)
     best = min(tried, key=tried.get)
     if best != columns[0]:
         warm_up([functools.partial(trace, kind, best) for kind in TraceKind])
@@ -86,7 +89,7 @@ def run(context: Context) -> None:
         )
 
 
-def _hand_on(
+def _save_for_torch(
     context: Context,
     config: ModelConfig,
     prompt: TracePrompt,
@@ -94,10 +97,10 @@ def _hand_on(
     window: int,
     traced: Mapping[TraceKind, tuple[np.ndarray, float]],
 ) -> None:
-    """Everything that PyTorch needs to make the same tables, and ours."""
+    """Saves the inputs of the traces and their tables, from which PyTorch repeats and compares them."""
     tables = {f"table_{kind}": table for kind, (table, _) in traced.items()}
     np.savez(
-        context.handed(f"trace_{context.size}_{context.dtype}.npz"),
+        context.shared_file(f"trace_{context.size}_{context.dtype}.npz"),
         config=json.dumps(to_hf(config)),
         ids=np.array(prompt.ids),
         span=np.array(SPAN),

@@ -1,4 +1,7 @@
-"""The same traces in PyTorch, at a tenth of the places: first the proof that they are the same, then the time."""
+"""The traces of `traces` in PyTorch, for a tenth of the restorations.
+
+Checks that the tables agree at those positions, then measures the time.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ import torch
 
 from benchmarks import trace_torch
 from benchmarks.gpu.child import Context
-from benchmarks.gpu.weights_torch import take_over
+from benchmarks.gpu.weights_torch import load_shared
 from benchmarks.timing_torch import synchronize
 
-_EVERY = 10  # place that PyTorch restores
+_EVERY = 10  # PyTorch runs every tenth restoration
 _KINDS = ("hidden", "mlp", "attn")
-_SAME = 1e-3  # largest difference of two tables, as a share of the largest indirect effect
+_SAME = 1e-3  # largest difference of equal tables, as a fraction of the largest indirect effect
 _REPEATS = 3
 
 
 def run(context: Context) -> None:
-    """Writes PyTorch's rows, and the ratios of the kinds whose tables are the same."""
-    handed, model = take_over(context, "trace")
+    """Writes the rows of PyTorch, and the ratio of times for each kind whose tables agree."""
+    shared, model = load_shared(context, "trace")
     device = model.device
-    ids, noise = (torch.tensor(handed[name], device=device) for name in ("ids", "noise"))
-    span = tuple(handed["span"].tolist())
-    case = trace_torch.Case(ids, span, noise, int(handed["window"]))
-    places = handed["places"]
+    ids, noise = (torch.tensor(shared[name], device=device) for name in ("ids", "noise"))
+    span = tuple(shared["span"].tolist())
+    case = trace_torch.Case(ids, span, noise, int(shared["window"]))
+    places = shared["places"]
     some = np.arange(0, len(places), _EVERY)
     table = f"{context.size}, traces"
     ours = {row["kind"]: row for row in context.rows(table)}
@@ -34,15 +37,15 @@ def run(context: Context) -> None:
 
         def sweep(kind=kind) -> tuple[float, np.ndarray]:
             synchronize()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             scores = trace_torch.sweep(model, case, kind, places[some].tolist())
             synchronize()
-            return time.perf_counter() - begun, scores.numpy()
+            return time.perf_counter() - start, scores.numpy()
 
         _, scores = sweep()
-        wanted = handed[f"table_{kind}"]
-        difference = float(np.abs(wanted.ravel()[some] - scores).max())
-        effect = float(np.abs(wanted - handed["corrupted"]).max())
+        expected = shared[f"table_{kind}"]
+        difference = float(np.abs(expected.ravel()[some] - scores).max())
+        effect = float(np.abs(expected - shared["corrupted"]).max())
         same = difference <= _SAME * effect
         seconds = statistics.median(sweep()[0] for _ in range(_REPEATS))
         seconds *= len(places) / len(some)

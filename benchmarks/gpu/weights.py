@@ -1,4 +1,7 @@
-"""Random params, made where jax computes, a layer at a time; `weights_torch` makes the same ones."""
+"""Random params, created on jax's device one layer at a time.
+
+`weights_torch` creates bit-identical weights in torch.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from rome_jax.models.forward import Params, param_shapes
 
 
 def random_params(config: ModelConfig, dtype: str = "float32") -> Params:
-    """Kernels and embeddings uniform with standard deviation 0.02, biases 0, scales 1.
+    """Draws kernels and embeddings from a uniform distribution with standard deviation 0.02.
 
-    Example:
-      >>> random_params(config, "bfloat16")["wte"]["embedding"].dtype  # doctest: +SKIP
-      dtype(bfloat16)
+    Biases are 0 and scales are 1.
+
+    Args:
+      config: Configuration of the model.
+      dtype: Dtype of the params.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _leaf("/".join(key.key for key in path), leaf.shape, dtype),
@@ -27,6 +32,7 @@ def random_params(config: ModelConfig, dtype: str = "float32") -> Params:
 
 
 def _leaf(path: str, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Creates the leaf at a path such as "blocks/mlp/up/kernel"."""
     name = path.rsplit("/", 1)[-1]
     if name in ("bias", "scale"):
         return jnp.full(shape, float(name == "scale"), dtype)
@@ -38,7 +44,7 @@ def _leaf(path: str, shape: tuple[int, ...], dtype: str) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _uniform(seeds: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    """[layers, *shape] from a seed for each layer; holds one layer in float32 at a time."""
+    """Draws [layers, *shape] numbers from one seed per layer, with only one layer in float32 at a time."""
 
     def one(seed):
         index = jnp.arange(np.prod(shape), dtype=jnp.uint32) + seed

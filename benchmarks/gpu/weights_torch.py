@@ -1,4 +1,7 @@
-"""A Hugging Face GPT-2 with the weights of `weights.random_params`, made where torch computes. Imports no jax."""
+"""A Hugging Face GPT-2 with the weights of `weights.random_params`, created on torch's device.
+
+This module does not import jax.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from benchmarks.gpu.child import Context
 from benchmarks.gpu.counters import HALF_WIDTH, scramble, seed_of
 from benchmarks.timing_torch import torch_device
 
-# Our leaf by the name of GPT-2's tensor in a layer; Conv1D stores [in, out] as we do.
+# rome_jax's leaf by the name of GPT-2's tensor in a layer. Both store kernels as [in, out].
 _LAYER = {
     "attn.c_attn": "blocks/attn/qkv/kernel",
     "attn.c_proj": "blocks/attn/out/kernel",
@@ -23,33 +26,35 @@ _LAYER = {
 }
 
 
-def take_over(context: Context, kind: str) -> tuple[dict[str, np.ndarray], GPT2LMHeadModel]:
-    """What the part of rome_jax has handed on, and the model that it belongs to.
+def load_shared(context: Context, kind: str) -> tuple[dict[str, np.ndarray], GPT2LMHeadModel]:
+    """Loads the arrays that the rome_jax part has saved, and creates the model they belong to.
 
     Args:
-      context: of PyTorch's part.
+      context: Context of the PyTorch part.
       kind: "edit" or "trace".
+
+    Returns:
+      (arrays by name, model).
+
+    Raises:
+      SystemExit: If the rome_jax part has saved nothing.
     """
-    path = context.handed(f"{kind}_{context.size}_{context.dtype}.npz")
+    path = context.shared_file(f"{kind}_{context.size}_{context.dtype}.npz")
     if not path.is_file():
-        raise SystemExit(f"rome_jax left no {kind} to compare with: see its part.")
+        raise SystemExit(f"The rome_jax part saved no {kind} to compare with; see its outcome.")
     with np.load(path) as file:
-        handed = dict(file)
-    config = json.loads(str(handed["config"]))
-    return handed, random_gpt2(config, context.dtype, torch_device())
+        shared = dict(file)
+    config = json.loads(str(shared["config"]))
+    return shared, random_gpt2(config, context.dtype, torch_device())
 
 
 def random_gpt2(hf_config: Mapping[str, Any], dtype: str, device: torch.device) -> GPT2LMHeadModel:
-    """The model, for inference.
+    """Creates the model for inference.
 
     Args:
-      hf_config: the content of a `config.json`.
-      dtype: of the weights.
-      device: of the weights.
-
-    Example:
-      >>> random_gpt2(to_hf(config), "bfloat16", torch_device()).dtype  # doctest: +SKIP
-      torch.bfloat16
+      hf_config: Content of a Hugging Face `config.json`.
+      dtype: Dtype of the weights, such as "bfloat16".
+      device: Device of the weights.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -71,8 +76,8 @@ def random_gpt2(hf_config: Mapping[str, Any], dtype: str, device: torch.device) 
 
 @torch.no_grad()
 def _fill(weight: torch.Tensor, seed: int) -> None:
-    index = torch.arange(
-        weight.numel(), device=weight.device
-    )  # int64: products keep their low bits
+    """Overwrites a weight with the numbers of `weights._uniform`."""
+    # torch.arange is int64, so products keep their low 32 bits.
+    index = torch.arange(weight.numel(), device=weight.device)
     unit = (scramble((index + seed) & 0xFFFFFFFF) >> 8).float() * 2.0**-23 - 1
     weight.copy_((unit * HALF_WIDTH).reshape(weight.shape))
