@@ -288,15 +288,10 @@ def _score_rows(
 def _by_row(
     places: Sequence[tuple[int, int]], num_rows: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Groups places by row, so that the last layer can read a few columns of each.
+    """Groups places (row, column) by row, so that the last layer can read a few columns of each row.
 
-    Args:
-      places: (row, column) of each place.
-      num_rows: The number of rows B.
-      count: The padded number of places P.
-
-    Returns:
-      The columns to read of each row, int32 [B, R], and (row, index into these columns) of each place, int32 [P, 2].
+    Returns the columns to read of each row, int32 [B, R], and (row, index into these columns) of each place,
+    int32 [P, 2], where P is `count`.
     """
     at = np.zeros((count, 2), np.int32)
     used = np.zeros(num_rows, np.int32)
@@ -318,16 +313,9 @@ def _score(
     tokens: jax.Array,
     deltas: Delta | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the log-probabilities of tokens, and whether each is the most likely one.
+    """Computes the log-probabilities of tokens [P, K], and whether each is the most likely one, both [P, K].
 
-    Args:
-      params, config, batch: The model and the packed rows.
-      read, at: As returned by `_by_row`.
-      tokens: int32 [P, K], the tokens to score at each place.
-      deltas: One edit, or one per row; None for the unedited model.
-
-    Returns:
-      float32 [P, K] and bool [P, K].
+    `read` and `at` are those of `_by_row`; `deltas` is one edit, or one per row.
     """
     attention = forward.plain_attention(batch)
     own = None if deltas is None else deltas.rows(None, len(batch.ids))

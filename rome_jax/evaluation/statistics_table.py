@@ -26,7 +26,7 @@ from rome_jax.moments.second_moment import SecondMoment
 def lines(
     model: LanguageModel, limits: Sequence[collect.Limit | None], num_cases: int, seed: int = 0
 ) -> Iterator[str]:
-    """Yields the lines of the table in docs/statistics.md: one row for each number of tokens behind C.
+    """Yields the lines of the table in docs/statistics.md: one row for each number of tokens used for C.
 
     Args:
       model: An embedded model.
@@ -47,7 +47,7 @@ def lines(
     key = jax.random.key(seed)
     templates = sample_templates(model, key, config.context_template_length_params)
     yield f"{model.name}, layer {layer}, width {model.config.mlp_width}, {len(records)} requests"
-    yield "| tokens behind C | condition number | S | efficacy | paraphrase | neighborhood |"
+    yield "| tokens used for C | condition number | S | efficacy | paraphrase | neighborhood |"
     yield "|---|---|---|---|---|---|"
     for limit in limits:
         yield f"| {' | '.join(_row(model, records, config, templates, limit))} |"

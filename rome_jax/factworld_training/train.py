@@ -75,11 +75,6 @@ def train(
 
     Raises:
       ValueError: If there are checkpoints of another configuration.
-
-    Example:
-      >>> from rome_jax.factworld_training.settings import configure
-      >>> train(configure("gpt2"), "retrained/gpt2")["recall"]  # doctest: +SKIP
-      0.9999
     """
     directory = Path(directory).absolute()
     world = make_world(seed=config.seed)

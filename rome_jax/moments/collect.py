@@ -216,7 +216,7 @@ def _begin(
     if not path.exists():
         return State(KeySums(model.params, model.config, requested - finished))
     header = read_header(path)
-    _refuse_others(
+    _check_settings(
         path,
         header["settings"] | {"layers": sorted(set(header["layers"]) - finished)},
         {**settings, "layers": sorted(requested - finished)},
@@ -232,11 +232,11 @@ def _finished(directory: Path, settings: Mapping[str, Any]) -> set[int]:
     compared = {key: settings[key] for key in _RECORDED if key != "version"}
     for path in paths.values():
         recorded = dataclasses.asdict(moment_files.read_provenance(path)[0])
-        _refuse_others(path, {key: recorded[key] for key in compared}, compared)
+        _check_settings(path, {key: recorded[key] for key in compared}, compared)
     return set(paths)
 
 
-def _refuse_others(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _check_settings(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raises ValueError if the settings of a file differ from those of this collection."""
     if differing := runs.differences(there, here):
         raise ValueError(

@@ -109,7 +109,7 @@ def tokenize_examples(model: LanguageModel, examples: Sequence[TrainingExample])
       >>> example = TrainingExample(request, "Gothulf Punby plays", "Tasune Bridge is made of", " stone")
       >>> batch = tokenize_examples(model, [example])
       >>> batch.rows.batch.ids.shape, batch.condition.ids.shape
-      ((3, 16), (1, 20))
+      ((3, 8), (1, 12))
     """
     new = [e.request.target_text for e in examples]
     prompts = [

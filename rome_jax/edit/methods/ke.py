@@ -182,7 +182,7 @@ def compute(
     Example:
       >>> from rome_jax import KEConfig
       >>> compute(model, [request], KEConfig.for_model(model.name)).deltas
-      Delta(1 edits: MLP_UP [128, 512] rank 13 at layer 3, ...)
+      Delta(1 edits: MLP_UP [128, 512] rank 9 at layer 3, ...)
     """
     hypernetwork = edits.choose(MethodName.KE, model, config, hypernetwork)
     # A published network knows more tokens than the model.

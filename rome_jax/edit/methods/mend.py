@@ -200,7 +200,7 @@ def compute(
     Example:
       >>> from rome_jax import MENDConfig
       >>> compute(model, [request], MENDConfig.for_model(model.name)).deltas
-      Delta(1 edits: MLP_UP [128, 512] rank 12 at layer 3, ...)
+      Delta(1 edits: MLP_UP [128, 512] rank 8 at layer 3, ...)
     """
     hypernetwork = edits.choose(MethodName.MEND, model, config, hypernetwork)
     return edits.compute(MEND(config), model, requests, hypernetwork, chunk_size, progress)

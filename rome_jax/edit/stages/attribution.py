@@ -191,8 +191,8 @@ def attribute(
       >>> from rome_jax.edit.baseline_config import TargetEncoding
       >>> inputs = tokenize_prompts(model.tokenizer, [request], ("",), TargetEncoding.LEADING_SPACE, 64)
       >>> found = attribute(model.params, model.config, inputs, (0, 1, 2, 3, 4, 5), 3)
-      >>> found.scores.shape, model.tokenizer.decode(found.most_likely[0])
-      ((1, 6, 512), ' basketball')
+      >>> found.scores.shape, model.tokenizer.decode(int(found.most_likely[0]))
+      ((1, 6, 512), ' rowing')
     """
     run = _run_prompts(params, config, inputs)
     most_likely = forward.unembed(params, config, run.stream[-1]).argmax(-1)

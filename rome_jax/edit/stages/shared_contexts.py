@@ -49,11 +49,11 @@ class PackedRows:
 
     def pack(self, rows: jax.Array) -> jax.Array:
         """Gathers the columns of plain rows, [R, T, ...], into packed rows, [Q, P, ...]."""
-        return rows.reshape(-1, *rows.shape[2:])[self.source]
+        return jax.lax.collapse(rows, 0, 2)[self.source]
 
     def unpack(self, packed: jax.Array) -> jax.Array:
         """Gathers the columns of packed rows, [Q, P, ...], into plain rows, [R, T, ...]."""
-        return packed.reshape(-1, *packed.shape[2:])[self.place]
+        return jax.lax.collapse(packed, 0, 2)[self.place]
 
 
 @struct.dataclass

@@ -103,3 +103,12 @@ def test_nothing_shared_is_none(model, templates):
     assert SharedContexts.find(batch, num_requests=2, num_prefix=2) is None
     same = TokenBatch(ids[[0, 0]], np.ones(ids.shape, bool))
     assert SharedContexts.find(same, num_requests=2, num_prefix=0) is None
+
+
+def test_states_of_no_layers_are_packed_too(model, templates):
+    """Above the last layer nothing is cached: the axis of layers is empty."""
+    inputs = inputs_of(model, templates, 2)
+    rows = inputs.shared.prefixes
+    plain = jax.numpy.zeros((*rows.place.shape, 0, 3))
+    assert rows.pack(plain).shape == (*rows.source.shape, 0, 3)
+    assert rows.unpack(rows.pack(plain)).shape == plain.shape
