@@ -267,12 +267,7 @@ def _score_rows(
     tokens = np.zeros((count, most), np.int32)
     for number, scored in places.values():
         tokens[number, : len(scored)] = scored
-    batch = TokenBatch(
-        jnp.asarray(ids),
-        jnp.asarray(segments > 0),
-        segments=jnp.asarray(segments),
-        branches=jnp.asarray(branches),
-    )
+    batch = TokenBatch(ids, segments > 0, segments=segments, branches=branches)
     log_probs, hits = map(
         np.asarray, _score(model.params, model.config, batch, read, at, tokens, deltas)
     )
