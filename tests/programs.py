@@ -47,7 +47,8 @@ class Program:
       offline: Whether the Hugging Face libraries look for files only on this machine.
 
     Example:
-      >>> Program("eval.edits")("--inspect=edits").stdout
+      >>> Program("eval.edits")("--inspect=nowhere").returncode
+      1
     """
 
     def __init__(
