@@ -49,6 +49,7 @@ def said(tmp_path_factory):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_it_trains_reports_and_draws(said):
     directory, (first, *_) = said
     assert first.returncode == 0, first.stderr

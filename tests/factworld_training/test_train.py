@@ -56,6 +56,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(training, "factworld", lambda seed: corpus)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_model(quick, tmp_path, monkeypatch):
     whole = training.train(TINY, tmp_path / "whole", checkpoint_every=3)
 
