@@ -14,10 +14,9 @@ import tempfile
 
 import jax
 import numpy as np
-from absl.flags import argparse_flags
 from transformers import GPT2LMHeadModel
 
-from benchmarks import rome_torch
+from benchmarks import command_line, rome_torch
 from benchmarks.edit_case import LAYERS, STEPS, count_work, first_case, make_inputs
 from benchmarks.timing import ceiling, relative_error, timed
 from benchmarks.timing_torch import torch_ceiling
@@ -102,7 +101,7 @@ def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
 
 def main() -> None:
     """Prints the peak rates of matrix products and one table per model."""
-    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line.parser(__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--batch", type=int, default=32, help="Number of requests in the batch.")
     parser.add_argument(

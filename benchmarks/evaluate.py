@@ -22,9 +22,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import torch
-from absl.flags import argparse_flags
 
-from benchmarks import evaluate_cases
+from benchmarks import command_line, evaluate_cases
 from benchmarks.edit_case import STEPS
 from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.evaluate_sides import Run, Setup
@@ -109,7 +108,7 @@ def _print_stages(rows: Sequence[tuple[str, Run]], peak_tflops: float | None) ->
 
 def main() -> None:
     """Prints the peak rates of matrix products and one table per model."""
-    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line.parser(__doc__.split("\n")[0])
     # rome_torch supports only GPT-2.
     sizes = [name for name in EDIT_LAYERS if PRESETS[name].family is Family.GPT2]
     parser.add_argument("--models", nargs="+", choices=sizes, default=["gpt2"])

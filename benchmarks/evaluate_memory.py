@@ -17,9 +17,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.flags import argparse_flags
 
-from benchmarks import edit_case
+from benchmarks import command_line, edit_case
 from benchmarks.evaluate_cases import EDIT_LAYERS, make_records, make_templates, word_tokenizer
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.stages import inputs
@@ -125,7 +124,7 @@ def edit_peak(model: LanguageModel, records: Sequence[CounterFactRecord], layer:
 
 def main() -> None:
     """Prints the table row by row, each as soon as it is measured."""
-    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line.parser(__doc__.split("\n")[0])
     sizes = {name.split("/")[-1]: name for name in EDIT_LAYERS}
     parser.add_argument("--models", nargs="+", choices=sizes, default=list(sizes))
     parser.add_argument(

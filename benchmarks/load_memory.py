@@ -22,7 +22,8 @@ from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
-from absl.flags import argparse_flags
+
+from benchmarks import command_line
 
 _SHARD = 2 << 30  # bytes
 _INTERVAL = 0.005  # seconds between samples
@@ -125,9 +126,7 @@ def measure(directory: Path, load_dtype: str | None) -> dict[str, float]:
 
 def main() -> None:
     """Prints the memory before, during, and after loading."""
-    parser = argparse_flags.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_line.parser(__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--preset", default="gpt2-xl", help="Model, a key of rome_jax.models.config.PRESETS."
     )

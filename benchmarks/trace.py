@@ -24,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl.flags import argparse_flags
 from transformers import AutoModelForCausalLM
 
-from benchmarks import trace_torch
+from benchmarks import command_line, trace_torch
 from benchmarks.timing import ceiling, timed
 from benchmarks.timing_torch import torch_ceiling, torch_device
 from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
@@ -150,7 +149,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints the peak rates of matrix products and one table per model."""
-    parser = argparse_flags.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line.parser(__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["gpt2", "gpt2-medium"])
     parser.add_argument(
         "--kinds", nargs="+", choices=list(map(str, TraceKind)), default=list(TraceKind)
