@@ -47,7 +47,7 @@ def config_function_of_variants(variants: Mapping[str, MethodName]) -> Callable[
         model, _, variant = argument.partition(",")
         if variant not in variants:
             raise ValueError(
-                f"variant={variant!r} is none of {', '.join(variants)}: give MODEL,VARIANT."
+                f"variant={variant!r} must be one of {', '.join(variants)}: give MODEL,VARIANT."
             )
         return _values(variants[variant], model)
 

@@ -84,3 +84,10 @@ def assert_same_edits(got, want) -> None:
         for one, two in zip(jax.tree.leaves(a.delta), jax.tree.leaves(b.delta), strict=True):
             assert one.dtype == two.dtype and one.shape == two.shape
             np.testing.assert_array_equal(one, two)
+
+
+def one_sentence(error) -> str:
+    """Returns the message of an error that pytest caught, which must be one line that ends in a period."""
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".")
+    return message

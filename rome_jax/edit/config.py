@@ -122,7 +122,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         members: list[enum.Enum] = list(kind)
         choices = {_plain(member): member for member in members}
         if value not in list(choices):
-            raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}.")
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}.")
         return choices[value]
     return value
 

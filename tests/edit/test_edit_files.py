@@ -14,7 +14,7 @@ from rome_jax.edit.edit_files import load_edits, save_edits
 from rome_jax.edit.saved_edits import apply_edits
 from rome_jax.files import safetensors_io
 from tests.models.checkpoints import assert_same_params
-from tests.saved import assert_same_edits, dense_edit, random_edit
+from tests.saved import assert_same_edits, dense_edit, one_sentence, random_edit
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,6 @@ def model(golden_model):
 @pytest.fixture(scope="module")
 def edits(model):
     return tuple(random_edit(model, seed, layers) for seed, layers in enumerate(((1,), (0, 2))))
-
-
-def one_sentence(error) -> str:
-    """The message, which must be one line with one full stop at its end."""
-    message = str(error.value)
-    assert "\n" not in message and message.endswith(".")
-    return message
 
 
 # Delta files

@@ -12,7 +12,7 @@ from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models.orbax import load_orbax, save_orbax
 from rome_jax.models.registry import load_model, save_hf
 from tests.models.checkpoints import FAMILIES, assert_same_params
-from tests.saved import random_edit
+from tests.saved import one_sentence, random_edit
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,6 @@ def model(golden_model):
 @pytest.fixture(scope="module")
 def edits(model):
     return tuple(random_edit(model, seed, layers) for seed, layers in enumerate(((1,), (0, 2))))
-
-
-def one_sentence(error) -> str:
-    """The message, which must be one line with one full stop at its end."""
-    message = str(error.value)
-    assert "\n" not in message and message.endswith(".")
-    return message
 
 
 # Hugging Face directories; transformers itself reads one in test_parity_export.py

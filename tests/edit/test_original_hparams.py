@@ -94,7 +94,7 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     ("config_type", "content", "message"),
     [
         (ROMEConfig, ROME_XL | {"steps": 3}, r"hparams\.json: no hyperparameter steps"),
-        (ROMEConfig, ROME_XL | {"fact_token": "middle"}, "fact_token='middle' is none of"),
+        (ROMEConfig, ROME_XL | {"fact_token": "middle"}, "fact_token='middle' must be one of"),
         (ROMEConfig, ROME_XL | {"layers": []}, "name at least one layer"),
         (
             ROMEConfig,

@@ -103,7 +103,7 @@ def test_weights_go_by_their_names_and_none_is_a_value():
         (["mom2_adjustment=false"], "'false' has the wrong type; mom2_adjustment takes bool"),
         (["layers=0.5"], r"\(0.5,\) has the wrong type; layers takes tuple\[int, ...\]"),
         (["context_template_length_params=((5,),)"], "has the wrong type"),
-        (["key_mode=other"], "key_mode='other' is none of reference, consistent"),
+        (["key_mode=other"], "key_mode='other' must be one of reference, consistent"),
         (["v_lr=1,1.0"], "--sweep=v_lr=1,1.0: give each value once"),
         (["v_lr=1", "v_lr=2"], "names v_lr, v_lr: give each hyperparameter once"),
     ],

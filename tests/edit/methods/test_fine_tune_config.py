@@ -88,8 +88,8 @@ def test_configurations_survive_the_round_trip_through_plain_values(config):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"leaves": ["MLP"]}, "leaves='MLP' is none of ATTN_QKV, "),
-        ({"scoring": "last"}, "scoring='last' is none of each_token, reference"),
+        ({"leaves": ["MLP"]}, "leaves='MLP' must be one of ATTN_QKV, "),
+        ({"scoring": "last"}, "scoring='last' must be one of each_token, reference"),
         ({"kl_factor": 1.0}, "no hyperparameter kl_factor; there are batch_size, "),
     ],
 )
@@ -115,5 +115,5 @@ def test_the_config_file_has_every_variant():
 
 @pytest.mark.parametrize("argument", ["gpt2-xl", "gpt2-xl,", "gpt2-xl,ft", "gpt2-xl,attn,x"])
 def test_the_config_file_refuses_other_arguments(argument):
-    with pytest.raises(ValueError, match="is none of unconstr, constr, attn: give MODEL,VARIANT"):
+    with pytest.raises(ValueError, match="must be one of unconstr, constr, attn: give MODEL,VARIANT"):
         ft.get_config(argument)
