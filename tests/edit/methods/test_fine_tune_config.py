@@ -115,5 +115,7 @@ def test_the_config_file_has_every_variant():
 
 @pytest.mark.parametrize("argument", ["gpt2-xl", "gpt2-xl,", "gpt2-xl,ft", "gpt2-xl,attn,x"])
 def test_the_config_file_refuses_other_arguments(argument):
-    with pytest.raises(ValueError, match="must be one of unconstr, constr, attn: give MODEL,VARIANT"):
+    with pytest.raises(
+        ValueError, match="must be one of unconstr, constr, attn: give MODEL,VARIANT"
+    ):
         ft.get_config(argument)
