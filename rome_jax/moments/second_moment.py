@@ -81,9 +81,15 @@ class SecondMoment:
         return self.count / positions if positions else float("nan")
 
     @functools.cached_property
-    def _cholesky(self) -> tuple[np.ndarray, bool]:
+    def _cholesky(self) -> np.ndarray:
+        """L of C = L Lᵀ in the lower triangle of a float64 [F, F] array in Fortran order.
+
+        BLAS and LAPACK read that order. Some versions of scipy return the factor in C order, and each solve would then
+        copy it first: 2 GB for GPT-J.
+        """
         try:
-            return scipy.linalg.cho_factor(self.mean.astype(np.float64), lower=True)
+            factor, _ = scipy.linalg.cho_factor(self.mean.astype(np.float64), lower=True)
+            return np.asfortranarray(factor)
         except np.linalg.LinAlgError:
             raise ValueError(
                 f"the second moment of {self.count} tokens and width {self.mean.shape[0]} is not positive "
@@ -103,7 +109,7 @@ class SecondMoment:
           >>> SecondMoment(np.diag([1.0, 4.0]), count=10).factor.tolist()
           [[1.0, 0.0], [0.0, 2.0]]
         """
-        return np.tril(self._cholesky[0]).astype(np.float32)
+        return np.tril(self._cholesky).astype(np.float32)
 
     def solve(self, keys: jax.typing.ArrayLike) -> np.ndarray:
         """Computes the whitened keys u = C⁻¹ k by Cholesky factorization in float64 (ROME paper, equation 2).
@@ -132,14 +138,14 @@ class SecondMoment:
                 "keys hold NaN or infinity: check the model's weights, which are damaged or overflow."
             )
         flat = keys.reshape(-1, keys.shape[-1])
-        factor, _ = self._cholesky
+        factor = self._cholesky
         if len(flat) == 1:
             # Matrix-vector routines read the factor twice as fast as matrix-matrix routines.
             half = scipy.linalg.blas.dtrsv(factor, flat[0], lower=1)
             solved = scipy.linalg.blas.dtrsv(factor, half, lower=1, trans=1)
         else:
-            # The factor is known to be finite; checking all of it again would take longer than the solve.
-            solved = scipy.linalg.cho_solve(self._cholesky, flat.T, check_finite=False).T
+            solved, _ = scipy.linalg.lapack.dpotrs(factor, flat.T, lower=1)
+            solved = solved.T
         return solved.reshape(keys.shape).astype(np.float32)
 
     def condition_number(self) -> float:
@@ -155,7 +161,7 @@ class SecondMoment:
           >>> round(SecondMoment(np.diag([1.0, 4.0]), count=10).condition_number(), 6)
           4.0
         """
-        factor, _ = self._cholesky
+        factor = self._cholesky
         norm = np.abs(self.mean).sum(axis=0).max()
         reciprocal, _ = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
         return 1 / reciprocal if reciprocal else float("inf")

@@ -1,8 +1,11 @@
 """The whitening solve and the condition number."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +82,24 @@ def test_fill_rate():
 def test_keys_that_are_not_finite_are_an_error(wrong):
     with pytest.raises(ValueError, match="keys hold NaN or infinity"):
         SecondMoment(np.eye(2), 3).solve(np.array([[1.0, 2.0], [wrong, 1.0]]))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("keys", [1, 3])
+def test_solve_reads_the_factor_where_it_lies(monkeypatch, order, keys):
+    """A copy of GPT-J's factor takes 2 GB and several seconds; scipy's versions return it in different orders."""
+    width = 400
+    cho_factor = scipy.linalg.cho_factor
+
+    def factor_in_order(*args, **options):
+        factor, lower = cho_factor(*args, **options)
+        return np.array(factor, order=order), lower
+
+    monkeypatch.setattr(scipy.linalg, "cho_factor", factor_in_order)
+    moment = SecondMoment(np.diag(np.arange(1.0, width + 1)), width)
+    moment.solve(np.ones((keys, width)))
+    tracemalloc.start()
+    moment.solve(np.ones((keys, width)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < moment.mean.nbytes / 4
