@@ -151,7 +151,14 @@ def test_stages_are_those_that_sizes_and_torch_allow():
     assert everything.count("edits_torch") == 2 and "gptj" in everything
     plain = modules(["gpt2-xl", "gpt-j-6B"], False)
     assert plain == [name for name in everything if not name.endswith("_torch")]
-    assert set(modules(["gpt-j-6B"], False)) == {"card", "correctness", "texts", "gptj", "moments"}
+    assert set(modules(["gpt-j-6B"], False)) == {
+        "card",
+        "correctness",
+        "texts",
+        "precision",
+        "gptj",
+        "moments",
+    }
     parts = [part for stage in check.make_stages(["gpt2", "gpt2-xl"], True) for part in stage.parts]
     assert len({part.name for part in parts}) == len(parts)
     for part in parts:
@@ -302,5 +309,7 @@ def test_every_stage_runs_with_tiny_shapes(tmp_path):
     assert all(row["the same edit"] for row in tables["gpt2-xl, edits against PyTorch"])
     assert all(row["the same table"] for row in tables["gpt2-xl, traces against PyTorch"])
     assert tables["eval.edit, here and on the CPU"][0]["the same texts"]
+    moved = tables["change against float32 weights and products at highest precision"]
+    assert all(0 < row["ΔW, largest"] < 0.1 for row in moved)
     again = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 1 and "holds a check already" in again.stderr

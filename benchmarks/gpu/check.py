@@ -67,7 +67,7 @@ def make_stages(
         Stage(
             "2. Correctness",
             "The golden numbers of the original implementation, with the tolerances of the tests on CPUs.",
-            [part("correctness", 90), part("texts", 40)],
+            [part("correctness", 90), part("texts", 40), part("precision", 60)],
         ),
         Stage(
             "3. ROME edits",
