@@ -93,8 +93,9 @@ def _strict(kind: Any) -> Any:
         return origin[_strict(arguments[0])]
     if origin is tuple:
         items = tuple(item if item is ... else _strict(item) for item in arguments)
+        strict: Any = types.GenericAlias(tuple, items)
         lone = pydantic.BeforeValidator(_as_items if ... in arguments else _not_text)
-        return Annotated[tuple[*items], lone]
+        return Annotated[strict, lone]
     if origin is typing.Literal:
         return kind
     if origin is not None:
@@ -107,7 +108,8 @@ def _strict(kind: Any) -> Any:
         hints = typing.get_type_hints(kind, include_extras=True)
         fields = {name: _strict(hint) for name, hint in hints.items()}
         checked: Any = typing_extensions.TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[misc]
-        return pydantic.with_config(getattr(kind, "__pydantic_config__", {}))(checked)
+        config: pydantic.ConfigDict = getattr(kind, "__pydantic_config__", {})
+        return pydantic.with_config(config)(checked)
     return kind
 
 
