@@ -108,7 +108,7 @@ def _strict(kind: Any) -> Any:
         hints = typing.get_type_hints(kind, include_extras=True)
         fields = {name: _strict(hint) for name, hint in hints.items()}
         checked: Any = typing_extensions.TypedDict(kind.__name__, fields, total=kind.__total__)  # type: ignore[misc]
-        config: pydantic.ConfigDict = getattr(kind, "__pydantic_config__", {})
+        config: pydantic.ConfigDict = getattr(kind, "__pydantic_config__", pydantic.ConfigDict())
         return pydantic.with_config(config)(checked)
     return kind
 
