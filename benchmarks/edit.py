@@ -24,7 +24,7 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import save_params
 from rome_jax.moments.second_moment import SecondMoment
 

@@ -30,7 +30,7 @@ from benchmarks.evaluate_sides import Run, Setup
 from benchmarks.timing import ceiling
 from benchmarks.timing_torch import torch_ceiling, torch_device
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS, Family
+from rome_jax.models.families import PRESETS
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
@@ -110,7 +110,7 @@ def main() -> None:
     """Prints the peak rates of matrix products and one table per model."""
     parser = command_line.parser(__doc__.split("\n")[0])
     # rome_torch supports only GPT-2.
-    sizes = [name for name in EDIT_LAYERS if PRESETS[name].family is Family.GPT2]
+    sizes = [name for name in EDIT_LAYERS if PRESETS[name].rotary is None]
     parser.add_argument("--models", nargs="+", choices=sizes, default=["gpt2"])
     parser.add_argument("--cases", type=int, default=64, help="Number of cases for rome_jax.")
     parser.add_argument(

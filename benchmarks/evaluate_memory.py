@@ -28,7 +28,7 @@ from rome_jax.evaluation import scoring
 from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
 from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
 

@@ -201,7 +201,7 @@ def forward_work(config: ModelConfig, tokens: int, read: int, places: int) -> fl
       places: Number of positions for which logits are computed.
 
     Example:
-      >>> from rome_jax.models.config import PRESETS
+      >>> from rome_jax.models.families import PRESETS
       >>> round(forward_work(PRESETS["gpt2"], 1, 1, 0) / 2e6, 1)  # million weights in the layers
       84.9
     """

@@ -41,7 +41,7 @@ def write_checkpoint(directory: Path, preset: str, dtype: np.dtype) -> int:
       Size of the weight files in bytes.
     """
     from rome_jax.files.safetensors_io import write
-    from rome_jax.models.config import PRESETS, to_hf
+    from rome_jax.models.families import PRESETS, to_hf
     from rome_jax.models.huggingface import checkpoint_shapes
 
     config = PRESETS[preset]
@@ -92,7 +92,7 @@ def measure(directory: Path, load_dtype: str | None) -> dict[str, float]:
     """
     import jax
 
-    from rome_jax.models.config import from_hf
+    from rome_jax.models.families import from_hf
     from rome_jax.models.huggingface import load_params
 
     config = from_hf(json.loads((directory / "config.json").read_text()))
@@ -128,7 +128,7 @@ def main() -> None:
     """Prints the memory before, during, and after loading."""
     parser = command_line.parser(__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--preset", default="gpt2-xl", help="Model, a key of rome_jax.models.config.PRESETS."
+        "--preset", default="gpt2-xl", help="Model, a key of rome_jax.models.families.PRESETS."
     )
     parser.add_argument(
         "--dtype", default="float32", help="Dtype of the checkpoint: float32, float16, or bfloat16."

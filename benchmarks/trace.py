@@ -31,7 +31,8 @@ from benchmarks.timing import ceiling, timed
 from benchmarks.timing_torch import torch_ceiling, torch_device
 from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS, ModelConfig
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.config import ModelConfig
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt
 from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
@@ -101,7 +101,7 @@ def count_work(
     head = 2 * width * config.vocab_size
     # In the last layer, columns that are not read compute only keys and values. GPT-2's fused projection also computes
     # their queries.
-    keys_values = 2 * width**2 * (3 if config.family is Family.GPT2 else 2)
+    keys_values = 2 * width**2 * (3 if config.fused_qkv else 2)
     num_read = len(prompt.answer_columns)
 
     padded = len(prompt.arrays(config.context_length).ids)

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.gpu import check, measure, moment, page, sizes, weights
 from benchmarks.gpu.runner import LOG, PAGE, ROWS, Part, Stage, append_row, read_rows, run_stages
-from rome_jax.models.config import PRESETS, to_hf
+from rome_jax.models.families import PRESETS, to_hf
 from rome_jax.models.forward import param_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,7 @@ def test_tiny_models_are_of_their_family():
         real, tiny = sizes.Size.of(name), sizes.Size.of(name, tiny=True)
         assert real.config == PRESETS[sizes.NAMES[name]]
         assert tiny.config.family is real.config.family and tiny.config.width == 32
-        assert bool(tiny.config.rotary_dim) == bool(real.config.rotary_dim)
+        assert bool(tiny.config.rotary) == bool(real.config.rotary)
 
 
 def test_the_inverse_belongs_to_the_second_moment():
@@ -248,13 +248,13 @@ def test_torch_gets_the_same_weights():
     torch = pytest.importorskip("torch")
     from benchmarks.gpu.edits_torch import rank_one_difference
     from benchmarks.gpu.weights_torch import random_gpt2
-    from rome_jax.models.huggingface import WEIGHTS
+    from rome_jax.models.families import FAMILIES
 
     config = sizes.Size.of("gpt2-xl", tiny=True).config
     for dtype in ("float32", "bfloat16"):
         params = weights.random_params(config, dtype)
         state = random_gpt2(to_hf(config), dtype, torch.device("cpu")).state_dict()
-        for weight in WEIGHTS[config.family]:
+        for weight in FAMILIES[config.family].weights:
             if weight.path.startswith("lm_head"):
                 continue
             leaf = params

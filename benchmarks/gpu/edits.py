@@ -22,7 +22,8 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.inputs import EditInputs
-from rome_jax.models.config import ModelConfig, to_hf
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import to_hf
 
 # (number of edits, chunk size) by round. The programs of one round are compiled in parallel.
 _ROUNDS = {

@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.gpu.moment import moment_root
-from rome_jax.models.config import PRESETS, Family, ModelConfig
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import PRESETS
 from rome_jax.moments.second_moment import SecondMoment
 
 # Full model names by the names that `--sizes` takes.
@@ -51,8 +52,10 @@ class Size:
         config = PRESETS[NAMES[name]]
         if not tiny:
             return cls(config, EDIT_LAYERS[NAMES[name]])
-        rotary_dim = 4 if config.family is Family.GPTJ else 0
-        return cls(dataclasses.replace(config, **_TINY, rotary_dim=rotary_dim), 1)
+        rotary = config.rotary and dataclasses.replace(config.rotary, dim=4)
+        return cls(
+            dataclasses.replace(config, **_TINY, rotary=rotary, head_dim=0, num_kv_heads=0), 1
+        )
 
 
 def second_moment(width: int) -> SecondMoment:

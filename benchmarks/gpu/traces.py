@@ -18,7 +18,8 @@ from benchmarks.gpu.child import Context
 from benchmarks.gpu.edits import ceiling
 from benchmarks.gpu.measure import median_seconds, peak_gib, warm_up
 from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
-from rome_jax.models.config import ModelConfig, to_hf
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import to_hf
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import sweep
 from rome_jax.trace.prompt import TracePrompt

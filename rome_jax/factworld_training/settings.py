@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.config import Family, ModelConfig, Rotary, RotaryPairs
+from rome_jax.models.families import family_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,18 @@ class TrainConfig:
 VOCAB_SIZE = 1536
 CONFIGS = {
     Family.GPT2: TrainConfig(
-        ModelConfig(Family.GPT2, 6, 128, 4, 512, VOCAB_SIZE, 256), bottleneck_layer=3
+        family_config(Family.GPT2, 6, 128, 4, 512, VOCAB_SIZE, 256), bottleneck_layer=3
     ),
     Family.GPTJ: TrainConfig(
-        ModelConfig(
-            Family.GPTJ, 6, 128, 4, 512, VOCAB_SIZE, 256, rotary_dim=16, tie_embeddings=False
+        family_config(
+            Family.GPTJ,
+            6,
+            128,
+            4,
+            512,
+            VOCAB_SIZE,
+            256,
+            rotary=Rotary(16, RotaryPairs.INTERLEAVED),
         ),
         bottleneck_layer=3,
     ),

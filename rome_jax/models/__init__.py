@@ -11,14 +11,17 @@ from rome_jax import _lazy
 if TYPE_CHECKING:
     from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, pad
     from rome_jax.models.config import (
-        PRESETS,
         Activation,
         Family,
+        LinearScaling,
+        Llama3Scaling,
         ModelConfig,
+        Norm,
+        Rotary,
+        RotaryPairs,
         UnsupportedConfigError,
-        from_hf,
-        to_hf,
     )
+    from rome_jax.models.families import PRESETS, family_config, from_hf, to_hf
     from rome_jax.models.forward import (
         LayersOutput,
         Params,
@@ -68,10 +71,16 @@ __all__ = [
     "Activation",
     "Family",
     "LanguageModel",
+    "LinearScaling",
+    "Llama3Scaling",
     "ModelConfig",
     "ModelNotFoundError",
+    "Norm",
+    "Rotary",
+    "RotaryPairs",
     "TokenizerError",
     "UnsupportedConfigError",
+    "family_config",
     "from_hf",
     "layer_name",
     "load_model",
@@ -139,16 +148,22 @@ __all__ += [
 
 _HOMES = {
     # Models and their files
-    "PRESETS": "rome_jax.models.config",
+    "PRESETS": "rome_jax.models.families",
     "SHIPPED": "rome_jax.models.registry",
     "Activation": "rome_jax.models.config",
     "Family": "rome_jax.models.config",
     "LanguageModel": "rome_jax.models.registry",
+    "LinearScaling": "rome_jax.models.config",
+    "Llama3Scaling": "rome_jax.models.config",
     "ModelConfig": "rome_jax.models.config",
     "ModelNotFoundError": "rome_jax.models.registry",
+    "Norm": "rome_jax.models.config",
+    "Rotary": "rome_jax.models.config",
+    "RotaryPairs": "rome_jax.models.config",
     "TokenizerError": "rome_jax.models.registry",
     "UnsupportedConfigError": "rome_jax.models.config",
-    "from_hf": "rome_jax.models.config",
+    "family_config": "rome_jax.models.families",
+    "from_hf": "rome_jax.models.families",
     "layer_name": "rome_jax.models.huggingface",
     "load_model": "rome_jax.models.registry",
     "load_orbax": "rome_jax.models.orbax",
@@ -156,7 +171,7 @@ _HOMES = {
     "save_hf": "rome_jax.models.registry",
     "save_orbax": "rome_jax.models.orbax",
     "save_params": "rome_jax.models.huggingface",
-    "to_hf": "rome_jax.models.config",
+    "to_hf": "rome_jax.models.families",
     # Tokens
     "SequenceTooLongError": "rome_jax.data.tokens",
     "TokenBatch": "rome_jax.data.tokens",

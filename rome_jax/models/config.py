@@ -1,25 +1,30 @@
-"""The config of a GPT model in one frozen record, and its conversion from and to Hugging Face's `config.json`.
+"""The config of a model in one frozen record of orthogonal options.
 
-`ModelConfig` is hashable: it is the static argument of every compiled function. `from_hf` is strict: every attribute of
-`config.json` is used, known not to change the forward pass, or refused by name. A model that does not load does less
-harm than one that is computed wrongly.
+`ModelConfig` is hashable: it is the static argument of every compiled function. No code asks which family a model
+belongs to: a family is a preset of these options, a reader and a writer of `config.json`, and a table of weights, all
+in `rome_jax.models.families`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any
+import math
 
 import jax
+import numpy as np
 
 
 class Family(enum.Enum):
     """Architectures, named by the `model_type` of their `config.json`."""
 
-    GPT2 = "gpt2"  # learned positions, attention then MLP, fused query-key-value projection
-    GPTJ = "gptj"  # rotary positions, attention and MLP in parallel, untied head with a bias
+    GPT2 = "gpt2"
+    GPTJ = "gptj"
+    LLAMA = "llama"  # also SmolLM2 and TinyLlama
+    MISTRAL = "mistral"
+    QWEN2 = "qwen2"
+    QWEN3 = "qwen3"
+    NEOX = "gpt_neox"  # also Pythia
 
 
 class Activation(enum.Enum):
@@ -31,15 +36,18 @@ class Activation(enum.Enum):
     SILU = "silu"
 
 
-_ACTIVATION_NAMES = {
-    "gelu_new": Activation.GELU_TANH,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu_fast": Activation.GELU_TANH,
-    "gelu": Activation.GELU,
-    "relu": Activation.RELU,
-    "silu": Activation.SILU,
-    "swish": Activation.SILU,
-}
+class Norm(enum.Enum):
+    """Normalizations of the residual stream."""
+
+    LAYER = "LayerNorm"
+    RMS = "RMSNorm"
+
+
+class RotaryPairs(enum.Enum):
+    """Which two of d rotated dimensions form a pair."""
+
+    INTERLEAVED = "interleaved"  # 2i and 2i + 1, as GPT-J was trained
+    HALVES = "halves"  # i and i + d / 2, as Llama and GPT-NeoX were trained
 
 
 class UnsupportedConfigError(ValueError):
@@ -47,25 +55,111 @@ class UnsupportedConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shapes and choices of one model.
+class LinearScaling:
+    """Position interpolation (Chen et al., 2023, equation 2): positions are divided by `factor`."""
+
+    factor: float
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Scales the frequencies of a rotary embedding."""
+        return frequencies / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """The scaling of Llama 3.1: low frequencies are divided by `factor`, high ones are kept, those between blended.
 
     Attributes:
-      family: Architecture.
+      factor: Divisor of the low frequencies.
+      low_frequency_factor, high_frequency_factor: A frequency is low if it has fewer than the first of these periods in
+        the original context, and high if it has more than the second.
+      original_context_length: The context length before the scaling.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context_length: int
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Scales the frequencies of a rotary embedding."""
+        periods = self.original_context_length * frequencies / (2 * math.pi)
+        span = self.high_frequency_factor - self.low_frequency_factor
+        kept = np.clip((periods - self.low_frequency_factor) / span, 0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (Su et al., 2021).
+
+    Attributes:
+      dim: Number of leading dimensions of each head that are rotated.
+      pairs: Which dimensions are rotated together.
+      base: Base of the frequencies.
+      scaling: Change of the frequencies that extends the context, or None.
+
+    Raises:
+      UnsupportedConfigError: If `dim` is odd or less than 2, or `base` is not positive.
+    """
+
+    dim: int
+    pairs: RotaryPairs = RotaryPairs.HALVES
+    base: float = 10_000.0
+    scaling: LinearScaling | Llama3Scaling | None = None
+
+    def __post_init__(self):
+        if self.dim % 2 or self.dim < 2:
+            raise UnsupportedConfigError(
+                f"the rotated dimensions are {self.dim}; they must be an even number of at least 2."
+            )
+        if not self.base > 0:
+            raise UnsupportedConfigError(f"the rotary base is {self.base}; it must be positive.")
+
+    def frequencies(self) -> np.ndarray:
+        """Computes the angle per position of each pair: float32 [dim / 2].
+
+        Example:
+          >>> Rotary(4).frequencies().tolist()
+          [1.0, 0.009999999776482582]
+        """
+        exponents = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
+        frequencies = (1.0 / np.float32(self.base) ** exponents).astype(np.float32)
+        return frequencies if self.scaling is None else self.scaling(frequencies).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and options of one model.
+
+    `rome_jax.models.families` builds it for a family; options at their defaults are those of GPT-2, except `fused_qkv`.
+
+    Attributes:
+      family: Architecture, which names the layout of checkpoints. It decides nothing in a forward pass.
       num_layers: Number of blocks, L.
       width: Width of the residual stream, D.
-      num_heads: Number of attention heads, H, each of width D / H.
+      num_heads: Number of attention heads, H.
       mlp_width: Width of the MLP's hidden layer, F.
       vocab_size: Number of rows of the embedding, V. GPT-J has 50,400, which is more than its 50,257 tokens.
       context_length: Largest number of positions in a sequence.
-      rotary_dim: Number of leading dimensions of each head that are rotated; 0 means learned positions.
+      head_dim: Width of one head, K; 0 means D / H.
+      num_kv_heads: Number of heads of keys and values, each of which serves H / num_kv_heads query heads; 0 means H.
+      rotary: Rotary positions; None means learned positions, which are added to the embeddings.
+      norm: Normalization of the residual stream.
+      norm_epsilon: Constant that the norm adds to the variance, or to the mean square.
+      qk_norm: Whether the queries and keys of each head are normalized (RMSNorm) before they are rotated.
+      gated: Whether the MLP multiplies the activated gate projection by the up-projection. If not, the up-projection is
+        activated.
       activation: Non-linearity of the MLP.
-      layer_norm_epsilon: Constant that LayerNorm adds to the variance.
+      parallel_residual: Whether the MLP reads the block's input instead of the output of attention.
+      shared_norm: Whether attention and MLP of a parallel block read the same norm (GPT-J) or one each (GPT-NeoX).
+      fused_qkv: Whether one leaf projects to queries, keys and values.
+      qkv_bias, out_bias, mlp_bias, head_bias: Whether the projections of attention, the MLP and the head have biases.
       tie_embeddings: Whether the head is the transposed embedding.
       precision: Precision of every matrix product. `HIGHEST` is true float32; GPUs and TPUs use less by default.
 
     Raises:
-      UnsupportedConfigError: If the sizes do not fit together.
+      UnsupportedConfigError: If the sizes or options do not fit together.
 
     Example:
       >>> model.config.family, model.config.num_layers, model.config.head_dim
@@ -79,9 +173,22 @@ class ModelConfig:
     mlp_width: int
     vocab_size: int
     context_length: int
-    rotary_dim: int = 0
+    _: dataclasses.KW_ONLY
+    head_dim: int = 0
+    num_kv_heads: int = 0
+    rotary: Rotary | None = None
+    norm: Norm = Norm.LAYER
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False
+    gated: bool = False
     activation: Activation = Activation.GELU_TANH
-    layer_norm_epsilon: float = 1e-5
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    fused_qkv: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    head_bias: bool = False
     tie_embeddings: bool = True
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
 
@@ -98,19 +205,36 @@ class ModelConfig:
                 raise UnsupportedConfigError(
                     f"{field} is {getattr(self, field)}; it must be at least 1."
                 )
-        if self.width % self.num_heads:
+        if not self.head_dim and self.width % self.num_heads:
             raise UnsupportedConfigError(
                 f"width {self.width} is not divisible by num_heads {self.num_heads}."
             )
-        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.num_heads)
+        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
+        if self.num_heads % self.num_kv_heads:
             raise UnsupportedConfigError(
-                f"rotary_dim {self.rotary_dim} must be even and at most the head width {self.head_dim}."
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}."
             )
+        if self.rotary is not None and self.rotary.dim > self.head_dim:
+            raise UnsupportedConfigError(
+                f"{self.rotary.dim} rotated dimensions are more than the head width {self.head_dim}."
+            )
+        if self.fused_qkv and self.num_kv_heads != self.num_heads:
+            raise UnsupportedConfigError(
+                f"fused_qkv needs as many heads of keys ({self.num_kv_heads}) as of queries ({self.num_heads})."
+            )
+        if self.shared_norm and not self.parallel_residual:
+            raise UnsupportedConfigError("shared_norm needs parallel_residual.")
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head, D / H."""
-        return self.width // self.num_heads
+    def attention_width(self) -> int:
+        """Width of all query heads together, H K."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all heads of keys, or of values, together."""
+        return self.num_kv_heads * self.head_dim
 
     def check_layer(self, layer: int, argument: str = "layer") -> int:
         """Checks that the model has a layer, and returns it.
@@ -123,161 +247,3 @@ class ModelConfig:
                 f"{argument}={layer} does not exist: the model has layers 0 to {self.num_layers - 1}."
             )
         return layer
-
-
-# Attributes that do not affect the forward pass at inference: training, bookkeeping, defaults of generation.
-_IGNORED = frozenset(
-    """
-    _name_or_path _num_labels architectures attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
-    eos_token_id finetuning_task generation_config gradient_checkpointing id2label initializer_range label2id
-    max_length model_type n_ctx n_special name_or_path output_attentions output_hidden_states output_past
-    pad_token_id predict_special_tokens prefix problem_type resid_pdrop return_dict sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id use_cache
-    reorder_and_upcast_attn begin_suppress_tokens bad_words_ids decoder_start_token_id diversity_penalty do_sample
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id is_composition length_penalty min_length no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
-    suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
-    """.split()
-)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are always float32 here.
-
-# Attributes that change the computation, with the one value that is implemented here.
-_REQUIRED: dict[str, Any] = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "is_decoder": True,
-    "is_encoder_decoder": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "rotary": True,
-    "rope_scaling": None,
-    "rope_parameters": None,
-}
-# Other values that mean the same as those above.
-_HARMLESS: dict[str, tuple[Any, ...]] = {"is_decoder": (False,), "pruned_heads": (None, [])}
-
-_HANDLED = frozenset(
-    """
-    vocab_size n_positions n_embd n_layer n_head n_inner rotary_dim activation_function layer_norm_epsilon
-    tie_word_embeddings
-    """.split()
-)
-
-
-def from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """Reads the content of a Hugging Face `config.json`.
-
-    Args:
-      config: The parsed file.
-
-    Returns:
-      The `ModelConfig` of the same model.
-
-    Raises:
-      UnsupportedConfigError: If `model_type` is unknown, a size is missing, or an attribute is unknown or has a value
-        that changes the forward pass in a way that is not implemented here.
-
-    Example:
-      >>> from_hf({"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 9,
-      ...          "n_positions": 16}).mlp_width
-      32
-    """
-    name = config.get("model_type")
-    if name not in {family.value for family in Family}:
-        known = ", ".join(family.value for family in Family)
-        raise UnsupportedConfigError(f"config.json has model_type {name!r}; supported: {known}.")
-    family = Family(name)
-
-    for attribute, value in config.items():
-        if attribute in _REQUIRED:
-            usual = _REQUIRED[attribute]
-            if value != usual and value not in _HARMLESS.get(attribute, ()):
-                raise UnsupportedConfigError(
-                    f"config.json sets {attribute}={value!r}, which changes the model's output and is not "
-                    f"supported; only {usual!r} is."
-                )
-        elif attribute not in _HANDLED and attribute not in _IGNORED:
-            raise UnsupportedConfigError(
-                f"config.json sets {attribute}={value!r}, which this library does not know; if it does not "
-                "change the model's output, remove it from the file."
-            )
-    missing = [
-        a for a in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions") if not config.get(a)
-    ]
-    if missing:
-        raise UnsupportedConfigError(f"config.json lacks {', '.join(missing)}.")
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATION_NAMES:
-        raise UnsupportedConfigError(
-            f"config.json sets activation_function={activation!r}; supported: {', '.join(_ACTIVATION_NAMES)}."
-        )
-    width = config["n_embd"]
-    gptj = family is Family.GPTJ
-    rotary_dim = config.get("rotary_dim", 64 if gptj else 0)
-    if bool(rotary_dim) != gptj:
-        raise UnsupportedConfigError(
-            f"config.json sets rotary_dim={rotary_dim!r}: GPT-J needs a positive number, GPT-2 has none."
-        )
-    return ModelConfig(
-        family=family,
-        num_layers=config["n_layer"],
-        width=width,
-        num_heads=config["n_head"],
-        mlp_width=config.get("n_inner") or 4 * width,
-        vocab_size=config["vocab_size"],
-        context_length=config["n_positions"],
-        rotary_dim=rotary_dim,
-        activation=_ACTIVATION_NAMES[activation],
-        layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        tie_embeddings=config.get("tie_word_embeddings", not gptj),
-    )
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Builds the `config.json` with which `transformers` computes the same model; `from_hf` reads it back.
-
-    Example:
-      >>> from_hf(to_hf(model.config)) == model.config
-      True
-    """
-    gptj = config.family is Family.GPTJ
-    hf: dict[str, Any] = {
-        "activation_function": config.activation.value,
-        "architectures": ["GPTJForCausalLM" if gptj else "GPT2LMHeadModel"],
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "model_type": config.family.value,
-        "n_embd": config.width,
-        "n_head": config.num_heads,
-        "n_inner": config.mlp_width,
-        "n_layer": config.num_layers,
-        "n_positions": config.context_length,
-        "resid_pdrop": 0.0,
-        "tie_word_embeddings": config.tie_embeddings,
-        "vocab_size": config.vocab_size,
-    }
-    if gptj:
-        hf["rotary_dim"] = config.rotary_dim
-    return hf
-
-
-def _gpt2(num_layers: int, width: int, num_heads: int) -> ModelConfig:
-    """Builds the config of a GPT-2 of any size."""
-    return ModelConfig(Family.GPT2, num_layers, width, num_heads, 4 * width, 50257, 1024)
-
-
-# Configs of published models by their names on the hub, for work with random weights and for tests.
-PRESETS: Mapping[str, ModelConfig] = {
-    "distilgpt2": _gpt2(6, 768, 12),
-    "gpt2": _gpt2(12, 768, 12),
-    "gpt2-medium": _gpt2(24, 1024, 16),
-    "gpt2-large": _gpt2(36, 1280, 20),
-    "gpt2-xl": _gpt2(48, 1600, 25),
-    "EleutherAI/gpt-j-6B": ModelConfig(
-        Family.GPTJ, 28, 4096, 16, 16384, 50400, 2048, rotary_dim=64, tie_embeddings=False
-    ),
-}

@@ -6,11 +6,13 @@ import dataclasses
 import enum
 import hashlib
 import json
+from typing import Any
 
 import jax
 import numpy as np
 
-from rome_jax.models.config import ModelConfig
+from rome_jax.models.config import ModelConfig, Rotary, RotaryPairs
+from rome_jax.models.families import family_config
 from rome_jax.models.forward import Params
 
 _CHUNK = 1 << 26  # bytes copied to the host at a time
@@ -47,11 +49,33 @@ def fingerprint(params: Params, config: ModelConfig) -> str:
 
 
 def _describe(config: ModelConfig) -> str:
-    """Describes the config as text, without fields at their defaults: a new field then changes no old fingerprint."""
-    values = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name != "precision" and getattr(config, field.name) != field.default
-    }
-    values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+    """Describes the config as text: family, sizes, and the options that differ from those of the family.
+
+    Fields have their first names, and a field is left out where it was once a default, so old fingerprints stay valid.
+    """
+    sizes = [field.name for field in dataclasses.fields(config) if not field.kw_only]
+    values = {name: getattr(config, name) for name in sizes} | {"family": config.family.value}
+    usual = family_config(config.family, *(values[name] for name in sizes if name != "family"))
+    first_names = {"norm_epsilon": "layer_norm_epsilon", "tie_embeddings": "tie_embeddings"}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), getattr(usual, field.name)
+        if field.name in first_names or field.name == "activation":
+            default = field.default
+        if field.kw_only and field.name != "precision" and value != default:
+            values[first_names.get(field.name, field.name)] = _plain(value)
+    if (
+        config.rotary == Rotary(config.rotary.dim, RotaryPairs.INTERLEAVED)
+        if config.rotary
+        else False
+    ):
+        values["rotary_dim"] = values.pop("rotary")["dim"]
     return json.dumps(values, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Replaces enums and records by what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    return value.value if isinstance(value, enum.Enum) else value

@@ -1,11 +1,11 @@
 """The functional driver: embed tokens, run any range of layers, unembed.
 
 Params are one nested dict with the layers stacked: every leaf below `blocks` has a leading axis [L, ...], and kernels
-are [in, out]. The driver loops over that axis and applies the family's linen Block, so a model of 48 layers compiles
+are [in, out]. The driver loops over that axis and applies the linen Block, so a model of 48 layers compiles
 as fast as a model of two. Everything here is pure and meant to run under `jax.jit`.
 
-Axes: L layers, B rows, T tokens that are run, P tokens that are read, C columns of a cache, H heads, K head width,
-D width of the residual stream, V vocabulary.
+Axes: L layers, B rows, T tokens that are run, P tokens that are read, C columns of a cache, H heads, G heads of keys
+and values, K head width, D width of the residual stream, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flax import linen as nn
 from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
-from rome_jax.models import gpt2, gptj
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.block import Block
+from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, Patch, RunPatch, Site, apply_patches
 from rome_jax.models.layers import (
     Attention,
@@ -31,17 +31,12 @@ from rome_jax.models.layers import (
     KVCache,
     branch_mask,
     causal_mask,
-    layer_norm,
+    norm,
     position_ids,
     segment_mask,
 )
 
 Params = dict[str, Any]
-
-BLOCKS: dict[Family, type[gpt2.Block | gptj.Block]] = {
-    Family.GPT2: gpt2.Block,
-    Family.GPTJ: gptj.Block,
-}
 
 
 @struct.dataclass
@@ -52,7 +47,7 @@ class LayersOutput:
       hidden: [B, T, D], the residual stream after the last of the layers.
       captures: The values at each captured site, [layers run, B, T, ...]; `Site.ATTN_PATTERN` gives
         [layers run, B, H, T, C + T].
-      cache: [layers run, B, H, T, K], keys and values of the tokens that were run, or None without `keep_cache`.
+      cache: [layers run, B, G, T, K], keys and values of the tokens that were run, or None without `keep_cache`.
     """
 
     hidden: jax.Array
@@ -86,7 +81,7 @@ def embed(
     """
     hidden = params["wte"]["embedding"][ids]
     hidden = apply_patches(patches, Site.EMBED, None, hidden)
-    if not config.rotary_dim:
+    if config.rotary is None:
         hidden = hidden + params["wpe"]["embedding"][positions]
     return hidden
 
@@ -108,16 +103,15 @@ def run_layer(
       params, config, hidden, attention: As in `run_layers`.
       layer: The layer's index; it may be traced, so that one program serves all layers.
       interventions: As in `run_layers`; with `read`, patches are P columns wide.
-      cache: Keys and values of this layer alone, [B, H, C, K].
+      cache: Keys and values of this layer alone, [B, G, C, K].
       read: int32 [B, P], the columns to compute the layer's output for, or [1, P] for all rows; None means all T.
         All T columns give keys and values in either case.
 
     Returns:
       `BlockOutput` for the columns in `read`.
     """
-    block = BLOCKS[config.family](config)
     weights = _at(params["blocks"], layer)
-    return _apply(block, weights, hidden, attention, cache, layer, interventions, read)
+    return _apply(Block(config), weights, hidden, attention, cache, layer, interventions, read)
 
 
 def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
@@ -165,7 +159,7 @@ def run_layers(
       stop: One more than the last layer, as `start`; None means all layers.
       interventions: Patches and deltas; deltas need case axis B.
       capture: Sites to return; `Site.RESIDUAL` after layer i is the input of layer i + 1.
-      cache: [layers, B, H, C, K], keys and values of earlier columns in the layers that begin with `cache.first`; it
+      cache: [layers, B, G, C, K], keys and values of earlier columns in the layers that begin with `cache.first`; it
         is only read.
       keep_cache: Whether to return the keys and values of the T tokens.
       remat: Whether to `checkpoint` each layer instead of storing everything it computes and a copy of its weights.
@@ -287,7 +281,7 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
     Returns:
       float32 [..., V].
     """
-    hidden = _apply(layer_norm(config, "ln_f"), params["ln_f"], hidden)
+    hidden = _apply(norm(config, "ln_f"), params["ln_f"], hidden)
     head = params.get("lm_head", {})  # GPT-2's tied head has no params of its own
     return _apply(Head(config), head, hidden, params["wte"]["embedding"])
 
@@ -440,7 +434,7 @@ class Transformer(nn.Module):
         normal = nn.initializers.normal(0.02)
         wte = nn.Embed(config.vocab_size, config.width, embedding_init=normal, name="wte")
         hidden = wte(ids)
-        if not config.rotary_dim:
+        if config.rotary is None:
             wpe = nn.Embed(config.context_length, config.width, embedding_init=normal, name="wpe")
             hidden = hidden + wpe(attention.positions)
         scan = nn.scan(
@@ -449,13 +443,13 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             length=config.num_layers,
         )
-        hidden, _ = scan(BLOCKS[config.family](config, name="blocks"), hidden, None)
-        hidden = layer_norm(config, "ln_f")(hidden)
+        hidden, _ = scan(Block(config, name="blocks"), hidden, None)
+        hidden = norm(config, "ln_f")(hidden)
         return Head(config, name="lm_head")(hidden, wte.embedding)
 
 
 class Head(nn.Module):
-    """The unembedding: a kernel of its own, or the transposed embedding if tied. GPT-J's has a bias in both cases.
+    """The unembedding: a kernel of its own, or the transposed embedding if tied, and a bias if the config has one.
 
     Attributes:
       config: The model's config.
@@ -473,7 +467,7 @@ class Head(nn.Module):
         logits = jnp.matmul(
             hidden, kernel, precision=config.precision, preferred_element_type=jnp.float32
         )
-        if config.family is Family.GPTJ:
+        if config.head_bias:
             bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
             logits = logits + bias.astype(jnp.float32)
         return logits

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,71 +23,14 @@ import numpy as np
 
 from rome_jax.files.artifacts import write_whole
 from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, read_header, write
-from rome_jax.models.config import Family, ModelConfig, to_hf
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import FAMILIES, to_hf
+from rome_jax.models.families.base import Weight
 from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.interventions import Leaf
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = 1 << 24  # bytes; leaves up to this size are assembled and split on the host
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One row of a family's table.
-
-    Attributes:
-      path: Path of our leaf, joined by "/"; leaves below `blocks` have a leading axis [L].
-      name: Name of the checkpoint's tensor, in which `{}` is the layer.
-      transposed: Whether the checkpoint stores [out, in]. Our kernels are [in, out].
-    """
-
-    path: str
-    name: str
-    transposed: bool = False
-
-
-def _norms(*names: str) -> tuple[Weight, ...]:
-    """Builds the rows of LayerNorms: their scales and biases."""
-    return tuple(
-        Weight(f"{'' if name == 'ln_f' else 'blocks/'}{name}/{ours}", f"{prefix}{name}.{theirs}")
-        for name in names
-        for prefix in ("transformer." if name == "ln_f" else "transformer.h.{}.",)
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-    )
-
-
-WEIGHTS: dict[Family, tuple[Weight, ...]] = {
-    Family.GPT2: (  # Conv1D: [in, out] already
-        Weight("wte/embedding", "transformer.wte.weight"),
-        Weight("wpe/embedding", "transformer.wpe.weight"),
-        *_norms("ln_1", "ln_2", "ln_f"),
-        Weight("blocks/attn/qkv/kernel", "transformer.h.{}.attn.c_attn.weight"),
-        Weight("blocks/attn/qkv/bias", "transformer.h.{}.attn.c_attn.bias"),
-        Weight("blocks/attn/out/kernel", "transformer.h.{}.attn.c_proj.weight"),
-        Weight("blocks/attn/out/bias", "transformer.h.{}.attn.c_proj.bias"),
-        Weight("blocks/mlp/up/kernel", "transformer.h.{}.mlp.c_fc.weight"),
-        Weight("blocks/mlp/up/bias", "transformer.h.{}.mlp.c_fc.bias"),
-        Weight("blocks/mlp/down/kernel", "transformer.h.{}.mlp.c_proj.weight"),
-        Weight("blocks/mlp/down/bias", "transformer.h.{}.mlp.c_proj.bias"),
-        Weight("lm_head/kernel", "lm_head.weight", transposed=True),  # if untied
-    ),
-    Family.GPTJ: (  # nn.Linear: [out, in]
-        Weight("wte/embedding", "transformer.wte.weight"),
-        *_norms("ln_1", "ln_f"),
-        Weight("blocks/attn/query/kernel", "transformer.h.{}.attn.q_proj.weight", transposed=True),
-        Weight("blocks/attn/key/kernel", "transformer.h.{}.attn.k_proj.weight", transposed=True),
-        Weight("blocks/attn/value/kernel", "transformer.h.{}.attn.v_proj.weight", transposed=True),
-        Weight("blocks/attn/out/kernel", "transformer.h.{}.attn.out_proj.weight", transposed=True),
-        Weight("blocks/mlp/up/kernel", "transformer.h.{}.mlp.fc_in.weight", transposed=True),
-        Weight("blocks/mlp/up/bias", "transformer.h.{}.mlp.fc_in.bias"),
-        Weight("blocks/mlp/down/kernel", "transformer.h.{}.mlp.fc_out.weight", transposed=True),
-        Weight("blocks/mlp/down/bias", "transformer.h.{}.mlp.fc_out.bias"),
-        Weight("lm_head/kernel", "lm_head.weight", transposed=True),  # if untied
-        Weight("lm_head/bias", "lm_head.bias"),
-    ),
-}
-# Causal masks that old versions of transformers saved with the weights; they are ignored.
-_BUFFERS = ("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,27 +77,47 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
         kept = jnp.result_type(*{tensor.dtype for _, tensor in leaves[weight]})
         shape, target = shapes[weight.path], jnp.dtype(kept if dtype is None else dtype)
         if math.prod(shape) * target.itemsize <= _SMALL:
-            leaf = jnp.asarray(_assemble(leaves[weight], shape, target))
+            leaf = jnp.asarray(_assemble(leaves[weight], shape, target, config))
         else:
             leaf = jnp.zeros(shape, target)
             for slot, tensor in leaves[weight]:
-                leaf = _put(leaf, tensor.read(), slot.layer, transposed=weight.transposed)
+                source = _ours(weight, tensor.read(), config)
+                leaf = _put(leaf, source, slot.layer, transposed=weight.transposed)
                 leaf.block_until_ready()  # otherwise copies of the sources pile up in memory
         _set(params, weight.path, leaf)
     return params
 
 
 def _assemble(
-    tensors: list[tuple[_Slot, StoredTensor]], shape: tuple[int, ...], dtype: np.dtype
+    tensors: list[tuple[_Slot, StoredTensor]],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    config: ModelConfig,
 ) -> np.ndarray:
     """Assembles a small leaf on the host, which costs less than compiling a program for it."""
     leaf = np.empty(shape, dtype)
     for slot, tensor in tensors:
-        source = tensor.read()
+        source = _ours(slot.weight, tensor.read(), config)
         leaf[... if slot.layer is None else slot.layer] = (
             source.T if slot.weight.transposed else source
         )
     return leaf
+
+
+def _ours(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Brings the rows of a fused projection into our order: [heads, 3, K, ...] -> [3, heads, K, ...]."""
+    if not weight.by_head:
+        return tensor
+    split = tensor.reshape(config.num_heads, 3, config.head_dim, *tensor.shape[1:])
+    return split.swapaxes(0, 1).reshape(tensor.shape)
+
+
+def _theirs(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Brings the rows of a fused projection into the checkpoint's order; see `_ours`."""
+    if not weight.by_head:
+        return tensor
+    split = tensor.reshape(3, config.num_heads, config.head_dim, *tensor.shape[1:])
+    return split.swapaxes(0, 1).reshape(tensor.shape)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="transposed")
@@ -216,7 +178,7 @@ def save_params(
             if leaf.nbytes <= _SMALL:
                 leaf = np.asarray(leaf)
             tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-            yield tensor.T if slot.weight.transposed else tensor
+            yield _theirs(slot.weight, tensor.T if slot.weight.transposed else tensor, config)
 
     directory.mkdir(parents=True, exist_ok=True)
     write(directory / _SINGLE, specs, tensors(), {"format": "pt"})
@@ -237,15 +199,33 @@ def layer_name(config: ModelConfig, leaf: Leaf, layer: int) -> str:
       ValueError: If the model does not have the layer or the leaf.
 
     Example:
-      >>> from rome_jax.models.config import PRESETS
+      >>> from rome_jax.models.families import PRESETS
       >>> layer_name(PRESETS["gpt2-xl"], Leaf.MLP_DOWN, 17)
       'transformer.h.17.mlp.c_proj'
     """
+    return _row(config, leaf).name.removesuffix(".weight").format(config.check_layer(layer))
+
+
+def _row(config: ModelConfig, leaf: Leaf) -> Weight:
+    """Returns the row of a projection's kernel.
+
+    Raises:
+      ValueError: If the model does not have the leaf.
+    """
     path = "/".join(("blocks", *leaf.value, "kernel"))
-    for weight in WEIGHTS[config.family]:
+    for weight in FAMILIES[config.family].weights:
         if weight.path == path:
-            return weight.name.removesuffix(".weight").format(config.check_layer(layer))
+            return weight
     raise ValueError(f"{config.family.value} models have no {leaf.name}.")
+
+
+def stores_transposed(config: ModelConfig, leaf: Leaf) -> bool:
+    """Returns whether checkpoints of a model store a projection as [out, in].
+
+    Raises:
+      ValueError: If the model does not have the leaf.
+    """
+    return _row(config, leaf).transposed
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -306,20 +286,22 @@ def _match(
 ) -> list[tuple[_Slot, StoredTensor]]:
     """Pairs every slot with its tensor, or raises an error that lists all problems."""
     slots = _slots(config)
-    buffers = {buffer.format(i) for buffer in _BUFFERS for i in range(config.num_layers)}
-    full = {name: _with_prefix(name) for name in tensors}
+    spec = FAMILIES[config.family]
+    buffers = {buffer.format(i) for buffer in spec.buffers for i in range(config.num_layers)}
+    names = {weight.path: weight.name for weight in spec.weights}
+    full = {name: _with_prefix(name, spec.prefix, names["lm_head/kernel"]) for name in tensors}
     twice = [name for name, count in Counter(full.values()).items() if count > 1]
     by_name = {full[name]: tensor for name, tensor in tensors.items() if full[name] not in buffers}
 
-    head = by_name.get("lm_head.weight")
+    head = by_name.get(names["lm_head/kernel"])
     if head is not None and config.tie_embeddings:
-        embedding = by_name.get("transformer.wte.weight")
+        embedding = by_name.get(names["wte/embedding"])
         if embedding is not None and not _same(head, embedding):
             raise CheckpointError(
-                f"{head.path} has an lm_head.weight that differs from the embeddings, though the config ties them: "
+                f"{head.path} has a {head.name} that differs from the embeddings, though the config ties them: "
                 'set "tie_word_embeddings": false in config.json.'
             )
-        del by_name["lm_head.weight"]
+        del by_name[names["lm_head/kernel"]]
 
     problems = []
     if missing := [name for name in slots if name not in by_name]:
@@ -343,9 +325,10 @@ def _match(
     return [(slot, by_name[name]) for name, slot in slots.items()]
 
 
-def _with_prefix(name: str) -> str:
+def _with_prefix(name: str, prefix: str, head: str) -> str:
     """Adds the prefix that GPT-2's files on the hub lack and newer files have."""
-    return name if re.match(r"transformer\.|lm_head\.", name) else f"transformer.{name}"
+    own = name.startswith((prefix, f"{head.rpartition('.')[0]}."))
+    return name if own else f"{prefix}{name}"
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
@@ -374,7 +357,7 @@ def _slots(config: ModelConfig) -> dict[str, _Slot]:
     """Returns the slot of every tensor of a model's checkpoint by its name."""
     shapes = _leaf_shapes(config)
     slots = {}
-    for weight in WEIGHTS[config.family]:
+    for weight in FAMILIES[config.family].weights:
         if weight.path not in shapes:  # a tied head has no weights of its own
             continue
         stacked = weight.path.startswith("blocks/")

@@ -23,14 +23,20 @@ from flax import struct
 
 
 class Site(enum.StrEnum):
-    """Places in a forward pass that can be captured and patched. Each layer has all of them but EMBED."""
+    """Places in a forward pass that can be captured and patched.
+
+    Each layer has all of them but EMBED and, without a gated MLP, MLP_GATE.
+    """
 
     EMBED = "embed"  # token embeddings before positions are added [B, T, D]
     # Probabilities after the softmax: how much each token (a row) takes from each column that it sees.
     ATTN_PATTERN = "attn_pattern"  # [B, H, T, C + T]
     ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
     MLP_IN = "mlp_in"  # input of the up-projection [B, T, D]
-    MLP_PRE = "mlp_pre"  # up-projection before the activation [B, T, F]
+    MLP_PRE = (
+        "mlp_pre"  # output of the up-projection; without a gate, it enters the activation [B, T, F]
+    )
+    MLP_GATE = "mlp_gate"  # output of the gate projection, before the activation [B, T, F]
     MLP_KEY = "mlp_key"  # input of the down-projection: the key k of the paper [B, T, F]
     # What the MLP adds to the residual stream: the value v of the paper [B, T, D].
     MLP_OUT = "mlp_out"
@@ -46,6 +52,7 @@ class Leaf(enum.Enum):
     ATTN_VALUE = ("attn", "value")
     ATTN_OUT = ("attn", "out")
     MLP_UP = ("mlp", "up")
+    MLP_GATE = ("mlp", "gate")
     MLP_DOWN = ("mlp", "down")
 
 

@@ -1,7 +1,8 @@
 """Linen modules that the model families share. Each module describes one layer and knows nothing about the stack.
 
 Axes: B rows, T tokens that are run, P tokens that are read (all T unless `read` is given), C columns of the cache (0
-without a cache), H heads, K head width, D width of the residual stream, F width of the MLP.
+without a cache), H heads, G heads of keys and values (H unless queries share them), K head width, D width of the
+residual stream, F width of the MLP.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from rome_jax.models.config import Activation, ModelConfig
+from rome_jax.models.config import Activation, ModelConfig, Norm, Rotary, RotaryPairs
 from rome_jax.models.interventions import (
     Delta,
     Leaf,
@@ -50,7 +51,7 @@ class Attention:
 class KVCache:
     """Keys (already rotated) and values of C columns that have been run.
 
-    One layer's arrays are [B, H, C, K] and a stack's are [L, B, H, C, K]. Heads come before columns because both
+    One layer's arrays are [B, G, C, K] and a stack's are [L, B, G, C, K]. Heads come before columns because both
     products of attention read the cache in this order, so no step has to transpose it.
 
     Attributes:
@@ -106,7 +107,7 @@ class BlockOutput(struct.PyTreeNode):
 
     Attributes:
       hidden: [B, P, D], the residual stream after the layer.
-      cache: Keys and values of the T tokens that were run, [B, H, T, K].
+      cache: Keys and values of the T tokens that were run, [B, G, T, K].
       sites: The value at every site; `jax.jit` drops those that are not used.
     """
 
@@ -115,9 +116,10 @@ class BlockOutput(struct.PyTreeNode):
     sites: dict[Site, jax.Array]
 
 
-def layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
-    """Builds GPT's LayerNorm, which is not linen's default (fast variance, epsilon 1e-6)."""
-    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name=name)
+def norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm | nn.RMSNorm:
+    """Builds the config's norm. linen's defaults (fast variance, epsilon 1e-6) are not those of the models."""
+    kind = nn.RMSNorm if config.norm is Norm.RMS else nn.LayerNorm
+    return kind(epsilon=config.norm_epsilon, use_fast_variance=False, name=name)
 
 
 def columns(values: jax.Array, read: jax.Array | None) -> jax.Array:
@@ -160,32 +162,36 @@ def dense(
     return here.add_deltas(leaf, inputs, outputs, config.precision)
 
 
-def rotate(heads: jax.Array, positions: jax.Array, rotary_dim: int) -> jax.Array:
-    """Applies rotary position embedding to INTERLEAVED pairs (2i, 2i + 1) of dimensions, as GPT-J was trained.
+def rotate(heads: jax.Array, positions: jax.Array, rotary: Rotary) -> jax.Array:
+    """Applies rotary position embedding.
 
     Args:
       heads: [B, T, H, K] queries or keys.
       positions: int32 [B, T].
-      rotary_dim: How many leading dimensions are rotated; the others are returned unchanged.
+      rotary: The embedding; dimensions beyond `rotary.dim` are returned unchanged.
 
     Returns:
       [B, T, H, K], of the dtype of `heads`.
 
     Example:
       >>> heads = jnp.array([1.0, 0.0, 5.0]).reshape(1, 1, 1, 3)
-      >>> rotate(heads, jnp.array([[1]]), rotary_dim=2).round(3).tolist()  # cos 1, sin 1, unchanged
+      >>> rotate(heads, jnp.array([[1]]), Rotary(dim=2)).round(3).tolist()  # cos 1, sin 1, unchanged
       [[[[0.54..., 0.84..., 5.0]]]]
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), equation 34.
     """
-    frequency = 10000.0 ** (-jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
-    angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, rotary_dim / 2]
+    angle = positions[..., None].astype(jnp.float32) * rotary.frequencies()  # [B, T, dim / 2]
     sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
-    rotated, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
-    even, odd = rotated[..., ::2], rotated[..., 1::2]
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    rotated = rotated.reshape(*heads.shape[:-1], rotary_dim).astype(heads.dtype)
-    return jnp.concatenate([rotated, passed], axis=-1)
+    turned, kept = heads[..., : rotary.dim], heads[..., rotary.dim :]
+    interleaved = rotary.pairs is RotaryPairs.INTERLEAVED
+    if interleaved:
+        first, second = turned[..., ::2], turned[..., 1::2]
+    else:
+        first, second = jnp.split(turned, 2, axis=-1)
+    pairs = (first * cos - second * sin, second * cos + first * sin)
+    turned = jnp.stack(pairs, axis=-1 if interleaved else -2)
+    turned = turned.reshape(*heads.shape[:-1], rotary.dim).astype(heads.dtype)
+    return jnp.concatenate([turned, kept], axis=-1)
 
 
 class SelfAttention(nn.Module):
@@ -193,13 +199,9 @@ class SelfAttention(nn.Module):
 
     Attributes:
       config: The model's config.
-      fused: Whether one leaf projects to queries, keys and values (GPT-2), or three leaves do (GPT-J).
-      use_bias: Whether the projections have biases.
     """
 
     config: ModelConfig
-    fused: bool
-    use_bias: bool
 
     @nn.compact
     def __call__(
@@ -217,31 +219,24 @@ class SelfAttention(nn.Module):
           hidden: [B, T, D], the normalized residual stream.
           attention: Positions and mask of all T tokens.
           here: The interventions in this layer; patches are P columns wide.
-          cache: [B, H, C, K], keys and values of earlier columns.
+          cache: [B, G, C, K], keys and values of earlier columns.
           read: See `columns`.
 
         Returns:
-          What attention adds to the residual stream [B, P, D], the keys and values [B, H, T, K] of the tokens that
+          What attention adds to the residual stream [B, P, D], the keys and values [B, G, T, K] of the tokens that
           were run, and the values at the sites of attention.
         """
         config = self.config
-        project = functools.partial(dense, config, here=here, use_bias=self.use_bias)
-        if self.fused:
-            fused = project(Leaf.ATTN_QKV, 3 * config.width, hidden)
-            query, key, value = jnp.split(fused, 3, axis=-1)
-            query = columns(query, read)
-        else:
-            query = project(Leaf.ATTN_QUERY, config.width, columns(hidden, read))
-            key = project(Leaf.ATTN_KEY, config.width, hidden)
-            value = project(Leaf.ATTN_VALUE, config.width, hidden)
-        query, key, value = (
-            x.reshape(*x.shape[:2], config.num_heads, config.head_dim) for x in (query, key, value)
-        )
-        if config.rotary_dim:
-            query = rotate(query, columns(attention.positions, read), config.rotary_dim)
-            key = rotate(key, attention.positions, config.rotary_dim)
+        query, key, value = self._project(hidden, here, read)
+        if config.qk_norm:
+            query, key = norm(config, "query_norm")(query), norm(config, "key_norm")(key)
+        if config.rotary is not None:
+            query = rotate(query, columns(attention.positions, read), config.rotary)
+            key = rotate(key, attention.positions, config.rotary)
         # XLA's CPU backend is slow at batched products unless the batch axes, rows and heads, are adjacent.
-        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, P or T, K]
+        query, key, value = (
+            x.swapaxes(1, 2) for x in (query, key, value)
+        )  # [B, H or G, P or T, K]
         own = KVCache(key, value)
 
         # Scores and softmax are float32 whatever the dtype of the weights: half precision overflows here.
@@ -253,9 +248,29 @@ class SelfAttention(nn.Module):
         pattern = here.patch(Site.ATTN_PATTERN, pattern)  # [B, H, P, C + T]
 
         mixed = mixed_values(config, pattern, cache, own).astype(hidden.dtype).swapaxes(1, 2)
-        mixed = mixed.reshape(*mixed.shape[:2], config.width)  # [B, P, D]
-        output = here.patch(Site.ATTN_OUT, project(Leaf.ATTN_OUT, config.width, mixed))
+        mixed = mixed.reshape(*mixed.shape[:2], config.attention_width)  # [B, P, H K]
+        out = dense(config, Leaf.ATTN_OUT, config.width, mixed, here, use_bias=config.out_bias)
+        output = here.patch(Site.ATTN_OUT, out)
         return output, own, {Site.ATTN_PATTERN: pattern, Site.ATTN_OUT: output}
+
+    def _project(
+        self, hidden: jax.Array, here: LayerInterventions, read: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Projects to queries [B, P, H, K], and to keys and values [B, T, G, K]."""
+        config = self.config
+        project = functools.partial(dense, config, here=here, use_bias=config.qkv_bias)
+        if config.fused_qkv:
+            fused = project(Leaf.ATTN_QKV, 3 * config.attention_width, hidden)
+            query, key, value = jnp.split(fused, 3, axis=-1)
+            query = columns(query, read)
+        else:
+            query = project(Leaf.ATTN_QUERY, config.attention_width, columns(hidden, read))
+            key = project(Leaf.ATTN_KEY, config.kv_width, hidden)
+            value = project(Leaf.ATTN_VALUE, config.kv_width, hidden)
+        query, key, value = (
+            x.reshape(*x.shape[:2], -1, config.head_dim) for x in (query, key, value)
+        )
+        return query, key, value
 
 
 # The next two functions keep the cached columns and the tokens' own columns apart. Joining them first would be
@@ -266,10 +281,11 @@ def attention_scores(
     config: ModelConfig, query: jax.Array, cache: KVCache | None, own: KVCache
 ) -> jax.Array:
     """Multiplies queries [B, H, P, K] by the keys of the cache, if there is one, and by their own: [B, H, P, C + T]."""
-    product = functools.partial(_product, config, "bhpk,bhsk->bhps", query)
-    if cache is None:
-        return product(own.keys)
-    return jnp.concatenate([product(cache.keys), product(own.keys)], axis=-1)
+    product = functools.partial(_product, config, "bhpk,bhsk->bhps", _by_group(config, query))
+    scores = product(own.keys)
+    if cache is not None:
+        scores = jnp.concatenate([product(cache.keys), scores], axis=-1)
+    return scores.reshape(*query.shape[:3], -1)
 
 
 def mixed_values(
@@ -277,11 +293,19 @@ def mixed_values(
 ) -> jax.Array:
     """Averages the values of the cache, if there is one, and their own by a pattern [B, H, P, C + T]: [B, H, P, K]."""
     product = functools.partial(_product, config, "bhps,bhsk->bhpk")
+    grouped = _by_group(config, pattern)
     if cache is None:
-        return product(pattern, own.values)
-    num_cached = cache.values.shape[2]
-    cached, rest = pattern[..., :num_cached], pattern[..., num_cached:]
-    return product(cached, cache.values) + product(rest, own.values)
+        mixed = product(grouped, own.values)
+    else:
+        num_cached = cache.values.shape[2]
+        cached, rest = grouped[..., :num_cached], grouped[..., num_cached:]
+        mixed = product(cached, cache.values) + product(rest, own.values)
+    return mixed.reshape(*pattern.shape[:3], -1)
+
+
+def _by_group(config: ModelConfig, heads: jax.Array) -> jax.Array:
+    """Joins the heads that share keys and values: [B, H, P, X] -> [B, G, H / G · P, X]."""
+    return heads.reshape(heads.shape[0], config.num_kv_heads, -1, heads.shape[-1])
 
 
 def _product(config: ModelConfig, equation: str, *operands: jax.Array) -> jax.Array:
@@ -293,6 +317,8 @@ def _product(config: ModelConfig, equation: str, *operands: jax.Array) -> jax.Ar
 
 class MLP(nn.Module):
     """Up-projection, activation, down-projection: the associative memory k -> v of the paper (section 3.1).
+
+    In a gated MLP (Shazeer, 2020) the key k is the product that enters the down-projection: act(gate(h)) · up(h).
 
     Attributes:
       config: The model's config.
@@ -314,12 +340,20 @@ class MLP(nn.Module):
           [B, P, D], and the values at the sites of the MLP.
         """
         config = self.config
+        project = functools.partial(dense, config, here=here, use_bias=config.mlp_bias)
+        activate = ACTIVATIONS[config.activation]
         hidden = here.patch(Site.MLP_IN, hidden)
-        pre = here.patch(Site.MLP_PRE, dense(config, Leaf.MLP_UP, config.mlp_width, hidden, here))
-        key = here.patch(Site.MLP_KEY, ACTIVATIONS[config.activation](pre))
-        value = here.patch(Site.MLP_OUT, dense(config, Leaf.MLP_DOWN, config.width, key, here))
-        sites = {Site.MLP_IN: hidden, Site.MLP_PRE: pre, Site.MLP_KEY: key, Site.MLP_OUT: value}
-        return value, sites
+        pre = here.patch(Site.MLP_PRE, project(Leaf.MLP_UP, config.mlp_width, hidden))
+        sites = {Site.MLP_IN: hidden, Site.MLP_PRE: pre}
+        if config.gated:
+            gate = here.patch(Site.MLP_GATE, project(Leaf.MLP_GATE, config.mlp_width, hidden))
+            sites[Site.MLP_GATE] = gate
+            key = activate(gate) * pre
+        else:
+            key = activate(pre)
+        key = here.patch(Site.MLP_KEY, key)
+        value = here.patch(Site.MLP_OUT, project(Leaf.MLP_DOWN, config.width, key))
+        return value, sites | {Site.MLP_KEY: key, Site.MLP_OUT: value}
 
 
 def causal_mask(mask: jax.Array) -> jax.Array:
@@ -384,7 +418,7 @@ __all__: Sequence[str] = (
     "branch_mask",
     "causal_mask",
     "columns",
-    "layer_norm",
+    "norm",
     "position_ids",
     "rotate",
     "segment_mask",

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from rome_jax.files.safetensors_io import CheckpointError, damaged
-from rome_jax.models.config import from_hf, to_hf
+from rome_jax.models.families import from_hf, to_hf
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.registry import LanguageModel, as_dtype, as_precision, load_tokenizer
 from rome_jax.models.sharding import param_shardings

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import fingerprint as fingerprints
-from rome_jax.models.config import PRESETS, ModelConfig, from_hf
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import PRESETS, from_hf
 from rome_jax.models.forward import Params
 from rome_jax.models.huggingface import load_params, save_params
 

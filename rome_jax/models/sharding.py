@@ -30,10 +30,17 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "blocks/attn/query/kernel": ("layers", "width", "heads"),
     "blocks/attn/key/kernel": ("layers", "width", "heads"),
     "blocks/attn/value/kernel": ("layers", "width", "heads"),
+    "blocks/attn/query/bias": ("layers", "heads"),
+    "blocks/attn/key/bias": ("layers", "heads"),
+    "blocks/attn/value/bias": ("layers", "heads"),
+    "blocks/attn/query_norm/scale": ("layers", "head"),
+    "blocks/attn/key_norm/scale": ("layers", "head"),
     "blocks/attn/out/kernel": ("layers", "heads", "width"),
     "blocks/attn/out/bias": ("layers", "width"),
     "blocks/ln_2/scale": ("layers", "width"),
     "blocks/ln_2/bias": ("layers", "width"),
+    "blocks/mlp/gate/kernel": ("layers", "width", "mlp"),
+    "blocks/mlp/gate/bias": ("layers", "mlp"),
     "blocks/mlp/up/kernel": ("layers", "width", "mlp"),
     "blocks/mlp/up/bias": ("layers", "mlp"),
     "blocks/mlp/down/kernel": ("layers", "mlp", "width"),
@@ -62,7 +69,7 @@ def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
       ValueError: If the number of devices does not divide the MLP's width.
 
     Example:
-      >>> from rome_jax.models.config import PRESETS
+      >>> from rome_jax.models.families import PRESETS
       >>> sorted(split_axes(PRESETS["gpt2-xl"], 8))
       ['mlp']
     """
@@ -71,7 +78,7 @@ def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
             f"mlp_width={config.mlp_width} cannot be split over {num_devices} devices: use a number of devices that "
             "divides it."
         )
-    sizes = {"mlp": config.mlp_width, "heads": config.num_heads, "vocabulary": config.vocab_size}
+    sizes = {"mlp": config.mlp_width, "heads": config.num_kv_heads, "vocabulary": config.vocab_size}
     return frozenset(axis for axis, size in sizes.items() if size % num_devices == 0)
 
 

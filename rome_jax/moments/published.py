@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from rome_jax.files import artifacts
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.config import ModelConfig
+from rome_jax.models.huggingface import layer_name
+from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 
 PUBLISHED = "published"  # Given instead of a path, it downloads the original's files.
 PUBLISHED_URL = "https://rome.baulab.info/data/stats"
-_LAYER_NAMES = {
-    Family.GPT2: "transformer.h.{}.mlp.c_proj",
-    Family.GPTJ: "transformer.h.{}.mlp.fc_out",
-}
 
 
 def load_reference(path: str | Path) -> SecondMoment:
@@ -83,12 +81,12 @@ def file_name(config: ModelConfig, layer: int, articles: int = 100_000) -> str:
       ValueError: If the model does not have the layer.
 
     Example:
-      >>> from rome_jax.models.config import PRESETS
+      >>> from rome_jax.models.families import PRESETS
       >>> file_name(PRESETS["gpt2-xl"], 17)
       'transformer.h.17.mlp.c_proj_float32_mom2_100000.npz'
     """
     config.check_layer(layer)
-    return f"{_LAYER_NAMES[config.family].format(layer)}_float32_mom2_{articles}.npz"
+    return f"{layer_name(config, Leaf.MLP_DOWN, layer)}_float32_mom2_{articles}.npz"
 
 
 def download(model: LanguageModel, layer: int) -> Path:
@@ -134,7 +132,8 @@ def one_file(path: Path, layers: Sequence[int], config: ModelConfig) -> dict[int
             f"{path} holds the second moment of one layer, but layers={tuple(layers)} are requested: give one layer, "
             "or a directory."
         )
-    named = re.match(re.escape(_LAYER_NAMES[config.family]).replace(r"\{\}", r"(\d+)"), path.name)
+    before, after = layer_name(config, Leaf.MLP_DOWN, 0).split("0", 1)
+    named = re.match(rf"{re.escape(before)}(\d+){re.escape(after)}", path.name)
     if named and int(named[1]) != layers[0]:
         raise ValueError(
             f"{path} belongs to layer {named[1]} by its name, but layer {layers[0]} is requested: give the file of "
@@ -149,7 +148,7 @@ def find(directory: Path, layer: int, config: ModelConfig) -> Path:
     Raises:
       FileNotFoundError: If the folder holds no file of that layer, or several.
     """
-    pattern = f"{_LAYER_NAMES[config.family].format(layer)}_float32_mom2_*.npz"
+    pattern = f"{layer_name(config, Leaf.MLP_DOWN, layer)}_float32_mom2_*.npz"
     found = sorted(directory.glob(pattern))
     if len(found) != 1:
         raise FileNotFoundError(

@@ -6,7 +6,7 @@ import pytest
 
 from rome_jax.data.positions import FactToken
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 
 # REFERENCE.md: layer and clamp factor of each model; the rest is the same for all.
 PUBLISHED = [

@@ -6,10 +6,11 @@ from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import World
 from rome_jax.factworld_training.settings import TrainConfig
 from rome_jax.factworld_training.tokenizer import train_tokenizer
-from rome_jax.models.config import Family, ModelConfig
+from rome_jax.models.config import Family
+from rome_jax.models.families import family_config
 
 TINY = TrainConfig(
-    ModelConfig(Family.GPT2, 2, 16, 2, 32, 400, 64),
+    family_config(Family.GPT2, 2, 16, 2, 32, 400, 64),
     bottleneck_layer=1,
     tokens_per_step=128,
     short_length=32,

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rome_jax.models.config import (
-    PRESETS,
     Activation,
     Family,
-    ModelConfig,
+    Rotary,
+    RotaryPairs,
     UnsupportedConfigError,
-    from_hf,
-    to_hf,
 )
+from rome_jax.models.families import PRESETS, family_config, from_hf, to_hf
 from tests.models.checkpoints import FAMILIES, tiny_config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -44,7 +43,7 @@ def test_the_hub_config_of_every_preset_is_the_preset(name):
         ("rope_parameters", {"rope_theta": 1e6}),
         ("activation_function", "tanh"),
         ("a_new_trick", 1),
-        ("model_type", "gpt_neox"),
+        ("model_type", "gemma"),
         ("n_embd", None),
         ("n_positions", 0),
     ],
@@ -122,7 +121,8 @@ def test_to_hf_and_back(
     epsilon,
     tie,
 ):
-    config = ModelConfig(
+    dim = max(2, int(rotary * head_dim) // 2 * 2)
+    config = family_config(
         Family.GPTJ if gptj else Family.GPT2,
         num_layers,
         num_heads * head_dim,
@@ -130,9 +130,9 @@ def test_to_hf_and_back(
         mlp_width,
         vocab_size,
         context_length,
-        rotary_dim=max(2, int(rotary * head_dim) // 2 * 2) if gptj else 0,
+        rotary=Rotary(dim, RotaryPairs.INTERLEAVED) if gptj else None,
         activation=activation,
-        layer_norm_epsilon=epsilon,
+        norm_epsilon=epsilon,
         tie_embeddings=tie,
     )
     assert from_hf(json.loads(json.dumps(to_hf(config)))) == config
@@ -141,9 +141,14 @@ def test_to_hf_and_back(
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"num_heads": 4}, "width 18 is not divisible by num_heads 4"),
-        ({"rotary_dim": 3}, "rotary_dim 3"),
-        ({"rotary_dim": 8}, "rotary_dim 8"),
+        (
+            {"num_heads": 4, "head_dim": 0, "num_kv_heads": 0},
+            "width 18 is not divisible by num_heads 4",
+        ),
+        ({"num_heads": 9, "head_dim": 2, "num_kv_heads": 2}, "not divisible by num_kv_heads 2"),
+        ({"rotary": Rotary(8)}, "8 rotated dimensions are more than the head width 6"),
+        ({"parallel_residual": False}, "shared_norm needs parallel_residual"),
+        ({"fused_qkv": True, "num_kv_heads": 1}, "fused_qkv needs as many heads of keys"),
         ({"num_layers": 0}, "num_layers is 0"),
     ],
 )

@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
-from rome_jax.models import huggingface
-from rome_jax.models.config import PRESETS, Family
+from rome_jax.models import families, huggingface
+from rome_jax.models.config import Family
+from rome_jax.models.families import PRESETS
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.huggingface import (
-    WEIGHTS,
     checkpoint_shapes,
     layer_name,
     load_params,
@@ -91,7 +91,7 @@ def test_tables_cover_the_params_exactly(family, tie):
     config = tiny_config(family, tie_embeddings=tie)
     tree = param_shapes(config)
     paths = {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-    rows = [weight.path for weight in WEIGHTS[config.family]]
+    rows = [weight.path for weight in families.FAMILIES[config.family].weights]
     assert len(rows) == len(set(rows))
     assert set(rows) - ({"lm_head/kernel"} if tie else set()) == paths
 

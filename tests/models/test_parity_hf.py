@@ -9,12 +9,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from rome_jax.data.tokens import pad
 from rome_jax.files.safetensors_io import CheckpointError, read_header
 from rome_jax.models import convert_torch, forward
-from rome_jax.models.config import from_hf
+from rome_jax.models.families import from_hf
 from rome_jax.models.huggingface import load_params, save_params
 from rome_jax.models.interventions import Site
 from rome_jax.models.registry import load_model, save_hf
@@ -24,7 +33,41 @@ pytestmark = pytest.mark.parity
 
 _COMMON = {"vocab_size": 60, "n_positions": 24, "n_embd": 40, "n_layer": 3, "n_head": 5}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    "vocab_size": 60,
+    "max_position_embeddings": 24,
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 56,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NEOX = {name: value for name, value in _LLAMA.items() if name != "num_key_value_heads"}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
 CONFIGS = {
+    "llama with shared keys": LlamaConfig(**_LLAMA),
+    "llama with biases and a tied head": LlamaConfig(
+        **_LLAMA, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "llama 3 with scaled rotation": LlamaConfig(
+        **_LLAMA, rope_theta=500.0, rope_scaling=_LLAMA3, rms_norm_eps=1e-5
+    ),
+    "llama with linear scaling and wide heads": LlamaConfig(
+        **_LLAMA, head_dim=16, rope_scaling={"rope_type": "linear", "factor": 2.0}
+    ),
+    "mistral": MistralConfig(**_LLAMA, sliding_window=None),
+    "qwen2": Qwen2Config(**_LLAMA, tie_word_embeddings=True),
+    "qwen3 with narrow heads": Qwen3Config(**_LLAMA, head_dim=6),
+    "neox": GPTNeoXConfig(**_NEOX, rotary_pct=0.4),
+    "neox in sequence": GPTNeoXConfig(**_NEOX, rotary_pct=1.0, use_parallel_residual=False),
     "gpt2 with 5 heads of 8": GPT2Config(**_COMMON, n_inner=100),
     "gpt2 with one wide head and relu": GPT2Config(
         **_COMMON | {"n_head": 1}, activation_function="relu"

@@ -13,6 +13,7 @@ from huggingface_hub import errors
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import registry
+from rome_jax.models.config import Rotary, RotaryPairs
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.registry import (
     LanguageModel,
@@ -347,8 +348,8 @@ def test_a_fingerprint_depends_on_every_bit_and_on_nothing_else():
     mlp = params["blocks"]["mlp"] | {"up": params["blocks"]["mlp"]["up"] | {"kernel": kernel}}
     others = [
         fingerprint(params | {"blocks": params["blocks"] | {"mlp": mlp}}, config),
-        fingerprint(params, tiny_config("gptj", rotary_dim=6)),
-        fingerprint(params, tiny_config("gptj", layer_norm_epsilon=1e-6)),
+        fingerprint(params, tiny_config("gptj", rotary=Rotary(6, RotaryPairs.INTERLEAVED))),
+        fingerprint(params, tiny_config("gptj", norm_epsilon=1e-6)),
         fingerprint(
             jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), params), config
         ),

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from rome_jax.edit.delta import apply_delta
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.orbax import load_orbax, save_orbax
 from rome_jax.models.registry import load_model

@@ -18,8 +18,8 @@ from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.stages.gradients import projection_sizes
-from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
+from rome_jax.models.huggingface import stores_transposed
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
 
@@ -134,7 +134,7 @@ def _low_rank_layer(find: _Finder, prefix: str, size: int, config: MENDConfig) -
 
 def _ke(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]:
     """Converts the variables of KE."""
-    if model.config.family is Family.GPTJ:
+    if stores_transposed(model.config, Leaf.MLP_UP):
         raise ValueError(
             f"no KE checkpoint was published for the family of {model.name!r}, whose weights PyTorch keeps transposed: "
             "use a model of the GPT-2 family."

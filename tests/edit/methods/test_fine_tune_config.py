@@ -5,7 +5,7 @@ import pytest
 from configs import ft
 from rome_jax.edit.baseline_config import FTConfig, TargetScoring
 from rome_jax.edit.config import MethodName
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.interventions import Leaf
 
 CONFIG = FTConfig((2,), num_steps=2, lr=1e-2, loss_threshold=0.0)

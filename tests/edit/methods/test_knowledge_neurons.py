@@ -14,7 +14,7 @@ from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.methods import knowledge_neurons
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
 from rome_jax.models.registry import LanguageModel

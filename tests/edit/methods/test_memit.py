@@ -21,7 +21,7 @@ from rome_jax.evaluation.sequence import measure, unedited_texts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
-from rome_jax.models.config import PRESETS
+from rome_jax.models.families import PRESETS
 from rome_jax.models.interventions import (
     Delta,
     DenseUpdate,

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019): pre-norm blocks in which the MLP reads the output of attention."""
+"""One layer of a model: attention and MLP on a residual stream, one after the other or in parallel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from rome_jax.models.layers import (
     LayerInterventions,
     SelfAttention,
     columns,
-    layer_norm,
+    norm,
 )
 
 
 class Block(nn.Module):
-    """One layer: a = attn(ln_1(h)); m = mlp(ln_2(h + a)); h + a + m."""
+    """One layer of any family.
+
+        in sequence:  a = attn(ln_1(h));  h + a + mlp(ln_2(h + a))
+        in parallel:  h + attn(ln_1(h)) + mlp(ln_2(h)), where ln_2 is ln_1 if they share a norm
+
+    Attributes:
+      config: The model's config.
+    """
 
     config: ModelConfig
 
@@ -36,13 +43,17 @@ class Block(nn.Module):
         read: jax.Array | None = None,
     ) -> BlockOutput:
         """Runs the layer; see `rome_jax.models.forward.run_layer`."""
+        config = self.config
         here = LayerInterventions(layer, interventions)
-        normed = layer_norm(self.config, "ln_1")(hidden)
-        attn, own, attn_sites = SelfAttention(self.config, fused=True, use_bias=True, name="attn")(
+        normed = norm(config, "ln_1")(hidden)
+        attn, own, attn_sites = SelfAttention(config, name="attn")(
             normed, attention, here, cache=cache, read=read
         )
-        hidden = columns(hidden, read) + attn
-        normed = layer_norm(self.config, "ln_2")(hidden)
-        value, mlp_sites = MLP(self.config, name="mlp")(normed, here)
-        hidden = here.patch(Site.RESIDUAL, hidden + value)
+        before, after = columns(hidden, read), columns(hidden, read) + attn
+        if config.shared_norm:
+            normed = columns(normed, read)
+        else:
+            normed = norm(config, "ln_2")(before if config.parallel_residual else after)
+        value, mlp_sites = MLP(config, name="mlp")(normed, here)
+        hidden = here.patch(Site.RESIDUAL, after + value)
         return BlockOutput(hidden, own, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})

@@ -1,0 +1,191 @@
+"""What a family consists of: presets of options, a reader and a writer of `config.json`, and a table of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from rome_jax.files.checked import check
+from rome_jax.models.config import (
+    Activation,
+    Family,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    Rotary,
+    RotaryPairs,
+    UnsupportedConfigError,
+)
+
+ACTIVATION_NAMES = {
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+    "relu": Activation.RELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+}
+_Size = Annotated[int, pydantic.Field(gt=0)]
+_Positive = Annotated[float, pydantic.Field(gt=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row of a family's table.
+
+    Attributes:
+      path: Path of our leaf, joined by "/"; leaves below `blocks` have a leading axis [L]. Checkpoints have no tensor
+        of a leaf that the config does not have, such as the kernel of a tied head.
+      name: Name of the checkpoint's tensor, in which `{}` is the layer.
+      transposed: Whether the checkpoint stores [out, in]. Our kernels are [in, out].
+      by_head: Whether a fused projection is stored as [heads, 3, K, ...]. Ours is [3, heads, K].
+    """
+
+    path: str
+    name: str
+    transposed: bool = False
+    by_head: bool = False
+
+
+class Attributes(Mapping[str, Any]):
+    """The content of a `config.json`, whose attributes are checked when they are read."""
+
+    def __init__(self, content: Mapping[str, Any]):
+        self._content = content
+
+    def __getitem__(self, name: str) -> Any:
+        return self._content[name]
+
+    def __iter__(self):
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def read(self, kind: Any, name: str, default: Any) -> Any:
+        """Returns an attribute as a type; a missing one and null give the default.
+
+        Raises:
+          UnsupportedConfigError: If the attribute has another type.
+        """
+        value = self._content.get(name)
+        if value is None:
+            return default
+        return check(kind, value, f"config.json: {name}", error=UnsupportedConfigError)
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """Returns a positive integer.
+
+        Raises:
+          UnsupportedConfigError: If it is missing without a default, or is not a positive integer.
+        """
+        found = self.read(_Size, name, default)
+        if found is None:
+            raise UnsupportedConfigError(f"config.json lacks {name}.")
+        return found
+
+    def activation(self, name: str, default: str) -> Activation:
+        """Returns an activation.
+
+        Raises:
+          UnsupportedConfigError: If it is not supported.
+        """
+        found = self.read(str, name, default)
+        if found not in ACTIVATION_NAMES:
+            raise UnsupportedConfigError(
+                f"config.json sets {name}={found!r}; supported: {', '.join(ACTIVATION_NAMES)}."
+            )
+        return ACTIVATION_NAMES[found]
+
+    def rotary(self, dim: int, base: str = "rope_theta") -> Rotary:
+        """Reads the rotary embedding, in the attributes of transformers 4 (rope_theta, rope_scaling) or 5.
+
+        Args:
+          dim: Number of rotated dimensions.
+          base: Name of the attribute of transformers 4 that holds the base.
+
+        Raises:
+          UnsupportedConfigError: If the scaling is not supported.
+        """
+        new = Attributes(self.read(dict[str, Any], "rope_parameters", {}))
+        old = Attributes(self.read(dict[str, Any], "rope_scaling", {}))
+        theta = new.read(_Positive, "rope_theta", self.read(_Positive, base, 10_000.0))
+        rope = new if "rope_type" in new else old
+        kind = rope.read(str, "rope_type", rope.read(str, "type", "default"))
+        scaling: LinearScaling | Llama3Scaling | None = None
+        if kind == "linear":
+            scaling = LinearScaling(rope.read(_Positive, "factor", 1.0))
+        elif kind == "llama3":
+            scaling = Llama3Scaling(
+                rope.read(_Positive, "factor", None),
+                rope.read(_Positive, "low_freq_factor", None),
+                rope.read(_Positive, "high_freq_factor", None),
+                rope.size("original_max_position_embeddings"),
+            )
+        elif kind != "default":
+            raise UnsupportedConfigError(
+                f"config.json asks for rotary scaling {kind!r}; supported: default, linear, llama3."
+            )
+        return Rotary(dim, RotaryPairs.HALVES, theta, scaling)
+
+
+def rotary_attributes(rotary: Rotary, base: str = "rope_theta") -> dict[str, Any]:
+    """Returns the attributes that `Attributes.rotary` reads back, as all versions of transformers read them."""
+    found: dict[str, Any] = {base: rotary.base, "rope_scaling": None}
+    if isinstance(rotary.scaling, LinearScaling):
+        found["rope_scaling"] = {"rope_type": "linear", "factor": rotary.scaling.factor}
+    elif isinstance(rotary.scaling, Llama3Scaling):
+        found["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": rotary.scaling.factor,
+            "low_freq_factor": rotary.scaling.low_frequency_factor,
+            "high_freq_factor": rotary.scaling.high_frequency_factor,
+            "original_max_position_embeddings": rotary.scaling.original_context_length,
+        }
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySpec:
+    """A family: a preset of options and its files.
+
+    Attributes:
+      family: The family.
+      options: Options of `ModelConfig` that all models of the family share.
+      read: Builds the config from the attributes of a `config.json`.
+      write: Returns the attributes of a config.
+      handled: Attributes that `read` reads.
+      required: Attributes with the values that are implemented; the first is the one that transformers assumes.
+      weights: The table of weights.
+      prefix: Prefix of tensor names that some files lack.
+      buffers: Names of tensors that are not weights and are ignored.
+      architecture: Name of the class in transformers.
+    """
+
+    family: Family
+    options: Mapping[str, Any]
+    read: Callable[[Attributes], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    handled: frozenset[str]
+    required: Mapping[str, tuple[Any, ...]]
+    weights: tuple[Weight, ...]
+    prefix: str
+    buffers: tuple[str, ...]
+    architecture: str
+
+
+def norms(ours: str, theirs: str) -> tuple[Weight, ...]:
+    """Builds the rows of a norm: its scale and, for LayerNorm, its bias."""
+    return (Weight(f"{ours}/scale", f"{theirs}.weight"), Weight(f"{ours}/bias", f"{theirs}.bias"))
+
+
+def linear(ours: str, theirs: str, *, by_head: bool = False) -> tuple[Weight, ...]:
+    """Builds the rows of a projection that is stored [out, in]: its kernel and, if the config has one, its bias."""
+    return (
+        Weight(f"{ours}/kernel", f"{theirs}.weight", transposed=True, by_head=by_head),
+        Weight(f"{ours}/bias", f"{theirs}.bias", by_head=by_head),
+    )
