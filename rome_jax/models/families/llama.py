@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from rome_jax.models.config import Family, ModelConfig, Norm, UnsupportedConfigError
+from rome_jax.models.config import Activation, Family, ModelConfig, Norm, UnsupportedConfigError
 from rome_jax.models.families.base import (
     Attributes,
     FamilySpec,
@@ -25,6 +25,7 @@ _HANDLED = frozenset(
 _OPTIONS: dict[str, Any] = {
     "norm": Norm.RMS,
     "gated": True,
+    "activation": Activation.SILU,
     "qkv_bias": False,
     "out_bias": False,
     "mlp_bias": False,
@@ -61,8 +62,12 @@ def _read(found: Attributes, *, family: Family, options: dict[str, Any]) -> Mode
         num_kv_heads=found.size("num_key_value_heads", heads),
         rotary=found.rotary(head_dim),
         norm_epsilon=found.read(float, "rms_norm_eps", 1e-6),
-        activation=found.activation("hidden_act", "silu"),
-        **options | biases | {"tie_embeddings": found.read(bool, "tie_word_embeddings", False)},
+        **options
+        | biases
+        | {
+            "activation": found.activation("hidden_act", "silu"),
+            "tie_embeddings": found.read(bool, "tie_word_embeddings", False),
+        },
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rome_jax.models.config import Family, ModelConfig, UnsupportedConfigError
+from rome_jax.models.config import Activation, Family, ModelConfig, UnsupportedConfigError
 from rome_jax.models.families.base import (
     Attributes,
     FamilySpec,
@@ -14,7 +14,12 @@ from rome_jax.models.families.base import (
     rotary_attributes,
 )
 
-_OPTIONS: dict[str, Any] = {"fused_qkv": True, "parallel_residual": True, "tie_embeddings": False}
+_OPTIONS: dict[str, Any] = {
+    "activation": Activation.GELU,
+    "fused_qkv": True,
+    "parallel_residual": True,
+    "tie_embeddings": False,
+}
 
 
 def _read(found: Attributes) -> ModelConfig:
@@ -32,9 +37,9 @@ def _read(found: Attributes) -> ModelConfig:
         found.size("max_position_embeddings"),
         rotary=found.rotary(int(width // heads * share), "rotary_emb_base"),
         norm_epsilon=found.read(float, "layer_norm_eps", 1e-5),
-        activation=found.activation("hidden_act", "gelu"),
         **_OPTIONS
         | {
+            "activation": found.activation("hidden_act", "gelu"),
             "parallel_residual": found.read(bool, "use_parallel_residual", True),
             "qkv_bias": attention_bias,
             "out_bias": attention_bias,
