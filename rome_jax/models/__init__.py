@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         from_hf,
         to_hf,
     )
+    from rome_jax.models.export import save_hf
     from rome_jax.models.forward import (
         LayersOutput,
         Params,
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         TokenizerError,
         load_model,
-        save_hf,
     )
     from rome_jax.models.sharding import model_mesh, param_shardings, split_axes
 
@@ -153,7 +153,7 @@ _HOMES = {
     "load_model": "rome_jax.models.registry",
     "load_orbax": "rome_jax.models.orbax",
     "load_params": "rome_jax.models.huggingface",
-    "save_hf": "rome_jax.models.registry",
+    "save_hf": "rome_jax.models.export",
     "save_orbax": "rome_jax.models.orbax",
     "save_params": "rome_jax.models.huggingface",
     "to_hf": "rome_jax.models.config",

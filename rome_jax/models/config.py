@@ -10,9 +10,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import jax
+import pydantic
+import typing_extensions
+
+from rome_jax.files.checked import check, shown
 
 
 class Family(enum.Enum):
@@ -62,6 +66,9 @@ class ModelConfig:
       activation: Non-linearity of the MLP.
       layer_norm_epsilon: Constant that LayerNorm adds to the variance.
       tie_embeddings: Whether the head is the transposed embedding.
+      scale_scores: Whether scores of attention are divided by the root of the head width.
+      scale_by_layer: Whether scores of attention are also divided by the number of the layer, which starts at 1.
+      upcast_attention: Whether `transformers` computes attention in float32 in half precision. It always is here.
       precision: Precision of every matrix product. `HIGHEST` is true float32; GPUs and TPUs use less by default.
 
     Raises:
@@ -83,6 +90,9 @@ class ModelConfig:
     activation: Activation = Activation.GELU_TANH
     layer_norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
+    scale_scores: bool = True
+    scale_by_layer: bool = False
+    upcast_attention: bool = False
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
 
     def __post_init__(self):
@@ -134,18 +144,16 @@ _IGNORED = frozenset(
     pad_token_id predict_special_tokens prefix problem_type resid_pdrop return_dict sep_token_id
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id use_cache
-    reorder_and_upcast_attn begin_suppress_tokens bad_words_ids decoder_start_token_id diversity_penalty do_sample
+    begin_suppress_tokens bad_words_ids decoder_start_token_id diversity_penalty do_sample
     early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
     forced_eos_token_id is_composition length_penalty min_length no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
     suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
     """.split()
-)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are always float32 here.
+)
 
 # Attributes that change the computation, with the one value that is implemented here.
 _REQUIRED: dict[str, Any] = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "is_decoder": True,
     "is_encoder_decoder": False,
@@ -159,19 +167,40 @@ _REQUIRED: dict[str, Any] = {
 # Other values that mean the same as those above.
 _HARMLESS: dict[str, tuple[Any, ...]] = {"is_decoder": (False,), "pruned_heads": (None, [])}
 
-_HANDLED = frozenset(
-    """
-    vocab_size n_positions n_embd n_layer n_head n_inner rotary_dim activation_function layer_norm_epsilon
-    tie_word_embeddings
-    """.split()
-)
+# Larger sizes do not occur, and would be work without bound for everything that goes through layers or dimensions.
+_Layers = Annotated[int, pydantic.Field(ge=1, le=10_000)]
+_Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
 
 
-def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+class _Attributes(typing_extensions.TypedDict):
+    """The attributes of a config.json that are used."""
+
+    n_layer: _Layers
+    n_embd: _Size
+    n_head: _Size
+    vocab_size: _Size
+    n_positions: _Size
+    n_inner: NotRequired[Annotated[int, pydantic.Field(ge=0, le=1 << 24)] | None]
+    rotary_dim: NotRequired[Annotated[int, pydantic.Field(ge=0, le=1 << 24)] | None]
+    activation_function: NotRequired[str]
+    layer_norm_epsilon: NotRequired[Annotated[float, pydantic.Field(gt=0)]]
+    tie_word_embeddings: NotRequired[bool]
+    scale_attn_weights: NotRequired[bool]
+    scale_attn_by_inverse_layer_idx: NotRequired[bool]
+    reorder_and_upcast_attn: NotRequired[bool]
+
+
+_HANDLED = frozenset(_Attributes.__annotations__)
+# Attributes of attention that only GPT-2 has, with their usual values.
+_GPT2_ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+
+
+def from_hf(config: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
     """Reads the content of a Hugging Face `config.json`.
 
     Args:
       config: The parsed file.
+      name: Name of the file in messages, such as its path.
 
     Returns:
       The `ModelConfig` of the same model.
@@ -185,55 +214,67 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
       ...          "n_positions": 16}).mlp_width
       32
     """
-    name = config.get("model_type")
-    if name not in {family.value for family in Family}:
-        known = ", ".join(family.value for family in Family)
-        raise UnsupportedConfigError(f"config.json has model_type {name!r}; supported: {known}.")
-    family = Family(name)
-
+    model_type = config.get("model_type")
+    known = [family.value for family in Family]
+    if model_type not in known:
+        raise UnsupportedConfigError(
+            f"{name} has model_type {shown(model_type)}; supported: {', '.join(known)}."
+        )
+    family = Family(model_type)
+    gptj = family is Family.GPTJ
+    required = _REQUIRED | (_GPT2_ATTENTION if gptj else {})
     for attribute, value in config.items():
-        if attribute in _REQUIRED:
-            usual = _REQUIRED[attribute]
+        if attribute in required:
+            usual = required[attribute]
             if value != usual and value not in _HARMLESS.get(attribute, ()):
                 raise UnsupportedConfigError(
-                    f"config.json sets {attribute}={value!r}, which changes the model's output and is not "
+                    f"{name} sets {attribute}={shown(value)}, which changes the model's output and is not "
                     f"supported; only {usual!r} is."
                 )
         elif attribute not in _HANDLED and attribute not in _IGNORED:
             raise UnsupportedConfigError(
-                f"config.json sets {attribute}={value!r}, which this library does not know; if it does not "
+                f"{name} sets {attribute}={shown(value)}, which this library does not know; if it does not "
                 "change the model's output, remove it from the file."
             )
     missing = [
-        a for a in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions") if not config.get(a)
+        a
+        for a in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions")
+        if config.get(a) is None
     ]
     if missing:
-        raise UnsupportedConfigError(f"config.json lacks {', '.join(missing)}.")
+        raise UnsupportedConfigError(f"{name} lacks {', '.join(missing)}.")
+    used = {name: value for name, value in config.items() if name in _HANDLED}
+    config = check(_Attributes, used, name, error=UnsupportedConfigError)
     activation = config.get("activation_function", "gelu_new")
     if activation not in _ACTIVATION_NAMES:
         raise UnsupportedConfigError(
-            f"config.json sets activation_function={activation!r}; supported: {', '.join(_ACTIVATION_NAMES)}."
+            f"{name} sets activation_function={shown(activation)}; supported: {', '.join(_ACTIVATION_NAMES)}."
         )
     width = config["n_embd"]
-    gptj = family is Family.GPTJ
     rotary_dim = config.get("rotary_dim", 64 if gptj else 0)
     if bool(rotary_dim) != gptj:
         raise UnsupportedConfigError(
-            f"config.json sets rotary_dim={rotary_dim!r}: GPT-J needs a positive number, GPT-2 has none."
+            f"{name} sets rotary_dim={rotary_dim!r}: GPT-J needs a positive number, GPT-2 has none."
         )
-    return ModelConfig(
-        family=family,
-        num_layers=config["n_layer"],
-        width=width,
-        num_heads=config["n_head"],
-        mlp_width=config.get("n_inner") or 4 * width,
-        vocab_size=config["vocab_size"],
-        context_length=config["n_positions"],
-        rotary_dim=rotary_dim,
-        activation=_ACTIVATION_NAMES[activation],
-        layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-        tie_embeddings=config.get("tie_word_embeddings", not gptj),
-    )
+    try:
+        return ModelConfig(
+            family=family,
+            num_layers=config["n_layer"],
+            width=width,
+            num_heads=config["n_head"],
+            mlp_width=config.get("n_inner") or 4 * width,
+            vocab_size=config["vocab_size"],
+            context_length=config["n_positions"],
+            rotary_dim=rotary_dim or 0,
+            activation=_ACTIVATION_NAMES[activation],
+            layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+            tie_embeddings=config.get("tie_word_embeddings", not gptj),
+            scale_scores=config.get("scale_attn_weights", True),
+            scale_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
+            upcast_attention=config.get("reorder_and_upcast_attn", False) and not gptj,
+        )
+    except UnsupportedConfigError as error:
+        raise UnsupportedConfigError(f"{name}: {error}") from None
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -262,7 +303,12 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     }
     if gptj:
         hf["rotary_dim"] = config.rotary_dim
-    return hf
+    others = {
+        "scale_attn_weights": (config.scale_scores, True),
+        "scale_attn_by_inverse_layer_idx": (config.scale_by_layer, False),
+        "reorder_and_upcast_attn": (config.upcast_attention, False),
+    }
+    return hf | {name: value for name, (value, usual) in others.items() if value != usual}
 
 
 def _gpt2(num_layers: int, width: int, num_heads: int) -> ModelConfig:

@@ -444,12 +444,13 @@ class Transformer(nn.Module):
             wpe = nn.Embed(config.context_length, config.width, embedding_init=normal, name="wpe")
             hidden = hidden + wpe(attention.positions)
         scan = nn.scan(
-            lambda block, carry, _: (block(carry, attention).hidden, None),
+            lambda block, carry, layer: (block(carry, attention, None, layer).hidden, None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=config.num_layers,
         )
-        hidden, _ = scan(BLOCKS[config.family](config, name="blocks"), hidden, None)
+        layers = jnp.arange(config.num_layers)
+        hidden, _ = scan(BLOCKS[config.family](config, name="blocks"), hidden, layers)
         hidden = layer_norm(config, "ln_f")(hidden)
         return Head(config, name="lm_head")(hidden, wte.embedding)
 

@@ -47,12 +47,16 @@ class Outcome:
     Attributes:
       count: The number of prompts.
       new_before, new_after: The number of prompts on which the new target is more likely than the true one.
+      kept_before, kept_after: The number of prompts on which it is not. A prompt whose probabilities are not numbers
+        counts as neither.
       true_before, true_after: Mean probability of the true target; NaN without prompts.
     """
 
     count: int
     new_before: int
     new_after: int
+    kept_before: int
+    kept_after: int
     true_before: float
     true_after: float
 
@@ -64,9 +68,9 @@ class Outcome:
           probabilities: Float [B, 4]: of the new target before and after the edit, and of the true target.
         """
         new, true = probabilities[:, :2], probabilities[:, 2:]
-        wins = (new > true).sum(0)
-        means = true.mean(0) if len(true) else (math.nan, math.nan)
-        return cls(len(true), int(wins[0]), int(wins[1]), float(means[0]), float(means[1]))
+        wins, kept = (new > true).sum(0).tolist(), (new <= true).sum(0).tolist()
+        means = true.mean(0).tolist() if len(true) else (math.nan, math.nan)
+        return cls(len(true), *wins, *kept, *means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,8 +300,8 @@ def _print_summary(
     count = neighbors.count
     if count:
         print(
-            f"What did not: {count - neighbors.new_after} of {count} neighbors still prefer {true!r} "
-            f"(before: {count - neighbors.new_before}); its mean probability "
+            f"What did not: {neighbors.kept_after} of {count} neighbors still prefer {true!r} "
+            f"(before: {neighbors.kept_before}); its mean probability "
             f"{_change(neighbors.true_before, neighbors.true_after)}."
         )
     else:

@@ -26,6 +26,8 @@ import numpy as np
 
 from rome_jax.models.registry import LanguageModel
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Distribution(enum.StrEnum):
     """Families of noise."""
@@ -66,7 +68,7 @@ def parse_noise(text: str) -> NoiseLevel:
       The level.
 
     Raises:
-      ValueError: If the text has another form, or its number is not positive; for t, not above 2.
+      ValueError: If the text has another form, or its number is not positive or not a float32; for t, not above 2.
 
     Example:
       >>> parse_noise("s3")
@@ -75,7 +77,8 @@ def parse_noise(text: str) -> NoiseLevel:
     match = re.fullmatch(r"([sut]?)(\d+\.?\d*(?:e-?\d+)?|\.\d+)|(m)", text.strip())
     value = float(match[2]) if match and match[2] else 0.0
     student = match and match[1] == "t"
-    if match is None or not (match[3] or value > (2.0 if student else 0.0)):
+    least = 2.0 if student else 0.0
+    if match is None or not (match[3] or least < value <= _LARGEST):
         raise ValueError(
             f"noise_level={text!r} is not a noise level: give s3 (3 times the standard deviation of the subjects' "
             "embeddings), 0.1 (Gaussian), u0.1 (uniform), t3 (Student's t, more than 2 degrees of freedom) or m "

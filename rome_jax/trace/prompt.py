@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, round_up, token_span
+from rome_jax.files.checked import check
 
 _LENGTH_MULTIPLE = 8  # Prompts are padded to few lengths, so that few programs are compiled.
 
@@ -80,7 +81,8 @@ class TracePrompt:
 
         Raises:
           ValueError: If the subject is empty, is not in the prompt, or occurs more than once and `characters` is None;
-            if `characters` do not select it; if the prompt is a single token; or if the target is empty.
+            if `characters` do not select it; if the prompt is a single token; if the target is empty; or if one of them
+            is no text or not valid Unicode.
 
         Example:
           >>> text = "Gothulf Punby plays the sport of"
@@ -88,6 +90,8 @@ class TracePrompt:
           >>> prompt.input_tokens[slice(*prompt.span)]
           ('Gothulf', ' P', 'unby')
         """
+        text, subject = check(str, text, "prompt"), check(str, subject, "subject")
+        target = check(str | None, target, "target")
         occurrences = [match.span() for match in re.finditer(re.escape(subject), text)]
         if not subject.strip() or not occurrences:
             raise ValueError(

@@ -53,7 +53,8 @@ def choose(
       The hypernetwork.
 
     Raises:
-      ValueError: If none was given and none comes with the model, or it is of another method or shape.
+      ValueError: If none was given and none comes with the model, or it is of another method, shape or model. A model
+        that edits changed is accepted.
 
     Example:
       >>> from rome_jax import MENDConfig
@@ -62,7 +63,7 @@ def choose(
     """
     hypernetwork = hypernetwork or load_shipped(kind, model)
     check_shape(config, hypernetwork)
-    return hypernetwork
+    return hypernetwork.check_related(model)
 
 
 def check_shape(config: Config, hypernetwork: Hypernetwork) -> None:
@@ -132,7 +133,8 @@ def compute(
         return EditResult(_apply(network, hypernetwork.variables, factors, condition))
 
     rows, label = range(len(requests)), hypernetwork.kind.value
-    return map_chunks(compute_chunk, rows, rows, chunk_size, label, progress)
+    result = map_chunks(compute_chunk, rows, rows, chunk_size, label, progress)
+    return result.finite(requests)
 
 
 @functools.partial(jax.jit, static_argnames="network")
