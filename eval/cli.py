@@ -160,6 +160,9 @@ class Program:
             raise ValueError(
                 f"--{name} is not a flag of {self.name}: leave it out; python -m {self.name} --help lists the flags."
             )
+        for name in set(_PLACES) & given():
+            if flags.FLAGS[name].value == "":
+                raise ValueError(f"--{name} is empty: give a path, or leave the flag out.")
         for name in self.required:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing: give it. {flags.FLAGS[name].help}")

@@ -112,6 +112,7 @@ def open_file(path: Path) -> StoredFile:
     The header is checked against the size of the file. `rome_jax.files.checksums` says when checksums are compared.
 
     Raises:
+      FileNotFoundError: If there is no such file.
       CheckpointError: If the file is not safetensors, is truncated or damaged, or has a dtype that numpy does not
         support.
 
@@ -122,6 +123,8 @@ def open_file(path: Path) -> StoredFile:
       >>> file.metadata["format"], file.tensors["w"].shape, file.verified
       ('pt', (2, 3), True)
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the path of a safetensors file.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -256,5 +259,5 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     """Builds the error for a checkpoint that cannot be read because of another error."""
     why = " ".join(str(error).split())[:160]  # Orbax's errors can be pages long
     return CheckpointError(
-        f"{path} is damaged or incomplete ({type(error).__name__}: {why}): copy or save it again."
+        f"{path} is damaged or incomplete ({why or type(error).__name__}): copy or save it again."
     )

@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
 ).split()
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _BINARIES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+_LONGEST_HUB_NAME = 96
 
 
 class ModelNotFoundError(ValueError):
@@ -152,7 +153,11 @@ def check_hub_name(name: str) -> str:
       >>> check_hub_name("EleutherAI/gpt-j-6B")
       'EleutherAI/gpt-j-6B'
     """
-    if name.startswith("factworld") or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    part = r"\w(?:[\w.-]*\w)?"
+    possible = re.fullmatch(f"{part}(?:/{part})?", name, re.ASCII) and not re.search(
+        r"--|\.\.", name
+    )
+    if name.startswith("factworld") or not possible or len(name) > _LONGEST_HUB_NAME:
         raise unknown_model(name, "it is neither a directory nor a possible name")
     return name
 

@@ -54,6 +54,8 @@ def describe(
         return _file_sentence(error, message, places or {})
     if isinstance(error, ValueError) and _is_deliberate(error):
         return message
+    if isinstance(error, SyntaxError):
+        return f"{message}: correct the file."
     path = write_traceback(error)
     where = f"the traceback is in {path}" if path else "its traceback could not be written"
     name = type(error).__name__

@@ -142,7 +142,7 @@ def test_a_value_has_the_type_of_its_field(field, given, meant):
         ("v_lr", "inf", "a finite number"),
         ("v_lr", 1e300, "a number of 3.4"),
         ("v_lr", 10**400, "a finite number"),
-        ("v_lr", True, "a number"),
+        ("v_lr", True, "a finite number"),
         ("kl_factor", math.nan, "a finite number"),
         ("v_num_grad_steps", 20.5, "an integer"),
         ("v_num_grad_steps", 10**30, "a number"),

@@ -113,7 +113,7 @@ def test_weights_go_by_their_names_and_none_is_a_value():
         (["v_lr=high"], "v_lr='high': give a finite number"),
         (["v_lr=1,nan"], "v_lr='nan': give a finite number"),
         (["v_lr=1e400"], "v_lr=inf: give a finite number"),
-        (["v_lr=True"], "v_lr=True: give a number"),
+        (["v_lr=True"], "v_lr=True: give a finite number"),
         (["v_num_grad_steps=2.5"], "v_num_grad_steps=2.5: give an integer"),
         (["mom2_adjustment=maybe"], "mom2_adjustment='maybe': give true or false"),
         (["layers=0.5"], r"layers\[0\]=0.5: give an integer"),

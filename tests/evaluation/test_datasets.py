@@ -185,7 +185,7 @@ def test_zsre_fields():
         ("portability_prompts", [{"prompt": "a"}], r"portability_prompts\[0\].target is missing"),
         ("portability_prompts", ["a"], r"case 7: portability_prompts\[0\]='a': give a mapping"),
         ("case_id", "x", "record 0: case_id='x': give an integer"),
-        ("case_id", True, "record 0: case_id=True: give a number"),
+        ("case_id", True, "record 0: case_id=True: give an integer"),
         ("case_id", -1, "record 0: case_id=-1: give a number of 0 or more"),
         ("case_id", 2**32, "record 0: case_id=4294967296: give a number below 4294967296"),
     ],

@@ -257,7 +257,7 @@ def test_tfidf_of_factworld():
         ),
         ([1.0, 2.0], {"rome": 0, "italy": 0}, "do not belong together"),
         ([1.0, 2.0], {"rome": 0, "italy": 2}, "do not belong together"),
-        ([1.0, 2.0], {"rome": False, "italy": 1}, "tfidf_vocab.json: rome=False: give a number"),
+        ([1.0, 2.0], {"rome": False, "italy": 1}, "tfidf_vocab.json: rome=False: give an integer"),
         ([1.0], ["rome"], r"tfidf_vocab.json=\['rome'\]: give a mapping"),
         ([[1.0]], {"rome": 0}, r"idf.npy holds float64 \[1, 1\]: it must be finite floats \[V\]"),
         ([np.nan], {"rome": 0}, "must be finite floats"),

@@ -91,7 +91,7 @@ def test_one_object_is_one_record_and_a_home_folder_is_found(tmp_path, monkeypat
     (tmp_path / "hparams.yaml").write_text("layers: [17]\nv_lr: 5e-1\n")
     assert read_document("~/hparams.yaml") == {"layers": [17], "v_lr": "5e-1"}
     with pytest.raises(
-        DataError, match="there is no file ~no.such.user/x: give the path of a file"
+        DataError, match=r"there is no file ~no\.such\.user/x: give the path of a file"
     ):
         find("~no.such.user/x")
 

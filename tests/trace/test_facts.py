@@ -25,7 +25,7 @@ def test_facts_are_read_from_json_and_json_lines(tmp_path):
         ({"prompt": " "}, "record 0: prompt=' ': give a text that is not empty"),
         ({"prompt": "a \ud83d b"}, "record 0: prompt=.*: give valid Unicode"),
         ({"template": ["a"]}, r"record 0: template=\['a'\]: give a text"),
-        ({"known_id": True}, "record 0: known_id=True: give a number"),
+        ({"known_id": True}, "record 0: known_id=True: give an integer"),
         ({"known_id": -1}, "record 0: known_id=-1: give a number of 0 or more"),
         ({"known_id": 10**30}, "record 0: known_id=10"),
     ],
