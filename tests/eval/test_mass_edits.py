@@ -28,6 +28,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_the_program_writes_numbers_and_a_figure(written):
     report = json.loads((written / "mass_edits.json").read_text())
     assert list(report["runs"]) == ["ROME", "MEMIT"]
@@ -45,6 +46,7 @@ def test_the_program_writes_numbers_and_a_figure(written):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_existing_measurements_are_kept(written, world, shipped_model, monkeypatch):
     model = shipped_model("factworld-gpt2")
     editors = [
