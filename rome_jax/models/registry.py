@@ -172,7 +172,7 @@ def as_dtype(dtype: Any) -> jnp.dtype | None:
         return None
     try:
         known = jnp.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):  # a text that is not valid Unicode is a ValueError
         known = None
     if known is None or known.name not in ("float32", "bfloat16", "float16"):
         raise ValueError(

@@ -5,7 +5,7 @@
     python -m tests.fuzz --only='file/counterfact/*'
     python -m tests.fuzz --failures=failures.txt
 
-The cases run in a child process. If a case ends the process, a new one goes on with the next case.
+The cases run in a child process. If a case ends the process, a new process continues with the next case.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _folder_of_links(path: Path) -> None:
     path.symlink_to("../elsewhere/real")
 
 
-# What is expected, what is there before, and what must be true afterwards.
+# The expected outcome, the files that exist beforehand, and what must hold afterwards.
 _CONDITIONS: dict[str, tuple[Expect, Callable[[Path], object], Callable[[Path], bool]]] = {
     "new": (Expect.ACCEPT, lambda path: None, Path.exists),
     "full-disk": (Expect.REFUSE, lambda path: None, lambda path: not path.is_file()),

@@ -65,7 +65,8 @@ def test_dtype_and_precision_are_as_asked(dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "int8"}, {"dtype": "half-ish"}, {"precision": "best"}]
+    "options",
+    [{"dtype": "int8"}, {"dtype": "half-ish"}, {"dtype": "\udce9"}, {"precision": "best"}],
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}='") as error:
