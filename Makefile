@@ -1,4 +1,4 @@
-# make demo | test | test-slow | parity | check-lowest | types | lint | format | table | clean
+# make demo | test | test-slow | fuzz | parity | check-lowest | types | lint | format | table | clean
 #
 # Python 3.11 or newer is all that has to be installed. The targets create the virtual environment .venv and refresh it
 # whenever setup.cfg changes.
@@ -29,22 +29,26 @@ CORE := tests/data tests/files tests/moments tests/models/test_forward.py tests/
   tests/edit/test_delta.py tests/edit/methods/test_rome_golden.py tests/edit/methods/test_memit.py \
   tests/trace/test_restore_golden.py tests/evaluation/test_tables.py
 
-.PHONY: demo test test-slow parity check-lowest types table lint format clean
+.PHONY: demo test test-slow fuzz parity check-lowest types table lint format clean
 
 demo: $(VENV)/.installed-base
 	$(PY) -m eval.edit
 
 test: $(CHECKS)
-	$(PY) -m pytest $(PYTEST_ARGS) -m "not slow"
+	$(PY) -m pytest $(PYTEST_ARGS) -m "not slow and not fuzz"
 
 test-slow: $(CHECKS)
 	$(PY) -m pytest $(PYTEST_ARGS) -m "slow and not parity"
+
+# All deliberate damage, a quarter of an hour; `python -m tests.fuzz` prints the counts by kind.
+fuzz: $(CHECKS)
+	$(PY) -m pytest $(PYTEST_ARGS) -m fuzz tests/fuzz
 
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest $(PYTEST_ARGS) -m parity
 
 check-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow" $(CORE)
+	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow and not fuzz" $(CORE)
 
 types: $(CHECKS)
 	$(PY) -m mypy

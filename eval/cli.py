@@ -14,6 +14,8 @@ import os
 import re
 import shlex
 import sys
+import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,12 +26,38 @@ from absl import app, flags
 from eval.flags import common, define
 from rome_jax.data.request import EditWarning
 from rome_jax.files.artifacts import cache_directory, trim_directory
+from rome_jax.files.checksums import VERIFY
 from rome_jax.files.progress import tqdm
+from rome_jax.files.safetensors_io import CheckpointWarning
+from rome_jax.terminal import failures
 
 _CACHE_BYTES = 2 << 30
 # The Hugging Face libraries read these variables when they are first imported, which happens while a model loads.
 _VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 _INTERRUPTED = 130  # the conventional exit status after Ctrl-C
+# Flags that name what a program writes to.
+_PLACES = (
+    "output_dir",
+    "results_dir",
+    "output",
+    "plot",
+    "save",
+    "merge_to",
+    "export_hf",
+    "export_orbax",
+)
+
+
+_LONGEST_VALUE = 80  # characters of a refused value in a message
+# What to give instead of a value, by the reason for which absl refuses it.
+_REMEDIES = {
+    r"invalid literal for int|is not an integer$": "give an integer",
+    r"could not convert string to float": "give a finite number",
+    r"Non-boolean argument": "give true or false",
+    r"is not an integer in the range \[(.*), (.*)\]": "give an integer from {} to {}",
+    r"is not a number in the range \[(.*), (.*)\]": "give a number from {} to {}",
+    r"value should be one of <(.*)>": "give one of {}",
+}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,17 +95,20 @@ class Program:
     def run(self) -> None:
         """Parses the flags, calls `main` and exits.
 
-        A ValueError or OSError is printed as one sentence, and the status is 1. Ctrl-C ends with status 130 and, if the
-        program is resumable, prints the command that resumes the run.
+        An error is printed as one sentence, and the status is 1. If the error was not foreseen, the sentence names a
+        file with the traceback, which --verbosity prints too. Ctrl-C ends with status 130 and, if the program is
+        resumable, prints the command that resumes the run.
         """
         for name, value in self.defaults.items():
             flags.FLAGS.set_default(name, value)
-        for name in (common.CACHE.name, *self.takes):
+        for name in (*common.NAMES, *self.takes):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
         def guarded(argv):
             try:
                 self._check(argv)
+                if common.VERIFY.value:
+                    os.environ[VERIFY] = "1"
                 if common.CACHE.value:
                     keep_compiled_programs()
                 if flags.FLAGS["verbosity"].present:
@@ -85,13 +116,35 @@ class Program:
                 else:
                     with _quiet_libraries():
                         self.main()
-            except (ValueError, OSError) as error:
-                sys.exit(f"Error: {error}")
+                sys.stdout.flush()
+            except Exception as error:
+                self._end(error)
             except KeyboardInterrupt as error:
                 self._print_resume_command(error)
                 sys.exit(_INTERRUPTED)
 
-        app.run(guarded, flags_parser=_parse)
+        app.run(guarded, flags_parser=self._parse)
+
+    def _parse(self, argv: Sequence[str]) -> list[str]:
+        """Parses the flags; exits with status 1 and one sentence if they are invalid."""
+        try:
+            return flags.FLAGS(define.expand_fields(argv) if "config" in self.takes else argv)
+        except SystemExit as end:  # after --help and the like, for which absl exits with 1
+            sys.exit(0 if end.code == 1 else f"Error: the file of --config exits with {end.code}.")
+        except (flags.Error, AttributeError) as error:
+            sys.exit(f"Error: {_sentence(str(error), argv)}")
+        except Exception as error:  # from the code in a configuration file
+            said = next((a for a in argv if re.match("--?config(=|$)", a)), "--config")
+            sys.exit(f"Error: {said}: {failures.describe(error)}")
+
+    def _end(self, error: Exception) -> None:
+        """Exits with status 1 and one sentence about an error."""
+        if flags.FLAGS["verbosity"].present:
+            traceback.print_exception(error)
+        places = {name: flags.FLAGS[name].value for name in _PLACES if name in self.takes}
+        named = {name: str(value) for name, value in places.items() if value}
+        _settle_output()
+        sys.exit(f"Error: {failures.describe(error, self.takes, named)}")
 
     def _check(self, argv: Sequence[str]) -> None:
         """Refuses arguments that the program would ignore, and missing ones.
@@ -107,6 +160,9 @@ class Program:
             raise ValueError(
                 f"--{name} is not a flag of {self.name}: leave it out; python -m {self.name} --help lists the flags."
             )
+        for name in set(_PLACES) & given():
+            if flags.FLAGS[name].value == "":
+                raise ValueError(f"--{name} is empty: give a path, or leave the flag out.")
         for name in self.required:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing: give it. {flags.FLAGS[name].help}")
@@ -127,7 +183,7 @@ def given() -> set[str]:
         for name in flags.FLAGS
         if flags.FLAGS[name].present
         and not define.is_alias(flags.FLAGS[name])
-        and name != common.CACHE.name
+        and name not in common.NAMES
         and str(flags.FLAGS.find_module_defining_flag(name)).startswith("eval.flags.")
     }
 
@@ -163,20 +219,19 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; exits with status 1 and one sentence if they are invalid."""
+def _settle_output() -> None:
+    """Writes what is still buffered, or drops it if the output is closed or full, so that the exit does not fail."""
     try:
-        return flags.FLAGS(argv)
-    except SystemExit:  # only after --help and the like, for which absl exits with 1
-        sys.exit(0)
-    except (flags.Error, AttributeError) as error:
-        sys.exit(f"Error: {_sentence(str(error), argv)}")
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(text: str, argv: Sequence[str]) -> str:
     """Returns one sentence for an error message of absl or ml_collections about invalid flags."""
     if match := re.search(r"Unknown command line flag '(config\.\S+)'", text):
-        return f"--{match[1]} changes a field of --config: give --config=configs/... before it."
+        return f"--{match[1]} is not a flag of a configuration: give --config=configs/... before it, or leave it out."
     # An unknown field gives "'v_lrr'\nDid you mean "v_lr" instead of "v_lrr"?", in quotes.
     if match := re.match(r"""["']?\\?'(\w+)\\?'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL):
         said = next((a for a in argv if re.match(rf"--?config\.{match[1]}\b", a)), match[1])
@@ -185,7 +240,25 @@ def _sentence(text: str, argv: Sequence[str]) -> str:
     if "Error whilst parsing config file" in text:
         said = next((a for a in argv if re.match("--?config(=|$)", a)), "--config")
         return f"{said}: {text.strip().splitlines()[-1].partition(': ')[2]}"
+    if match := re.match(r"Unknown command line flag '([^']*)'(?:\. Did you mean: (.*) \?)?", text):
+        meant = (
+            f"did you mean --{match[2]}?" if match[2] else "leave it out; --help lists the flags."
+        )
+        return f"--{match[1]} is not a flag: {meant}"
+    if match := re.match(r"Missing value for flag -*(\S+)", text):
+        return f"--{match[1]} has no value: give --{match[1]}=VALUE."
+    if match := re.match(r"flag -*([^=]+)=(.*?): (.*)", text, re.DOTALL):
+        value = textwrap.shorten(match[2], _LONGEST_VALUE, placeholder="...")
+        return f"--{match[1]}={value}: {_remedy(match[3])}."
     return text.splitlines()[0]
+
+
+def _remedy(reason: str) -> str:
+    """Says what to give instead of a value that absl refuses for a reason."""
+    for pattern, remedy in _REMEDIES.items():
+        if match := re.search(pattern, reason, re.DOTALL):
+            return remedy.format(*match.groups()).replace("|", ", ")
+    return reason.splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -203,10 +276,11 @@ def _quiet_libraries() -> Iterator[None]:
     backends.setLevel(logging.WARNING)
 
     def show(message, category, *_, **__):
-        if issubclass(category, EditWarning):
+        if issubclass(category, EditWarning | CheckpointWarning):
             tqdm.write(f"Warning: {message}", file=sys.stderr)  # keeps a progress bar intact
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", EditWarning)
+        warnings.simplefilter("always", CheckpointWarning)
         warnings.showwarning = show
         yield

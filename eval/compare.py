@@ -33,10 +33,11 @@ def main() -> None:
     algorithms, strict = comparison.select_algorithms(names), names is not None
     networks = comparison.parse_hypernetworks(method.HYPERNETWORKS.value, algorithms)
     configs = comparison.read_configs(algorithms, name, moments, networks, strict=strict)
+    shared = {"seed": running.SEED.value, "chunk_size": running.CHUNK.value}
+    shared["templates"] = method.read_templates()
     inputs = data.load(list(configs.values()))
-    sizes = {"seed": running.SEED.value, "chunk_size": running.CHUNK.value}
     editors = comparison.prepare_editors(
-        inputs.model, configs, moments, networks, strict=strict, **sizes
+        inputs.model, configs, moments, networks, strict=strict, **shared
     )
     found = comparison.evaluate(
         results,
@@ -57,12 +58,14 @@ _ONE_METHOD = "applies to one method: give --algs instead, or use eval.evaluate 
 PROGRAM = cli.Program(
     main,
     takes=(
-        "algs hypernetworks second_moments model_name dtype precision ds_name data_path snippets_path tfidf_dir "
-        "num_cases generation seed batch_size chunk_size max_tokens results_dir output plot"
+        "algs hypernetworks templates second_moments model_name dtype precision ds_name data_path snippets_path "
+        "tfidf_dir num_cases generation essence seed batch_size chunk_size max_tokens results_dir output plot"
     ).split(),
     defaults={"num_cases": 200},
     resumable=True,
-    refused=dict.fromkeys(("alg_name", "config", "hparams_fname", "hypernetwork"), _ONE_METHOD),
+    refused=dict.fromkeys(
+        ("alg_name", "config", "config_field", "hparams_fname", "hypernetwork"), _ONE_METHOD
+    ),
 )
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
         return
     name = model.check()
     places = (saved_edits.SAVE.value, saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
-    edit_files.check_places(*places)
+    edit_files.check_places(*places, saved_edits.OVERWRITE.value)
     fact = request.from_flags() or request.example(name, request.TARGET_TRUE.value)
     algorithm, config = method.read()
     method.check_second_moments(config)
@@ -38,7 +38,8 @@ def main() -> None:
     with waiting(f"compiling and computing the edit with {algorithm}"):
         result = edit_files.compute(editor, fact)
     if any(places):
-        edit_files.write(*edit_files.record(editor, fact, result), *places)
+        edited = edit_files.record(editor, fact, result)
+        edit_files.write(*edited, *places, saved_edits.OVERWRITE.value)
     comparison = Comparison(loaded, result.deltas[0])
     with waiting("compiling and comparing the models"):
         print_report(comparison, fact, request.prompts(), algorithm, result.layers)
@@ -49,7 +50,8 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes=(
-        *"alg_name config hparams_fname hypernetwork second_moments seed chunk_size save".split(),
+        *"alg_name config config_field hparams_fname templates hypernetwork second_moments".split(),
+        *"seed chunk_size save".split(),
         *edits.TAKES,
     ),
 )

@@ -30,13 +30,14 @@ def main() -> None:
         )
     model.check()
     exports = (saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
-    edit_files.check_places(saved_edits.MERGE_TO.value, *exports)
+    overwrite = saved_edits.OVERWRITE.value
+    edit_files.check_places(saved_edits.MERGE_TO.value, *exports, overwrite)
     fact = request.from_flags()
     applied = edit_files.read(saved_edits.APPLY.value)
     reverted = edit_files.read(saved_edits.REVERT.value)
     loaded, force = model.load(), saved_edits.FORCE.value
     changed, comparison = edit_files.change(loaded, applied, reverted, force)
-    edit_files.write(applied, changed, saved_edits.MERGE_TO.value, *exports)
+    edit_files.write(applied, changed, saved_edits.MERGE_TO.value, *exports, overwrite)
     with waiting("compiling and comparing the models"):
         if fact is None:
             edit_files.print_overview(comparison, [*applied, *reverted])
@@ -47,8 +48,8 @@ def main() -> None:
 
 
 TAKES = (
-    "model_name dtype precision inspect apply revert merge_to force export_hf export_orbax interactive prompt subject "
-    "target_new target_true paraphrase neighbor"
+    "model_name dtype precision inspect apply revert merge_to force export_hf export_orbax overwrite interactive "
+    "prompt subject target_new target_true paraphrase neighbor"
 ).split()
 PROGRAM = cli.Program(main, takes=TAKES)
 

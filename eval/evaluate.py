@@ -26,7 +26,8 @@ from rome_jax.evaluation.run import EvaluationRun, Settings, find_run
 def main() -> None:
     """Edits and scores the cases, writes their files, and prints the table."""
     algorithm, config = method.read()
-    find_run(running.check_results(), algorithm, running.CONTINUE.value)
+    known = {"alg_name": algorithm.value, "hyperparameters": config.to_dict()}
+    find_run(running.check_results(), algorithm, running.CONTINUE.value, known)
     inputs = data.load([config])
     editor = method.prepare(inputs.model, algorithm, config)
     moments = method.SECOND_MOMENTS.value
@@ -46,14 +47,18 @@ def main() -> None:
             max_tokens=running.MAX_TOKENS.value,
         )
     found = summaries.summarize(run.cases(inputs.dataset))
+    failures = found.describe_failures()
     print(tables.render(tables.make_rows({f"{algorithm}/{run.directory.name}": found})))
+    if failures:
+        print(failures)
 
 
 PROGRAM = cli.Program(
     main,
     takes=(
-        "alg_name config hparams_fname hypernetwork second_moments model_name dtype precision ds_name data_path "
-        "snippets_path tfidf_dir num_cases generation seed batch_size chunk_size max_tokens results_dir "
+        "alg_name config config_field hparams_fname templates hypernetwork second_moments model_name dtype precision "
+        "ds_name data_path "
+        "snippets_path tfidf_dir num_cases generation essence seed batch_size chunk_size max_tokens results_dir "
         "continue_from_run conserve_memory"
     ).split(),
     resumable=True,

@@ -18,7 +18,7 @@ from rome_jax.moments import inputs
 from rome_jax.moments.collect import collect, default_directory
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.moments.sources import read
-from rome_jax.terminal.statistics_report import moment_line
+from rome_jax.terminal.statistics_report import moment_line, not_usable_line
 
 
 def main() -> None:
@@ -33,20 +33,20 @@ def main() -> None:
     source = PUBLISHED
     if corpus is not None:
         directory = running.check_output(default_directory(loaded, corpus, limit))
-        collect(
-            loaded,
-            corpus,
-            layers,
-            directory,
-            limit=limit,
-            sequence_length=statistics.LENGTH.value,
-            batch_tokens=statistics.BATCH.value,
-            checkpoint_seconds=60 * statistics.CHECKPOINT.value,
-        )
+        sizes = {"limit": limit, "sequence_length": statistics.LENGTH.value}
+        sizes |= {"batch_tokens": statistics.BATCH.value}
+        seconds = 60 * statistics.CHECKPOINT.value
+        collect(loaded, corpus, layers, directory, **sizes, checkpoint_seconds=seconds)
         source = str(directory)
+    singular = []
     for layer in layers:  # One at a time, because they are large.
-        print(moment_line(layer, read(source, [layer], loaded)[layer]))
-    print(f"Use them: python -m eval.edit --second_moments={source}")
+        moment = read(source, [layer], loaded)[layer]
+        print(moment_line(layer, moment))
+        singular += [] if moment.is_definite else [layer]
+    if singular:
+        print(not_usable_line(singular, loaded.config.mlp_width))
+    else:
+        print(f"Use them: python -m eval.edit --second_moments={source}")
 
 
 PROGRAM = cli.Program(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eval import cli
 from eval.flags import reports, running
-from rome_jax.evaluation import summaries, tables
+from rome_jax.evaluation import case_files, summaries, tables
 from rome_jax.files.artifacts import write_whole
 
 
@@ -28,12 +28,12 @@ def main() -> None:
     running.check_files()
     table_format = running.FORMAT.value
     metrics = reports.read_columns(table_format)
-    runs = summaries.find_runs(
+    runs = case_files.find_runs(
         running.RESULTS_DIR.value, running.DIR_NAME.value, running.RUNS.value
     )
     found = [
         summaries.summarize(
-            summaries.read_cases(run, running.FIRST.value), summaries.Source.read(run)
+            case_files.read_cases(run, running.FIRST.value), summaries.Source.read(run)
         )
         for run in runs
     ]

@@ -20,12 +20,15 @@ from eval.flags import data, method, running
 from rome_jax.evaluation.grid import Grid
 from rome_jax.evaluation.sweep import Sweep
 from rome_jax.factworld.records import Role
+from rome_jax.files.artifacts import check_name
 from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sweep_report import report
 
 
 def main() -> None:
     """Evaluates all points, writes and prints the table, and draws the figure."""
+    if running.SWEEP_NAME.value is not None:
+        check_name(running.SWEEP_NAME.value, "--sweep_name")
     algorithm, config = method.read()
     grid = Grid.parse(method.SWEEP.value, config)
     if len(grid.axes) < 3:
@@ -41,6 +44,7 @@ def main() -> None:
         method.SECOND_MOMENTS.value,
         running.SEED.value,
         method.HYPERNETWORK.value,
+        method.read_templates(config),
     )
     directory = results / "sweeps" / (running.SWEEP_NAME.value or sweep.name)
     print(f"Results     {directory}")
@@ -52,9 +56,9 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes=(
-        "alg_name config hparams_fname hypernetwork second_moments sweep model_name dtype precision ds_name data_path "
-        "snippets_path tfidf_dir num_cases generation seed batch_size chunk_size max_tokens results_dir sweep_name "
-        "figure_format"
+        "alg_name config config_field hparams_fname templates hypernetwork second_moments sweep model_name dtype "
+        "precision ds_name data_path snippets_path tfidf_dir num_cases generation essence seed batch_size chunk_size "
+        "max_tokens results_dir sweep_name figure_format"
     ).split(),
     defaults={"num_cases": 50, "generation": False},
     resumable=True,

@@ -56,8 +56,8 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes=(
-        "alg_name config model_name dtype precision data_path output_dir learning_rate batch_size max_steps "
-        "validate_every patience file_dtype seed"
+        "alg_name config config_field model_name dtype precision data_path output_dir learning_rate batch_size "
+        "max_steps validate_every patience file_dtype seed"
     ).split(),
     defaults={"alg_name": "MEND"},
     resumable=True,

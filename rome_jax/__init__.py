@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from rome_jax.evaluation.evaluate import evaluate_records
     from rome_jax.evaluation.summaries import summarize
     from rome_jax.models.config import ModelConfig
+    from rome_jax.models.export import save_hf
     from rome_jax.models.forward import capture, logits
     from rome_jax.models.generate import Sampling, generate, generate_text
     from rome_jax.models.interventions import Delta, Patch, PatchMode, Site
     from rome_jax.models.logit_lens import logit_lens, top_tokens
     from rome_jax.models.orbax import load_orbax, save_orbax
-    from rome_jax.models.registry import LanguageModel, load_model, save_hf
+    from rome_jax.models.registry import LanguageModel, load_model
     from rome_jax.moments.second_moment import SecondMoment
     from rome_jax.moments.shipped import load_shipped
     from rome_jax.trace.corruption import Measure
@@ -156,7 +157,7 @@ _HOMES = {
     "load_model": "rome_jax.models.registry",
     "load_orbax": "rome_jax.models.orbax",
     "logits": "rome_jax.models.forward",
-    "save_hf": "rome_jax.models.registry",
+    "save_hf": "rome_jax.models.export",
     "save_orbax": "rome_jax.models.orbax",
     # Inspecting and changing a forward pass
     "Patch": "rome_jax.models.interventions",

@@ -19,8 +19,9 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.delta import apply_delta, revert_delta
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.export import save_hf
 from rome_jax.models.orbax import load_orbax, save_orbax
-from rome_jax.models.registry import load_model, save_hf
+from rome_jax.models.registry import load_model
 from rome_jax.models.sharding import model_mesh, param_shardings
 from tests.models.checkpoints import FAMILIES, GOLDEN, random_params, tiny_config
 from tests.saved import random_delta

@@ -300,7 +300,7 @@ def test_every_stage_runs_with_tiny_shapes(tmp_path):
     assert {name: row["status"] for name, row in outcomes(tmp_path).items()} == dict.fromkeys(
         outcomes(tmp_path), "done"
     ), written
-    assert len(outcomes(tmp_path)) == 14 and len(list(tmp_path.iterdir())) <= 8
+    assert len(outcomes(tmp_path)) == 15 and len(list(tmp_path.iterdir())) <= 8
     tables = {}
     for row in read_rows(tmp_path / ROWS):
         if "table" in row:

@@ -10,7 +10,7 @@ from absl import flags
 from eval.flags import method, model, running
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.evaluation.datasets import Dataset, DatasetName, load_dataset
-from rome_jax.evaluation.generation import GenerationTests
+from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.run import load_generation_tests
 from rome_jax.factworld.records import Role
 from rome_jax.models.registry import SHIPPED, LanguageModel
@@ -25,7 +25,8 @@ DATASET = flags.DEFINE_enum(
 PATH = flags.DEFINE_string(
     "data_path",
     None,
-    "JSON file of records. Default: factworld's records for the factworld models, otherwise the published file, which "
+    "File of records (JSON, JSON Lines, parquet or arrow; docs/evaluation.md lists the layouts), or a folder of "
+    "Dataset.save_to_disk. Default: factworld's records for the factworld models, otherwise the published file, which "
     "is downloaded once.",
 )
 SNIPPETS = flags.DEFINE_string(
@@ -38,6 +39,15 @@ TFIDF = flags.DEFINE_string(
     "tfidf_dir",
     None,
     "Folder with idf.npy and tfidf_vocab.json, the word weights for consistency. Default: as for --data_path.",
+)
+
+ESSENCE = flags.DEFINE_enum(
+    "essence",
+    None,
+    [target.value for target in EssenceTarget],
+    "Target under which the reference text about the subject is looked up, whose perplexity is the column PPL. "
+    "Default: true for factworld's records, and new, as in the original code, for others.",
+    case_sensitive=False,
 )
 
 _EMBEDDED_CASES = 100
@@ -80,7 +90,8 @@ def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inpu
     tests = None
     if running.GENERATION.value:
         texts = (SNIPPETS.value, TFIDF.value, running.SEED.value)
-        tests = load_generation_tests(dataset, *texts)
+        essence = ESSENCE.value and EssenceTarget(ESSENCE.value)
+        tests = load_generation_tests(dataset, *texts, essence)
     loaded = model.load()
     print(f"Model       {loaded!r}")
     print(f"Data        {dataset.name} of {dataset.source}, {len(dataset.records)} cases")

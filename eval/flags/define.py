@@ -1,10 +1,15 @@
-"""Former names of flags: aliases and negations."""
+"""Former names of flags, changes of single hyperparameters, and the bounds of numbers."""
 
 from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
 
 from absl import flags
 
 _MARK = "Alias for "
+MOST = 2**31 - 1  # of anything that is counted
 
 
 class _Opposite(flags.BooleanFlag):
@@ -29,6 +34,41 @@ def alias(original: str, *names: str) -> None:
 def opposite(original: str, name: str) -> None:
     """Defines a flag that negates a boolean flag: `opposite("generation", "skip_generation_tests")`."""
     flags.DEFINE_flag(_Opposite(name, flags.FLAGS[original]))
+
+
+def expand_fields(argv: Sequence[str]) -> list[str]:
+    """Replaces --config.FIELD=VALUE by --config_field=FIELD=VALUE, unless --config names a file that has the field.
+
+    Args:
+      argv: The command line, program included.
+
+    Example:
+      >>> expand_fields(["edit", "--config.v_lr", "0.1", "--config.layers=5"])
+      ['edit', '--config_field=v_lr=0.1', '--config_field=layers=5']
+    """
+    if any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return list(argv)
+    expanded, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(=.*)?", argument, re.DOTALL)
+        if argument == "--":
+            return [*expanded, argument, *rest]
+        if match is None:
+            expanded.append(argument)
+            continue
+        value = match[3]
+        if value is None and match[1] is None and rest and not rest[0].startswith("--"):
+            value = f"={rest.pop(0)}"
+        expanded.append(f"--config_field={match[2]}{value or f'={match[1] is None}'}")
+    return expanded
+
+
+def finite(flag: flags.FlagHolder[float]) -> None:
+    """Refuses NaN as the value of a flag; absl's bounds let it pass."""
+    flags.register_validator(
+        flag.name, lambda value: value is None or math.isfinite(value), "give a finite number."
+    )
 
 
 def is_alias(flag: flags.Flag) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from eval.flags import define, model, running
 from rome_jax.edit import method as methods
 from rome_jax.edit.config import Hyperparameters, MethodName
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.method import METHODS, Editor
+from rome_jax.edit.stages import contexts
+from rome_jax.evaluation.grid import parse_values
 from rome_jax.models.registry import LanguageModel, known_config
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.terminal.waiting import waiting
@@ -30,12 +34,25 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Configuration file with the hyperparameters, such as configs/rome.py:gpt2-xl; --config.FIELD=VALUE changes one of "
-    "them. Default: the known hyperparameters of the model.",
+    "them, also of --hparams_fname or the default. Default: the known hyperparameters of the model.",
+)
+FIELDS = flags.DEFINE_multi_string(
+    "config_field",
+    [],
+    "A hyperparameter and its value, as FIELD=VALUE, that applies on top of the file or of the known hyperparameters. "
+    "Without --config, --config.FIELD=VALUE means the same",
 )
 HPARAMS = flags.DEFINE_string(
     "hparams_fname",
     None,
-    "JSON file with the hyperparameters, as in the original code; replaces --config.",
+    "File with the hyperparameters in the layout of ROME, MEMIT, AlphaEdit or EasyEdit, JSON or YAML; replaces "
+    "--config. --config.FIELD=VALUE changes one of them.",
+)
+TEMPLATES = flags.DEFINE_string(
+    "templates",
+    None,
+    "File of context templates, to repeat an earlier run: a JSON list, or text with one template per line. The first "
+    "is {}, and each ends in {}. Default: sampled from the model by --seed.",
 )
 SECOND_MOMENTS = flags.DEFINE_string(
     "second_moments",
@@ -67,6 +84,7 @@ LAYER = flags.DEFINE_integer(
     None,
     "Layer to edit. Default: the layer in the model's hyperparameters.",
     lower_bound=0,
+    upper_bound=define.MOST,
 )
 
 
@@ -86,10 +104,13 @@ def read() -> tuple[MethodName, Hyperparameters]:
         raise ValueError(
             f"--hypernetwork={network} is only for {' and '.join(CONFIG_TYPES)}: leave it out for {algorithm}."
         )
-    config = methods.read_config(algorithm, name, CONFIG.value, HPARAMS.value, network)
+    config = methods.read_config(
+        algorithm, name, CONFIG.value, HPARAMS.value, network, read_fields(FIELDS.value)
+    )
     known = known_config(name)
     for layer in config.layers if known else ():
         known.check_layer(layer, "layers")
+    read_templates(config)
     absent = source not in (None, PUBLISHED) and not Path(source).exists()
     if config.needs_second_moments and absent:
         raise FileNotFoundError(
@@ -97,6 +118,51 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f".npz file of the original code, or {PUBLISHED}."
         )
     return algorithm, config
+
+
+def read_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """Parses the values of --config_field.
+
+    Args:
+      texts: Texts of the form FIELD=VALUE. A value is a Python literal, the name of an enum member, or a text.
+
+    Returns:
+      The values by field.
+
+    Raises:
+      ValueError: If a text has another form, or a field is given twice.
+
+    Example:
+      >>> read_fields(["v_lr=1e-1", "layers=(5,6)"])
+      {'v_lr': 0.1, 'layers': (5, 6)}
+    """
+    fields: dict[str, Any] = {}
+    for text in texts:
+        field, sign, value = text.partition("=")
+        if not sign or field in fields:
+            raise ValueError(f"--config.{text}: give each field once, as FIELD=VALUE.")
+        parsed = parse_values(value)
+        fields[field] = parsed[0] if len(parsed) == 1 else tuple(parsed) or value
+    return fields
+
+
+def read_templates(config: Hyperparameters | None = None) -> tuple[str, ...] | None:
+    """Returns the context templates of --templates, or None if they are to be sampled.
+
+    Args:
+      config: Hyperparameters of the method, which must use templates; None for several methods.
+
+    Raises:
+      DataError: If the file does not exist or is malformed.
+      ValueError: If the method does not use templates.
+    """
+    if TEMPLATES.value is None:
+        return None
+    if config is not None and config.template_lengths is None:
+        raise ValueError(
+            f"--templates={TEMPLATES.value}: {ALGORITHM.value} does not use context templates, leave it out."
+        )
+    return contexts.read_templates(TEMPLATES.value)
 
 
 def check_second_moments(config: Hyperparameters) -> None:
@@ -109,10 +175,11 @@ def check_second_moments(config: Hyperparameters) -> None:
 
 
 def check_config_file() -> None:
-    """Refuses a --config that is not a file.
+    """Refuses a --config that is not a file, or that does not give a configuration.
 
     Raises:
       FileNotFoundError: If the file does not exist.
+      ValueError: If its get_config returns something else than a ConfigDict.
     """
     if flags.FLAGS["config"].present:
         path, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":", 1)
@@ -120,6 +187,11 @@ def check_config_file() -> None:
             raise FileNotFoundError(
                 f"--config={path} does not exist in {os.getcwd()}: give the path of a file, such as "
                 f"{Path(__file__).resolve().parents[2] / 'configs' / 'rome.py'}."
+            )
+        if not isinstance(CONFIG.value, ConfigDict):
+            raise ValueError(
+                f"--config={path}: get_config returns {type(CONFIG.value).__name__}: return a ConfigDict of "
+                "ml_collections."
             )
 
 
@@ -141,6 +213,7 @@ def prepare(
             hypernetwork_source=HYPERNETWORK.value,
             seed=running.SEED.value,
             chunk_size=running.CHUNK.value,
+            templates=read_templates(config),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from eval.flags import define
 from rome_jax.evaluation.columns import parse_columns
 from rome_jax.evaluation.mass_edits import MOST
 from rome_jax.evaluation.tables import TableFormat
@@ -19,9 +20,14 @@ SWEEP_CASES = flags.DEFINE_integer(
     100,
     "Number of tuning requests for each layer of the sweep; 0 leaves out the sweep.",
     lower_bound=0,
+    upper_bound=define.MOST,
 )
 TRACED = flags.DEFINE_integer(
-    "num_traced", 100, "Number of facts to trace; 0 leaves out tracing.", lower_bound=0
+    "num_traced",
+    100,
+    "Number of facts to trace; 0 leaves out tracing.",
+    lower_bound=0,
+    upper_bound=define.MOST,
 )
 COUNTS = flags.DEFINE_list(
     "counts",
@@ -29,7 +35,7 @@ COUNTS = flags.DEFINE_list(
     f"Numbers of edits at which the model is measured, each from 1 to {MOST}.",
 )
 EVERY = flags.DEFINE_integer(
-    "every", 10, "Number of edits between two measurements.", lower_bound=1
+    "every", 10, "Number of edits between two measurements.", lower_bound=1, upper_bound=define.MOST
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from rome_jax.data.request import EditRequest
+from rome_jax.files.checked import check
 from rome_jax.models.registry import SHIPPED
 from rome_jax.terminal.edit_report import Prompts
 
@@ -52,8 +53,15 @@ def from_flags() -> EditRequest | None:
 
 
 def prompts() -> Prompts:
-    """Returns the paraphrases and neighbors that the flags name."""
-    return Prompts(PARAPHRASES.value, NEIGHBORS.value)
+    """Returns the paraphrases and neighbors that the flags name.
+
+    Raises:
+      ValueError: If one of them is not valid Unicode.
+    """
+    return Prompts(
+        check(list[str], PARAPHRASES.value, "--paraphrase"),
+        check(list[str], NEIGHBORS.value, "--neighbor"),
+    )
 
 
 def read_request(

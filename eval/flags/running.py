@@ -18,6 +18,7 @@ CASES = flags.DEFINE_integer(
     "Number of cases, edits or prompts, counted from the start of the data. If no default is shown: 100 for a "
     "factworld model, otherwise all.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 define.alias("num_cases", "dataset_size_limit", "num_records", "num_prompts", "num_edits")
 GENERATION = flags.DEFINE_bool(
@@ -25,25 +26,30 @@ GENERATION = flags.DEFINE_bool(
 )
 define.alias("generation", "generation_tests")
 define.opposite("generation", "skip_generation_tests")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of everything that is random.", lower_bound=0)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of everything that is random.", lower_bound=0, upper_bound=2**32 - 1
+)
 
 BATCH = flags.DEFINE_integer(
     "batch_size",
     32,
     "Number of cases per batch of edits and scores, or of examples per training step.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 CHUNK = flags.DEFINE_integer(
     "chunk_size",
     8,
     "Number of requests that are optimized together; bounds the memory.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens",
     DEFAULT_TOKENS,
     "Number of tokens, padding included, in one forward pass or in the cache of one generation; bounds the memory.",
     lower_bound=256,
+    upper_bound=define.MOST,
 )
 CONSERVE_MEMORY = flags.DEFINE_bool(
     "conserve_memory",
@@ -76,6 +82,7 @@ FIRST = flags.DEFINE_integer(
     None,
     "Number of cases to read from each run, in order of case id. Default: all.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 ORIGINAL = flags.DEFINE_bool(
     "original",

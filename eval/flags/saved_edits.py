@@ -22,6 +22,11 @@ EXPORT_HF = flags.DEFINE_string(
 EXPORT_ORBAX = flags.DEFINE_string(
     "export_orbax", None, "Directory to write the edited model to, as an Orbax checkpoint."
 )
+OVERWRITE = flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Replace what an earlier run wrote to --export_hf and --export_orbax. Other directories are never replaced.",
+)
 INTERACTIVE = flags.DEFINE_bool(
     "interactive",
     False,

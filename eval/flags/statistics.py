@@ -17,9 +17,9 @@ LAYERS = flags.DEFINE_string(
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "Corpus: factworld; a .txt, .jsonl, or .parquet file, or a folder of them; wikipedia (wikimedia/wikipedia "
-    "20231101.en); or another dataset of the Hugging Face hub. Default: factworld for the factworld models, wikipedia "
-    "for others.",
+    "Corpus: factworld; a .txt, .json, .jsonl, .parquet or .arrow file, or a folder of them; wikipedia "
+    "(wikimedia/wikipedia 20231101.en); or another dataset of the Hugging Face hub. Default: factworld for the "
+    "factworld models, wikipedia for others.",
 )
 DATASET_CONFIG = flags.DEFINE_string(
     "dataset_config",
@@ -59,17 +59,24 @@ LENGTH = flags.DEFINE_integer(
     "sequence_length",
     None,
     "Number of tokens after which an article is cut. Default: the model's context length.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 BATCH = flags.DEFINE_integer(
     "batch_tokens",
     4096,
     "Number of tokens per batch, whatever the sequence length. More is faster on a GPU and takes more memory.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 CHECKPOINT = flags.DEFINE_float(
     "checkpoint_minutes",
     5.0,
     "Minutes between saved states, from which a killed run resumes.",
+    lower_bound=0,
+    upper_bound=1e6,
 )
+define.finite(CHECKPOINT)
 PUBLISHED = flags.DEFINE_bool(
     "published",
     False,

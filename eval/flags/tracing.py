@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from eval.flags import running
+from eval.flags import define, running
 from rome_jax.models.interventions import PatchMode
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import inputs as trace_inputs
@@ -46,9 +46,14 @@ SCREEN = flags.DEFINE_integer(
     0,
     "Number of states per kind to restore, the ones that a backward pass ranks highest; 0 restores all.",
     lower_bound=0,
+    upper_bound=define.MOST,
 )
 TOP = flags.DEFINE_integer(
-    "top", 20, "Number of top-ranked states to verify by restoring them.", lower_bound=1
+    "top",
+    20,
+    "Number of top-ranked states to verify by restoring them.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 NOISE = flags.DEFINE_string(
     "noise_level",
@@ -77,7 +82,9 @@ REPLACE = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=1,
 )
-SAMPLES = flags.DEFINE_integer("samples", 10, "Number of noise samples per prompt.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 10, "Number of noise samples per prompt.", lower_bound=1, upper_bound=10_000
+)
 WINDOW = flags.DEFINE_integer(
     "window",
     None,
@@ -96,6 +103,7 @@ CHUNK = flags.DEFINE_integer(
     CHUNK_COLUMNS,
     "Number of token columns that are computed together; more are faster on a GPU and need more memory.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 CASE_FIGURES = flags.DEFINE_bool("case_figures", False, "Also draw a heatmap of each case.")
 

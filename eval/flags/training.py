@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from eval.flags import running
+from eval.flags import define, running
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.hypernetworks.training import TrainingConfig
@@ -15,25 +15,36 @@ FAMILY = flags.DEFINE_enum(
     "family", None, ["gpt2", "gptj"], "Architecture of the model.", case_sensitive=False
 )
 STEPS = flags.DEFINE_integer(
-    "steps", None, "Number of steps of Adam. Default: that of the shipped model."
+    "steps",
+    None,
+    "Number of steps of Adam. Default: that of the shipped model.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 RATE = flags.DEFINE_float(
     "learning_rate", None, "Learning rate of Adam. Default: that of the shipped networks."
 )
+define.finite(RATE)
 MAX_STEPS = flags.DEFINE_integer(
     "max_steps",
     None,
     "Number of steps of Adam after which training ends at the latest. Default: that of the shipped networks.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 EVERY = flags.DEFINE_integer(
-    "validate_every", 100, "Number of steps between validations.", lower_bound=1
+    "validate_every",
+    100,
+    "Number of steps between validations.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 PATIENCE = flags.DEFINE_integer(
     "patience",
     5,
     "Number of validations without a better loss after which training ends.",
     lower_bound=1,
+    upper_bound=define.MOST,
 )
 FILE_DTYPE = flags.DEFINE_enum(
     "file_dtype",

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rome_jax.files import extras
+from rome_jax.files import columnar, extras, formats, records
+from rome_jax.files.checked import check, shown
 
 WIKIPEDIA = (
     "wikimedia/wikipedia",
@@ -21,7 +22,8 @@ WIKIPEDIA = (
 )  # the dataset and configuration that "wikipedia" means
 FACTWORLD_DOCUMENTS = 20_000
 HUB_ARTICLES = 100_000  # as many as the original reads of Wikipedia
-SUFFIXES = (".jsonl", ".parquet", ".txt")
+SUFFIXES = (".arrow", ".json", ".jsonl", ".parquet", ".txt")
+_KEY_REMEDY = "set text_key to the field of the texts"
 _SEPARATORS = {"document": None, "line": "\n", "paragraph": "\n\n"}
 
 
@@ -60,12 +62,12 @@ def open_corpus(
     """Opens a corpus by its name.
 
     Args:
-      name: "factworld", the corpus of the shipped models; a .txt, .jsonl or .parquet file, or a folder of them;
-        "wikipedia"; or a dataset on the Hugging Face hub.
+      name: "factworld", the corpus of the shipped models; "wikipedia"; a .txt, .json, .jsonl, .parquet or .arrow file;
+        a folder of such files; or a dataset on the Hugging Face hub.
       config: Configuration of a dataset on the hub.
       split: Split of a dataset on the hub.
       revision: Branch, tag or commit of a dataset on the hub; None means the main branch.
-      text_key: The field of .jsonl files, .parquet files and datasets that holds the text.
+      text_key: The field of records, tables and datasets that holds the text.
       sample_by: What one article of a .txt file is: the whole "document", a "paragraph" or a "line".
 
     Returns:
@@ -83,7 +85,7 @@ def open_corpus(
     """
     if name == "factworld":
         return factworld()
-    if Path(name).exists():
+    if Path(os.path.expanduser(name)).exists():
         return local(name, text_key=text_key, sample_by=sample_by)
     if Path(name).suffix in SUFFIXES or name.startswith((".", "/", "~")):
         raise CorpusError(f"there is no {name}: give an existing file or folder.")
@@ -120,16 +122,17 @@ def local(path: str | Path, *, text_key: str = "text", sample_by: str = "documen
     The revision is a SHA-256 of all paths and contents, for which the files are read once.
 
     Args:
-      path: A .txt, .jsonl or .parquet file, or a folder.
+      path: A .txt, .json, .jsonl, .parquet or .arrow file, or a folder. What is in a file is decided by its content,
+        except that a .txt file is text. JSON may be a list or JSON Lines.
       text_key: As in `open_corpus`.
       sample_by: As in `open_corpus`.
 
     Returns:
-      `Corpus`. Reading it raises a CorpusError at a line or table that is damaged or has no text.
+      `Corpus`. Reading it raises a CorpusError at a record that is damaged or has no text.
 
     Raises:
-      CorpusError: If there is no such file or folder, it has no file of a known kind, a file is damaged, or `sample_by`
-        is unknown.
+      CorpusError: If there is no such file or folder, it has no file of a known kind, a file is damaged or has no
+        column of texts named `text_key`, or `sample_by` is unknown.
 
     Example:
       >>> Path("articles.txt").write_text("Rome is a city. Paris is a city.")
@@ -137,22 +140,17 @@ def local(path: str | Path, *, text_key: str = "text", sample_by: str = "documen
       >>> local("articles.txt").size
       1
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if sample_by not in _SEPARATORS:
         raise CorpusError(f"sample_by={sample_by!r}: give one of {', '.join(_SEPARATORS)}.")
     if not path.exists():
         raise CorpusError(f"there is no {path}: give an existing file or folder.")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    files = [file for file in files if file.suffix in SUFFIXES]
-    if not files:
-        raise CorpusError(
-            f"{path} holds no {', '.join(SUFFIXES)} files: give texts in one of these formats."
-        )
+    files = _files(path)
     base = path if path.is_dir() else path.parent
     sha, sizes = hashlib.sha256(f"{text_key}\n{sample_by}\n".encode()), []
     for file in files:
         sha.update(f"{file.relative_to(base).as_posix()}\n{file.stat().st_size}\n".encode())
-        sizes.append(_hash_and_count(file, sha, sample_by))
+        sizes.append(_hash_and_count(file, sha, text_key, sample_by))
     known = [size for size in sizes if size is not None]
     size = sum(known) if len(known) == len(sizes) else None
 
@@ -166,79 +164,91 @@ def local(path: str | Path, *, text_key: str = "text", sample_by: str = "documen
     )
 
 
-def _hash_and_count(file: Path, sha: Any, sample_by: str) -> int | None:
+def _files(path: Path) -> list[Path]:
+    """Lists the files of a corpus: a file itself, or those of known kinds in a folder."""
+    if path.is_file():
+        files = [path]
+    else:
+        # A folder of `Dataset.save_to_disk` has descriptions in JSON next to its tables.
+        files = columnar.saved_files(path, CorpusError) or sorted(
+            file for file in path.rglob("*") if file.is_file()
+        )
+    files = [file for file in files if file.suffix in SUFFIXES]
+    if not files:
+        raise CorpusError(
+            f"{path} holds no {', '.join(SUFFIXES)} files: give texts in one of these formats."
+        )
+    return files
+
+
+def _hash_and_count(file: Path, sha: Any, text_key: str, sample_by: str) -> int | None:
     """Adds a file's content to the hash and returns the approximate number of its articles, or None if unknown."""
-    lines = 0
+    lines, head = 0, b""
     with open(file, "rb") as opened:
         while block := opened.read(1 << 20):
+            head = head or block
             sha.update(block)
             lines += block.count(b"\n")
-    if file.suffix == ".parquet":
-        return _parquet(file).metadata.num_rows
-    if file.suffix == ".txt" and sample_by != "line":
-        return 1 if sample_by == "document" else None
-    return lines
+    if _is_table(file, head):
+        table = columnar.open_table(file, CorpusError)
+        table.check_texts(text_key, _KEY_REMEDY)
+        return table.num_rows
+    if what := formats.foreign(head[: formats.HEAD]):
+        raise CorpusError(f"{file} {what}")
+    if file.suffix == ".txt":
+        return {"document": 1, "line": lines}.get(sample_by)
+    return lines if _is_lines(file) else None
+
+
+def _is_table(file: Path, head: bytes) -> bool:
+    """Returns whether a file is read as parquet or arrow."""
+    return file.suffix in (".parquet", ".arrow") or columnar.is_columnar(head)
+
+
+def _is_lines(file: Path) -> bool:
+    """Returns whether the first line of a file is a JSON value by itself, so that each line is a record."""
+    first = next((line for line in records.read_lines(file, error=CorpusError) if line.strip()), "")
+    try:
+        return not isinstance(records.parse_json(first, str(file)), list)
+    except records.DataError:
+        return False
 
 
 def _articles(file: Path, text_key: str, sample_by: str) -> Iterator[str]:
     """Yields the articles of one file."""
-    if file.suffix == ".parquet":
-        yield from _parquet_articles(file, text_key)
-        return
-    try:
-        with open(file, encoding="utf-8") as opened:
-            if file.suffix == ".jsonl":
-                for number, line in enumerate(opened, start=1):
-                    if line.strip():
-                        yield _text_of(line, text_key, f"{file}, line {number},")
-            elif sample_by == "line":
-                yield from (line.rstrip("\n") for line in opened)
-            else:
-                separator, text = _SEPARATORS[sample_by], opened.read()
-                yield from text.split(separator) if separator else [text]
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{file} is not UTF-8 ({error}): convert it to UTF-8.") from error
+    with open(file, "rb") as opened:
+        head = opened.read(formats.HEAD)
+    if _is_table(file, head):
+        rows = columnar.open_table(file, CorpusError).rows([text_key])
+        for number, row in enumerate(rows):
+            yield _text_of(row, text_key, f"{file}, row {number}")
+    elif file.suffix == ".txt" and sample_by == "line":
+        yield from records.read_lines(file, error=CorpusError)
+    elif file.suffix == ".txt":
+        separator = _SEPARATORS[sample_by]
+        text = records.decode(file.read_bytes(), file, error=CorpusError)
+        text = text.replace("\r\n", "\n")
+        yield from text.split(separator) if separator else [text]
+    elif _is_lines(file):
+        lines = records.read_lines(file, error=CorpusError)
+        for number, record in records.parse_lines(lines, str(file), error=CorpusError):
+            yield _text_of(record, text_key, f"{file}, line {number}")
+    else:
+        for number, record in enumerate(records.read_records(file, error=CorpusError)[0]):
+            yield _text_of(record, text_key, f"{file}, record {number}")
 
 
-def _text_of(line: str, text_key: str, where: str) -> str:
-    """Reads the text of one line of a .jsonl file; `where` names the line in errors."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise CorpusError(f"{where} is not JSON ({error}): correct or remove it.") from error
-    if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-        is_object = isinstance(record, dict)
-        found = (
-            f"its keys are {sorted(record)}" if is_object else f"it is a {type(record).__name__}"
-        )
+def _text_of(record: Any, text_key: str, where: str) -> str:
+    """Returns the text of a record; `where` names the record in errors."""
+    if not isinstance(record, dict):
         raise CorpusError(
-            f"{where} has no text under {text_key!r} ({found}): set text_key to the key of the text."
+            f"{where}, is {shown(record)}: give an object with the field {text_key!r}."
         )
-    return record[text_key]
-
-
-def _parquet(file: Path) -> Any:
-    """Opens a parquet file."""
-    extras.check("pyarrow", "data", str(file))
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+    if text_key not in record:
         raise CorpusError(
-            f"{file} is damaged or is not a parquet file ({error}): copy it again."
-        ) from error
-
-
-def _parquet_articles(file: Path, text_key: str) -> Iterator[str]:
-    """Yields the articles of a parquet file."""
-    table = _parquet(file)
-    if text_key not in table.schema_arrow.names:
-        raise CorpusError(
-            f"{file} has no column {text_key!r}, only {table.schema_arrow.names}: set text_key to the text's column."
+            f"{where}, has no field {text_key!r}, only {sorted(record)}: {_KEY_REMEDY}."
         )
-    for batch in table.iter_batches(1024, columns=[text_key]):
-        yield from (text or "" for text in batch.column(0).to_pylist())
+    return check(str, record[text_key], f"{where}: {text_key}", error=CorpusError)
 
 
 def hugging_face(
@@ -281,14 +291,14 @@ def hugging_face(
         )
     splits = stream.info.splits or {}
     size = splits[split].num_examples if split in splits else None
+    full_name = name if config is None else f"{name} {config}"
+    full_name = full_name if split == "train" else f"{full_name} {split}"
 
     def read(first: int) -> Iterator[str]:
-        for record in stream.select_columns(text_key).skip(first):
-            yield record[text_key] or ""
+        for number, record in enumerate(stream.select_columns(text_key).skip(first), first):
+            yield _text_of(record, text_key, f"dataset {full_name!r}, row {number}")
 
-    shown = name if config is None else f"{name} {config}"
-    shown = shown if split == "train" else f"{shown} {split}"
-    return Corpus(shown, commit, size, read, HUB_ARTICLES)
+    return Corpus(full_name, commit, size, read, HUB_ARTICLES)
 
 
 def _commit(name: str, revision: str | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from rome_jax.files.checked import check
+
 SLOT = "{}"
 
 
@@ -33,8 +35,8 @@ class EditRequest:
       case_id: Number of the record in its data set; the seeds of independent edits are derived from it.
 
     Raises:
-      RequestError: If the prompt does not have exactly one slot, the subject or target is empty, or there is white
-        space around the subject or at the end of the prompt or target.
+      RequestError: If a text is no text or not valid Unicode, the prompt does not have exactly one slot, the subject or
+        target is empty, or there is white space around the subject or at the end of the prompt or target.
 
     Example:
       >>> EditRequest("{} plays the sport of", "LeBron James", "football").text
@@ -48,6 +50,10 @@ class EditRequest:
     case_id: int = 0
 
     def __post_init__(self):
+        kinds = dict.fromkeys(("prompt", "subject", "target_new"), str)
+        for field, kind in {**kinds, "target_true": str | None, "case_id": int}.items():
+            value = check(kind, getattr(self, field), field, error=RequestError)
+            object.__setattr__(self, field, value)  # the dataclass is frozen
         count = self.prompt.count(SLOT)
         if count != 1:
             raise RequestError(

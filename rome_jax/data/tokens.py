@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from rome_jax.data.tokenization import prompt_ids
+
 
 @struct.dataclass
 class TokenBatch:
@@ -118,7 +120,7 @@ def pad(
 
 
 def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
-    """Tokenizes texts without special tokens and pads them.
+    """Tokenizes prompts or documents and pads them; see `rome_jax.data.tokenization`.
 
     Args:
       tokenizer: A tokenizer of `transformers`.
@@ -136,7 +138,7 @@ def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
       >>> encode(model.tokenizer, ["Gothulf Punby plays the sport of"]).ids.shape
       (1, 7)
     """
-    return pad(tokenizer(list(texts), add_special_tokens=False)["input_ids"], **padding)
+    return pad(prompt_ids(tokenizer, texts), **padding)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         KNConfig,
         MENDConfig,
         RateOrder,
+        RowVectors,
         TargetEncoding,
         TargetScoring,
     )
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
         weight_changes,
     )
     from rome_jax.edit.edit_files import load_edits, save_edits
+    from rome_jax.edit.hf_delta import to_hf
     from rome_jax.edit.hypernetworks.networks import Hypernetwork
     from rome_jax.edit.hypernetworks.training import TrainingConfig
     from rome_jax.edit.method import METHODS, Editor, Method, Resource, read_config
     from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
-    from rome_jax.edit.result import EditResult
+    from rome_jax.edit.result import EditResult, NotFiniteError
     from rome_jax.edit.saved_edits import (
         EditedLayer,
         EditedModel,
@@ -64,6 +66,7 @@ __all__ += [
     "Editor",
     "Method",
     "MethodName",
+    "NotFiniteError",
     "Resource",
     "read_config",
 ]
@@ -88,6 +91,7 @@ __all__ += [
     "MENDConfig",
     "ROMEConfig",
     "RateOrder",
+    "RowVectors",
     "TargetEncoding",
     "TargetScoring",
 ]
@@ -106,6 +110,7 @@ __all__ += [
     "merge_deltas",
     "negate_delta",
     "revert_delta",
+    "to_hf",
     "weight_changes",
 ]
 # Saved edits
@@ -136,6 +141,7 @@ _HOMES = {
     "Editor": "rome_jax.edit.method",
     "Method": "rome_jax.edit.method",
     "MethodName": "rome_jax.edit.config",
+    "NotFiniteError": "rome_jax.edit.result",
     "Resource": "rome_jax.edit.method",
     "read_config": "rome_jax.edit.method",
     # Requests and their tokenization
@@ -156,6 +162,7 @@ _HOMES = {
     "MENDConfig": "rome_jax.edit.baseline_config",
     "ROMEConfig": "rome_jax.edit.config",
     "RateOrder": "rome_jax.edit.baseline_config",
+    "RowVectors": "rome_jax.edit.baseline_config",
     "TargetEncoding": "rome_jax.edit.baseline_config",
     "TargetScoring": "rome_jax.edit.baseline_config",
     # Hypernetworks
@@ -170,6 +177,7 @@ _HOMES = {
     "merge_deltas": "rome_jax.edit.delta",
     "negate_delta": "rome_jax.edit.delta",
     "revert_delta": "rome_jax.edit.delta",
+    "to_hf": "rome_jax.edit.hf_delta",
     "weight_changes": "rome_jax.edit.delta",
     # Saved edits
     "EditedLayer": "rome_jax.edit.saved_edits",

@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from rome_jax.edit.config import (
+    Count,
     Hyperparameters,
     MethodName,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Share,
+    Steps,
+    TemplateLengths,
     model_key,
 )
 from rome_jax.models.interventions import Leaf
@@ -51,7 +58,7 @@ class FTConfig(Hyperparameters):
       scoring: Where the tokens of a target are scored; see `TargetScoring`.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> FTConfig((0,), lr=1e-3).norm_constraint is None
@@ -59,12 +66,12 @@ class FTConfig(Hyperparameters):
     """
 
     leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
-    num_steps: int = 25
-    lr: float = 5e-4
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None
-    loss_threshold: float = 1e-2
-    batch_size: int = 64
+    num_steps: Steps = 25
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.0
+    norm_constraint: PositiveFloat | None = None
+    loss_threshold: NonNegativeFloat = 1e-2
+    batch_size: Count = 64
     scoring: TargetScoring = TargetScoring.EACH_TOKEN
 
     def __post_init__(self) -> None:
@@ -72,18 +79,6 @@ class FTConfig(Hyperparameters):
         if not self.leaves or len(set(self.leaves)) != len(self.leaves):
             names = ", ".join(leaf.name for leaf in self.leaves)
             raise ValueError(f"leaves=({names}): name at least one weight, each once.")
-        for field in ("num_steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive.")
-        if self.norm_constraint is not None and self.norm_constraint <= 0:
-            raise ValueError(
-                f"norm_constraint={self.norm_constraint} must be positive, or None to set no bound."
-            )
-        for field in ("weight_decay", "loss_threshold"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
 
     @classmethod
     def for_model(  # type: ignore[override]  # the only configuration that several methods share
@@ -159,6 +154,18 @@ class TargetEncoding(enum.Enum):
     REFERENCE = "reference"
 
 
+class RowVectors(enum.Enum):
+    """Which vectors of tokens knowledge neurons add to the rows of the kept neurons.
+
+    Attributes:
+      UNEMBEDDING: Those that the output layer reads.
+      REFERENCE: The input embeddings, as in the published code. In GPT-2 both are the same.
+    """
+
+    UNEMBEDDING = "unembedding"
+    REFERENCE = "reference"
+
+
 _KNOWLEDGE_NEURONS: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": tuple(range(48))},
     # The thresholds with the best score S on tuning requests, never on those that results are reported for. The
@@ -181,9 +188,10 @@ class KNConfig(Hyperparameters):
       p: With `refine`, the share of the paraphrases that must have a neuron, from 0 to 1.
       context_template_length_params: (tokens, count) pairs of the sampled prefixes; only used with `refine`.
       encoding: How a target is tokenized; see `TargetEncoding`.
+      row_vectors: Which vectors of tokens are added to the neurons' rows; see `RowVectors`.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> KNConfig.for_model("gpt2-xl").adaptive_threshold
@@ -192,20 +200,13 @@ class KNConfig(Hyperparameters):
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KNOWLEDGE_NEURONS
 
-    steps: int = 20
-    adaptive_threshold: float = 0.2
+    steps: Steps = 20
+    adaptive_threshold: Share = 0.2
     refine: bool = False
-    p: float = 0.4
-    context_template_length_params: tuple[tuple[int, int], ...] = ()
+    p: Share = 0.4
+    context_template_length_params: TemplateLengths = ()
     encoding: TargetEncoding = TargetEncoding.LEADING_SPACE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1.")
-        for field in ("adaptive_threshold", "p"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
+    row_vectors: RowVectors = RowVectors.UNEMBEDDING
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...]:
@@ -246,7 +247,7 @@ class MENDConfig(Hyperparameters):
       rate_order: Which rate each projection gets; see `RateOrder`.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> MENDConfig.for_model("gpt2-xl").layers
@@ -256,20 +257,14 @@ class MENDConfig(Hyperparameters):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEND
 
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
-    rank: int = 1920
-    num_hidden: int = 1
-    lr_scale: float = 1.0
+    rank: Count = 1920
+    num_hidden: NonNegativeInt = 1
+    lr_scale: PositiveFloat = 1.0
     rate_order: RateOrder = RateOrder.TRAINED
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_mlp_leaves(self.leaves)
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank} must be at least 1.")
-        if self.num_hidden < 0:
-            raise ValueError(f"num_hidden={self.num_hidden} must not be negative.")
-        if self.lr_scale <= 0:
-            raise ValueError(f"lr_scale={self.lr_scale} must be positive.")
         if self.rate_order is RateOrder.REFERENCE and len(self.leaves) != 2:
             raise ValueError(
                 "rate_order=reference exchanges two rates: set leaves to both projections, or rate_order to trained."
@@ -302,7 +297,7 @@ class KEConfig(Hyperparameters):
       max_scale: Largest scale of an update; the network chooses one between 0 and this.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> KEConfig.for_model("gpt2-xl").lstm_width
@@ -312,19 +307,14 @@ class KEConfig(Hyperparameters):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _KE
 
     leaves: tuple[Leaf, ...] = (Leaf.MLP_UP, Leaf.MLP_DOWN)
-    lstm_width: int = 512
-    condition_width: int = 768
-    hidden_width: int = 512
-    max_scale: float = 1.0
+    lstm_width: Count = 512
+    condition_width: Count = 768
+    hidden_width: Count = 512
+    max_scale: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_mlp_leaves(self.leaves)
-        for field in ("lstm_width", "condition_width", "hidden_width"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1.")
-        if self.max_scale <= 0:
-            raise ValueError(f"max_scale={self.max_scale} must be positive.")
 
 
 def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:

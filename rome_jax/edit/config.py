@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import pydantic
 
 from rome_jax.data.positions import FactToken
+from rome_jax.files.checked import check
 from rome_jax.models.interventions import Leaf
+
+_LARGEST = float(np.finfo(np.float32).max)  # what the optimizations compute in
+# Ranges of hyperparameters. NaN and infinities are in none of them.
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, le=_LARGEST)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, le=_LARGEST)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+Steps = Annotated[int, pydantic.Field(ge=1, le=100_000)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # a PRNG key ignores all further bits
+# (tokens, count) pairs of sampled prefixes. Each prefix is a row of every request, so their number is bounded.
+TemplateLengths = tuple[tuple[Count, Annotated[int, pydantic.Field(ge=1, le=10_000)]], ...]
 
 
 class MethodName(enum.StrEnum):
@@ -27,14 +44,25 @@ class MethodName(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Base class of all hyperparameters, which converts them to plain values and back.
+    """Base class of all hyperparameters, which checks them and converts them to plain values and back.
+
+    Values are converted to the types of their fields if that is unambiguous, whatever their source: "5e-1" is 0.5, and
+    17 is a tuple of one layer. The type hints also give the ranges.
 
     Attributes:
       published: Published (or, for factworld, shipped) values by model; `model_key` gives the keys.
       layers: Edited layers, in ascending order.
 
     Raises:
-      ValueError: If there are no layers, or one is negative or given twice.
+      ValueError: If a value has another type or is out of range, there are no layers, or one is negative or given
+        twice.
+
+    Example:
+      >>> ROMEConfig(layers="17", v_lr="5e-1").v_lr
+      0.5
+      >>> ROMEConfig(layers=17, v_lr=None)
+      Traceback (most recent call last):
+      ValueError: v_lr=None: give a finite number.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -42,6 +70,7 @@ class Hyperparameters:
     layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "layers", sorted_layers(self.layers))
 
     @property
@@ -86,22 +115,48 @@ class Hyperparameters:
         """Builds a configuration from what `to_dict`, a config file or JSON contains.
 
         Raises:
-          ValueError: If a field does not exist, `layers` is missing, or a value is out of range.
+          ValueError: If a field does not exist, `layers` is missing, or a value has another type or is out of range.
 
         Example:
           >>> ROMEConfig.from_dict({"layers": [5], "fact_token": "subject_last"}).layers
           (5,)
         """
-        hints = typing.get_type_hints(cls)
-        kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(kinds))
-        if unknown:
-            raise ValueError(
-                f"no hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(kinds))}."
-            )
+        known = [field.name for field in dataclasses.fields(cls)]
+        check_names(values, known)
         if "layers" not in values:
             raise ValueError("layers is missing: name at least one layer.")
-        return cls(**{name: _typed(name, value, kinds[name]) for name, value in values.items()})
+        return cls(**values)
+
+
+def check_fields(config: Any) -> None:
+    """Converts the fields of a frozen dataclass to the types of their hints; see `rome_jax.files.checked`.
+
+    Raises:
+      ValueError: If a value cannot be converted, or is out of the range in the hint.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = check(hints[field.name], getattr(config, field.name), field.name)
+        object.__setattr__(config, field.name, value)
+
+
+def check_names(names: Collection[str], known: Collection[str]) -> None:
+    """Refuses names of hyperparameters that do not exist.
+
+    Raises:
+      ValueError: If there are any; the message has the most similar known name.
+
+    Example:
+      >>> check_names(["v_lrr"], ["layers", "v_lr"])
+      Traceback (most recent call last):
+      ValueError: no hyperparameter v_lrr, did you mean v_lr? There are layers, v_lr.
+    """
+    unknown = sorted(set(map(str, names)) - set(known))
+    if unknown:
+        similar = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f", did you mean {similar[0]}? There are" if similar else "; there are"
+        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ValueError(f"no hyperparameter {shown}{meant} {', '.join(sorted(known))}.")
 
 
 def _plain(value: Any) -> Any:
@@ -111,20 +166,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Leaf):
         return value.name
     return value.value if isinstance(value, enum.Enum) else value
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """Converts a value that `_plain` or JSON produced back to type `kind`."""
-    if typing.get_origin(kind) is tuple:
-        inner, *_ = typing.get_args(kind)
-        return tuple(_typed(name, item, inner) for item in value)
-    if isinstance(kind, enum.EnumType):
-        members: list[enum.Enum] = list(kind)
-        choices = {_plain(member): member for member in members}
-        if value not in list(choices):
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}.")
-        return choices[value]
-    return value
 
 
 def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,18 +184,6 @@ def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
             f"layers={layers!r}: name at least one layer, each once, with numbers of 0 or more."
         )
     return result
-
-
-def _check_optimization(config: ROMEConfig | MEMITConfig) -> None:
-    """Checks the numbers that the optimization of v*, or of MEMIT's z, uses."""
-    if config.v_num_grad_steps < 1:
-        raise ValueError(f"v_num_grad_steps={config.v_num_grad_steps} must be at least 1.")
-    for field in ("v_lr", "clamp_norm_factor"):
-        if getattr(config, field) <= 0:
-            raise ValueError(f"{field}={getattr(config, field)} must be positive.")
-    for field in ("v_weight_decay", "kl_factor", "loss_threshold"):
-        if getattr(config, field) < 0:
-            raise ValueError(f"{field}={getattr(config, field)} must not be negative.")
 
 
 def model_key(name: str) -> str:
@@ -233,7 +262,7 @@ class ROMEConfig(Hyperparameters):
       key_mode: Which key the update divides by; see `KeyMode`.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> ROMEConfig.for_model("gpt2-xl", v_lr=0.1).v_lr
@@ -243,19 +272,15 @@ class ROMEConfig(Hyperparameters):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ROME
 
     fact_token: FactToken = FactToken.SUBJECT_LAST
-    v_num_grad_steps: int = 20
-    v_lr: float = 0.5
-    v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0
-    kl_factor: float = 0.0625
+    v_num_grad_steps: Steps = 20
+    v_lr: PositiveFloat = 0.5
+    v_weight_decay: NonNegativeFloat = 0.5
+    clamp_norm_factor: PositiveFloat = 4.0
+    kl_factor: NonNegativeFloat = 0.0625
     mom2_adjustment: bool = True
-    loss_threshold: float = 5e-2
-    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    loss_threshold: NonNegativeFloat = 5e-2
+    context_template_length_params: TemplateLengths = ((5, 10), (10, 10))
     key_mode: KeyMode = KeyMode.REFERENCE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_optimization(self)
 
     @property
     def needs_second_moments(self) -> bool:
@@ -301,7 +326,7 @@ class MEMITConfig(Hyperparameters):
       mom2_update_weight: λ, the weight of what a layer already stores against the new facts.
 
     Raises:
-      ValueError: If a value is out of range.
+      ValueError: If a value has another type or is out of range.
 
     Example:
       >>> MEMITConfig.for_model("gpt2-xl").layers
@@ -311,21 +336,15 @@ class MEMITConfig(Hyperparameters):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEMIT
 
     fact_token: FactToken = FactToken.SUBJECT_LAST
-    v_num_grad_steps: int = 25
-    v_lr: float = 0.5
-    v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 0.75
-    kl_factor: float = 0.0625
-    loss_threshold: float = 5e-2
-    context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
+    v_num_grad_steps: Steps = 25
+    v_lr: PositiveFloat = 0.5
+    v_weight_decay: NonNegativeFloat = 0.5
+    clamp_norm_factor: PositiveFloat = 0.75
+    kl_factor: NonNegativeFloat = 0.0625
+    loss_threshold: NonNegativeFloat = 5e-2
+    context_template_length_params: TemplateLengths = ((10, 5),)
     mom2_adjustment: bool = True
-    mom2_update_weight: float = 15_000.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_optimization(self)
-        if self.mom2_update_weight <= 0:
-            raise ValueError(f"mom2_update_weight={self.mom2_update_weight} must be positive.")
+    mom2_update_weight: PositiveFloat = 15_000.0
 
     @property
     def needs_second_moments(self) -> bool:

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from rome_jax.models.forward import Params
-from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
+from rome_jax.models.interventions import (
+    Delta,
+    DenseUpdate,
+    Leaf,
+    LowRankUpdate,
+    Part,
+    check_factors,
+)
 
 Update = LowRankUpdate | DenseUpdate
 
@@ -48,9 +55,14 @@ def rank_one_update(
 
 
 def dense(update: Update) -> jax.Array:
-    """Returns ΔW as an array, [*N, in, out]: Σ_r left_r ⊗ right_r, or the change of a dense update."""
+    """Returns ΔW as an array, [*N, in, out]: Σ_r left_r ⊗ right_r, or the change of a dense update.
+
+    Raises:
+      ValueError: If the factors of a low-rank update differ in rank.
+    """
     if isinstance(update, DenseUpdate):
         return update.change
+    check_factors(update)
     return jnp.einsum(
         "...ir,...or->...io", update.left, update.right, precision=jax.lax.Precision.HIGHEST
     )
@@ -84,7 +96,7 @@ def apply_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params
       ...                   model.params["blocks"]["mlp"]["down"]["kernel"], atol=1e-5))
       True
     """
-    _check_single(delta)
+    check_single(delta)
     for update in delta.updates:
         _check_fits(params, update)
     blocks, copied = params["blocks"], set[tuple[str, str, str]]()
@@ -134,7 +146,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
       2
     """
     for delta in deltas:
-        _check_single(delta)
+        check_single(delta)
     return Delta(tuple(update for delta in deltas for update in delta.updates))
 
 
@@ -175,7 +187,7 @@ def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
       >>> weight_changes(model.params, Delta((update,)))
       (WeightChange(layer=1, weight='mlp/down', rank=1, norm_ratio=...),)
     """
-    _check_single(delta)
+    check_single(delta)
     updates: dict[tuple[int, str], list[Update]] = {}
     for update in delta.updates:
         _check_fits(params, update)
@@ -185,7 +197,7 @@ def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
         module, projection, part = _path(own[0])
         weight = params["blocks"][module][projection][part][layer].astype(jnp.float32)
         norm = jnp.linalg.norm(sum(map(dense, own), start=jnp.zeros(())))
-        ratio = jnp.where(norm > 0, norm / jnp.linalg.norm(weight), 0.0)
+        ratio = jnp.where(norm == 0, 0.0, norm / jnp.linalg.norm(weight))  # NaN stays NaN
         factors = [update for update in own if isinstance(update, LowRankUpdate)]
         rank = sum(update.left.shape[-1] for update in factors)
         changes.append(
@@ -214,7 +226,7 @@ def _path(update: Update) -> tuple[str, str, str]:
     return module, name, part.value
 
 
-def _check_single(delta: Delta) -> None:
+def check_single(delta: Delta) -> None:
     """Checks that a delta is one edit: independent edits cannot be merged into one model."""
     if delta.batched:
         raise ValueError(

@@ -8,27 +8,62 @@ ones. The header contains the `Provenance` of each edit as JSON.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+import pydantic
+import typing_extensions
 
-from rome_jax.edit.delta import Update, merge_deltas
-from rome_jax.edit.saved_edits import Provenance, SavedEdit
-from rome_jax.files.safetensors_io import StoredTensor, read_header, write
-from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
+from rome_jax.edit.delta import Update, merge_deltas, weight_name
+from rome_jax.edit.saved_edits import Provenance, SavedEdit, subjects
+from rome_jax.files.checked import shown
+from rome_jax.files.json_files import parse_object
+from rome_jax.files.safetensors_io import StoredFile, open_file, write
+from rome_jax.models.interventions import (
+    Delta,
+    DenseUpdate,
+    Leaf,
+    LowRankUpdate,
+    Part,
+    check_factors,
+)
 from rome_jax.version import __version__
 
 SUFFIX = ".safetensors"
 FORMAT = 1  # increased when an old reader would misread a new file
+_REMEDY = "copy the file again, or save the edit again"
+_NAME = re.compile(
+    r"(?P<index>\d{1,9})\.(?P<weight>[A-Z_]+(\.[A-Z]+)?)\.(?P<field>layer|left|right|change)"
+)
+_MOST_LAYERS = 1 << 20
 # The tensors of an update, with their numbers of dimensions.
 _FACTORS = {"layer": 0, "left": 2, "right": 2}
 _DENSE = {Part.KERNEL: {"layer": 0, "change": 2}, Part.BIAS: {"layer": 0, "change": 1}}
+
+
+class _Version(typing_extensions.TypedDict):
+    """What the header of a file of any format says."""
+
+    format: Annotated[int, pydantic.Field(ge=1)]
+
+
+class _Edit(typing_extensions.TypedDict):
+    """What the header says about one edit."""
+
+    updates: Annotated[int, pydantic.Field(ge=0)]
+    provenance: dict[str, Any]
+
+
+class _Header(_Version):
+    """The header of a file."""
+
+    edits: Annotated[list[_Edit], pydantic.Field(min_length=1)]
 
 
 def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
@@ -42,8 +77,10 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
       The path.
 
     Raises:
-      ValueError: If there are no edits, the path has another suffix, or an edit has a case axis.
+      ValueError: If there are no edits, the path has another suffix, or an edit has a case axis or holds a number that
+        is not finite.
       TypeError: If JSON cannot represent the provenance.
+      OSError: If the file cannot be written.
 
     Example:
       >>> from rome_jax.edit import record_edits, rome
@@ -57,6 +94,11 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
     path = check_edit_path(path)
     if not edits:
         raise ValueError(f"edits is empty: there is nothing to write to {path}.")
+    for edit in edits:
+        if not all(np.isfinite(x).all() for u in edit.delta.updates for x in _tensors(u).values()):
+            raise ValueError(
+                f"the edit of {subjects(edit)} holds numbers that are not finite: it is not written to {path}."
+            )
     updates = merge_deltas([edit.delta for edit in edits]).updates
     header = {
         "format": FORMAT,
@@ -72,7 +114,6 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
         for name, array in _tensors(update).items()
     }
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, specs, arrays.values(), metadata)
     return path
 
@@ -108,25 +149,44 @@ def load_edits(path: str | Path) -> tuple[SavedEdit, ...]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give one that save_edits wrote.")
-    tensors = read_header(path)
-    with safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get("rome_jax")
-    if text is None:
+    file = open_file(path)
+    if "rome_jax" not in file.metadata:
         raise ValueError(f"{path} is not an edit of rome_jax: give a file that save_edits wrote.")
-    try:
-        header = json.loads(text)
-        version = int(header["format"])
-        edits = _read(header["edits"], tensors) if version <= FORMAT else ()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not an edit that rome_jax {__version__} can read "
-            f"({type(error).__name__}: {error}): save it again."
-        ) from error
+    name, text = f"{path}, metadata", file.metadata["rome_jax"]
+    version = parse_object(text, name, _Version, remedy=_REMEDY)["format"]
     if version > FORMAT:
         raise ValueError(
             f"{path} has format {version}, but rome_jax {__version__} reads formats up to {FORMAT}: update rome_jax."
         )
-    return edits
+    header = parse_object(text, name, _Header, remedy=_REMEDY)
+    updates = _read_updates(file)
+    if sum(edit["updates"] for edit in header["edits"]) != len(updates):
+        raise _damaged(path, f"its header announces other updates than the {len(updates)} it holds")
+    rest, edits = iter(updates), []
+    for index, part in enumerate(header["edits"]):
+        delta = Delta(tuple(itertools.islice(rest, part["updates"])))
+        provenance = Provenance.from_dict(part["provenance"], f"{name}: edits[{index}].provenance")
+        edit = SavedEdit(delta, provenance)
+        recorded = {(layer.layer, layer.weight) for layer in provenance.layers}
+        changed = {(int(update.layer), weight_name(update)) for update in delta.updates}
+        if recorded != changed:
+            raise _damaged(
+                path,
+                f"its header names changes of {_listed(recorded)}, and its tensors change {_listed(changed)}",
+            )
+        edits.append(edit)
+    return tuple(edits)
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    """Builds the error for a file whose parts do not fit together."""
+    return ValueError(f"{path} is damaged ({why}): {_REMEDY}.")
+
+
+def _listed(weights: Collection[tuple[int, str]]) -> str:
+    """Lists weights, at most three of them."""
+    shown = [f"{name} of layer {layer}" for layer, name in sorted(weights)]
+    return ", ".join(shown[:3] + ["..."] * (len(shown) > 3)) or "nothing"
 
 
 def _tensors(update: Update) -> dict[str, np.ndarray]:
@@ -138,33 +198,49 @@ def _tensors(update: Update) -> dict[str, np.ndarray]:
     return {f"{weight}.{field}": np.asarray(getattr(update, field)) for field in fields}
 
 
-def _update(index: int, weight: str, arrays: Mapping[str, jax.Array]) -> Update:
+def _read_updates(file: StoredFile) -> list[Update]:
+    """Builds the updates from the tensors of a file, in their order.
+
+    Raises:
+      ValueError: If a name, type, or shape is not that of a part of an update, or a number is not finite.
+    """
+    found: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    for name, tensor in file.tensors.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise _damaged(file.path, f"the tensor {shown(name)} is no part of an edit")
+        array = np.array(tensor.read())
+        is_layer = match["field"] == "layer"
+        if not np.issubdtype(array.dtype, np.integer if is_layer else np.floating) and (
+            is_layer or array.dtype != jnp.bfloat16
+        ):
+            raise _damaged(file.path, f"{name} has the type {array.dtype}")
+        if is_layer and (array.ndim or not 0 <= int(array) < _MOST_LAYERS):
+            raise _damaged(file.path, f"{name} is no layer")
+        if not np.isfinite(array).all():
+            raise _damaged(file.path, f"{name} holds numbers that are not finite")
+        found.setdefault((int(match["index"]), match["weight"]), {})[match["field"]] = array
+    order = sorted(found)
+    if [index for index, _ in order] != list(range(len(order))):
+        raise _damaged(file.path, "its updates are not numbered one by one from 0")
+    return [_update(file.path, index, weight, found[index, weight]) for index, weight in order]
+
+
+def _update(path: Path, index: int, weight: str, arrays: Mapping[str, np.ndarray]) -> Update:
     """Rebuilds an update from the name of its weight and its arrays."""
-    leaf, *parts = weight.split(".")
-    fields = _DENSE[Part[parts[0]]] if parts else _FACTORS
-    if {field: array.ndim for field, array in arrays.items()} != fields or len(parts) > 1:
-        raise ValueError(f"update {index} consists of {', '.join(arrays)}")
-    if parts:
-        return DenseUpdate(Leaf[leaf], Part[parts[0]], **arrays)
-    return LowRankUpdate(Leaf[leaf], **arrays)
-
-
-def _read(
-    parts: Sequence[Mapping[str, Any]], tensors: Mapping[str, StoredTensor]
-) -> tuple[SavedEdit, ...]:
-    """Builds the edits from the header and the tensors of a file."""
-    fields: dict[tuple[int, str], dict[str, jax.Array]] = {}
-    for name, tensor in tensors.items():
-        where, field = name.rsplit(".", 1)
-        index, weight = where.split(".", 1)
-        fields.setdefault((int(index), weight), {})[field] = jnp.array(tensor.read())
-    updates = [_update(index, weight, fields[index, weight]) for index, weight in sorted(fields)]
-    counts = [part["updates"] for part in parts]
-    if sum(counts) != len(updates):
-        raise ValueError(f"{len(updates)} updates instead of {sum(counts)}")
-    edits, start = [], 0
-    for part, count in zip(parts, counts, strict=True):
-        delta = Delta(tuple(updates[start : start + count]))
-        edits.append(SavedEdit(delta, Provenance.from_dict(part["provenance"])))
-        start += count
-    return tuple(edits)
+    leaf, _, part = weight.partition(".")
+    if leaf not in Leaf.__members__ or part not in ("", *Part.__members__):
+        raise _damaged(path, f"update {index} is of the unknown weight {shown(weight)}")
+    fields = _DENSE[Part[part]] if part else _FACTORS
+    if {field: array.ndim for field, array in arrays.items()} != fields:
+        raise _damaged(path, f"update {index} consists of {', '.join(sorted(arrays))}")
+    parts = {field: jnp.asarray(array) for field, array in arrays.items()}
+    parts["layer"] = parts["layer"].astype(jnp.int32)
+    if part:
+        return DenseUpdate(Leaf[leaf], Part[part], **parts)
+    update = LowRankUpdate(Leaf[leaf], **parts)
+    try:
+        check_factors(update)
+    except ValueError as error:
+        raise _damaged(path, str(error).rstrip(".")) from error
+    return update

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rome_jax.data.request import EditRequest
@@ -27,7 +26,6 @@ from rome_jax.edit.hypernetworks import released as released_hypernetworks
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
 from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
 from rome_jax.edit.result import EditResult
-from rome_jax.edit.stages.answers import target_is_answer
 from rome_jax.edit.stages.contexts import templates_for
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
@@ -104,6 +102,7 @@ class Method:
 
         Raises:
           ValueError: If the method cannot work with a request or a hyperparameter.
+          NotFiniteError: If an edit holds a number that is not finite.
           TypeError: If an option does not exist.
 
         Example:
@@ -112,9 +111,7 @@ class Method:
           >>> result.is_answer.tolist()
           [True]
         """
-        result = self._compute(model, requests, config, options)
-        is_answer = jnp.asarray(target_is_answer(model, requests, result.deltas))
-        return dataclasses.replace(result, is_answer=is_answer)
+        return self._compute(model, requests, config, options)
 
     def compute_deltas(
         self,
@@ -124,7 +121,7 @@ class Method:
         **options: Any,
     ) -> Delta:
         """Computes the deltas of `compute` without running the edited model. Arguments and errors are the same."""
-        return self._compute(model, requests, config, options).deltas
+        return self._compute(model, requests, config, {**options, "check_answers": False}).deltas
 
     def _compute(
         self,
@@ -180,38 +177,50 @@ def read_config(
     values: ConfigDict | None = None,
     hparams_fname: str | Path | None = None,
     hypernetwork: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Hyperparameters:
-    """Reads hyperparameters from the given source, or returns the defaults of the hypernetwork or the model.
+    """Reads hyperparameters from the given source, or takes the defaults of the hypernetwork or the model.
 
     Args:
       algorithm: Name of the method.
       model_name: Name of the model.
       values: Value of the flag --config.
-      hparams_fname: Path of a published hyperparameter file.
+      hparams_fname: Path of a hyperparameter file of the original code.
       hypernetwork: Value of the flag --hypernetwork.
+      changes: Fields with other values, which apply on top of any source.
 
     Raises:
-      ValueError: If both `values` and `hparams_fname` are given, a value is out of range, or nothing is given and the
-        model has no defaults.
+      ValueError: If both `values` and `hparams_fname` are given, a value has another type or is out of range, or
+        nothing is given and the model has no defaults.
 
     Example:
-      >>> read_config(MethodName.ROME, "factworld-gpt2").layers
-      (0,)
+      >>> read_config(MethodName.ROME, "factworld-gpt2", changes={"v_lr": "0.1"}).v_lr
+      0.1
     """
     method = METHODS[algorithm]
+    changes = changes or {}
     if values is not None and hparams_fname is not None:
         raise ValueError("--config and --hparams_fname both give hyperparameters: leave one out.")
     if hparams_fname is not None:
-        return hparams.read(hparams_fname, method.config_type)
-    if values is not None:
-        return method.config_type.from_dict(values.to_dict())
-    if algorithm in CONFIG_TYPES and hypernetwork and not hypernetwork.endswith(".pt"):
-        return _load_network(hypernetwork, algorithm).config
+        base = hparams.read(hparams_fname, method.config_type).to_dict()
+    elif values is not None:
+        base = values.to_dict()
+    elif algorithm in CONFIG_TYPES and hypernetwork and not hypernetwork.endswith(".pt"):
+        base = _load_network(hypernetwork, algorithm).config.to_dict()
+    else:
+        base = _known_values(method, model_name, given="layers" in changes)
+    return method.config_type.from_dict({**base, **changes})
+
+
+def _known_values(method: Method, model_name: str, given: bool) -> dict[str, Any]:
+    """Returns the hyperparameters known for a model; if the layers are `given`, other models have none."""
     try:
-        return method.for_model(model_name)
+        return method.for_model(model_name).to_dict()
     except ValueError:
+        if given:
+            return {}
         raise ValueError(
-            f"no {algorithm} layer is known for model {model_name!r}: set one, as in "
+            f"no {method.name} layer is known for model {model_name!r}: set one, as in "
             f'--config={method.config_file % "gpt2-xl"} --config.layers="(5,)", or choose a known model, such as '
             f"{', '.join(SHIPPED)}."
         ) from None
@@ -314,7 +323,7 @@ class Editor:
       algorithm: Name of the method.
       model: Model to edit.
       config: Hyperparameters.
-      seed: Seed of the context templates.
+      seed: Seed that the context templates were sampled with, or None if they were given.
       options: Further arguments of `compute_deltas`: second moments, templates, a hypernetwork, the chunk size.
 
     Example:
@@ -326,7 +335,7 @@ class Editor:
     algorithm: MethodName
     model: LanguageModel
     config: Hyperparameters
-    seed: int
+    seed: int | None
     options: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod
@@ -340,6 +349,7 @@ class Editor:
         hypernetwork_source: str | None = None,
         seed: int = 0,
         chunk_size: int = 8,
+        templates: Sequence[str] | None = None,
     ) -> Editor:
         """Reads second moments and hypernetworks and samples context templates, as far as the method uses them.
 
@@ -351,6 +361,7 @@ class Editor:
           hypernetwork_source: Value of the flag --hypernetwork.
           seed: Seed of the context templates.
           chunk_size: Number of requests that are optimized at once; it bounds the memory.
+          templates: Context templates, if the method uses them; None samples them.
 
         Raises:
           ValueError, OSError: As in `read_second_moments` and `read_hypernetwork`.
@@ -358,11 +369,13 @@ class Editor:
         options: dict[str, Any] = {"chunk_size": chunk_size}
         options["second_moments"] = read_second_moments(moments_source, model, config)
         if config.template_lengths is not None:
-            options["templates"] = templates_for(model, config, seed)
+            options["templates"] = (
+                templates_for(model, config, seed) if templates is None else tuple(templates)
+            )
         network = read_hypernetwork(hypernetwork_source, model, algorithm, config)
         if network is not None:
             options["hypernetwork"] = network
-        return cls(algorithm, model, config, seed, options)
+        return cls(algorithm, model, config, seed if templates is None else None, options)
 
     @property
     def factored(self) -> bool:

@@ -1,23 +1,40 @@
-"""Reader of the published hyperparameter files, hparams/<method>/<model>.json.
+"""Reader of hyperparameter files in the layouts of ROME, MEMIT, AlphaEdit and EasyEdit, as JSON or YAML.
 
-The files name weights by PyTorch module paths and repeat facts about the model. Such entries are checked but not used.
-An entry that would change a result and is not supported is an error.
+The files name weights by PyTorch module paths and repeat facts about the model and the machine. Such entries are
+checked but not used. An entry that would change a result and is not supported is an error.
+
+Where this library departs from the published code by default, a file selects the published behavior; see
+docs/differences.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rome_jax.data.published import read_json
+from rome_jax.data.request import EditWarning
 from rome_jax.edit.baseline_config import (
     FTConfig,
     KEConfig,
     KNConfig,
     MENDConfig,
+    RateOrder,
+    RowVectors,
+    TargetEncoding,
+    TargetScoring,
 )
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
+from rome_jax.edit.config import (
+    Hyperparameters,
+    MEMITConfig,
+    ROMEConfig,
+    check_names,
+    model_key,
+)
+from rome_jax.files.checked import check
+from rome_jax.files.records import read_document
 from rome_jax.models.interventions import Leaf
 
 # The edited weight by its module path after the prefix "transformer.h.{}.".
@@ -49,25 +66,36 @@ _INERT: Mapping[type[Hyperparameters], set[str]] = {
     MENDConfig: {"n_toks", "counterfact", "zsre", "mini"},
     KEConfig: {"lr_scale", "n_toks", "counterfact", "zsre", "mini"},
 }
+# Entries of EasyEdit and AlphaEdit that do not affect these methods. They are ignored with a warning.
+_IGNORED = {
+    *("alg_name", "device", "stats_dir", "results_dir", "model_parallel", "fp16", "max_length"),
+    *("batch_size", "tokenizer_name", "evaluation_type", "api_key", "nullspace_threshold", "L2"),
+}
 _MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
-    FTConfig: {"kl_factor": 0},
+    FTConfig: {"kl_factor": 0.0},
     MEMITConfig: {"layer_selection": "all"},
+}
+# EasyEdit's names of where fine-tuning scores a target.
+_OBJECTIVES = {
+    "prompt_last": TargetScoring.REFERENCE,
+    "target_new": TargetScoring.EACH_TOKEN,
 }
 
 
 def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameters:
-    """Reads a published hyperparameter file.
+    """Reads a hyperparameter file of ROME, MEMIT, AlphaEdit or EasyEdit.
 
     Args:
-      path: Path of the JSON file.
+      path: Path of the JSON or YAML file.
       config_type: Configuration class of the method that the file is for.
 
     Returns:
-      The configuration.
+      The configuration. Fine-tuning scores targets, KN encodes them, and MEND of GPT-2 XL orders its rates as in the
+      published code.
 
     Raises:
-      ValueError: If the file does not exist or is not a JSON object, or if an entry is unknown, unsupported or out of
-        range.
+      ValueError: If the file does not exist or is not a JSON object, or if an entry is unknown, unsupported, of another
+        type or out of range.
 
     Example:
       >>> import json, pathlib
@@ -76,42 +104,99 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
       >>> read(path, ROMEConfig).layers
       (17,)
     """
-    content, _ = read_json(Path(path))
+    content = read_document(path)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds {type(content).__name__}: give a JSON object of hyperparameters."
         )
+    method = config_type.__name__.removesuffix("Config")
     try:
-        return config_type.from_dict(_ours(content, config_type))
+        _check_method(content.get("alg_name", method), method)
+        values, ignored = _ours(content, config_type)
+        config = config_type.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {_with_layouts(str(error))}") from error
+    if ignored:
+        warnings.warn(f"{path}: {method} does not use {', '.join(ignored)}.", EditWarning, 2)
+    return config
 
 
-def _ours(content: Mapping[str, Any], config_type: type[Hyperparameters]) -> dict[str, Any]:
-    """Translates the entries of a file to fields of a configuration."""
+def _check_method(name: Any, method: str) -> None:
+    """Refuses a file that names another method."""
+    # The original and EasyEdit call all kinds of fine-tuning FT, and AlphaEdit shares its hyperparameters with MEMIT.
+    aliases = {"MEMIT": ("MEMIT", "AlphaEdit"), "FT": ("FT", "FT-L")}
+    if str(name).casefold() not in map(str.casefold, aliases.get(method, (method,))):
+        raise ValueError(f"alg_name={name!r} is not {method}: give the file of {method}.")
+
+
+def _with_layouts(message: str) -> str:
+    """Adds to a message about an unknown entry which layouts are read."""
+    if not message.startswith("no hyperparameter"):
+        return message
+    return (
+        f"{message.removesuffix('.')}, and the layouts of ROME, MEMIT, AlphaEdit and EasyEdit are read; remove what "
+        "does not belong to them."
+    )
+
+
+def _ours(
+    content: Mapping[str, Any], config_type: type[Hyperparameters]
+) -> tuple[dict[str, Any], list[str]]:
+    """Translates the entries of a file to fields of a configuration, and lists the ignored ones."""
+    fields = {field.name for field in dataclasses.fields(config_type)}
     dropped = _MODULES | _INERT[config_type] | {"rewrite_module_tmp"}
-    values = {name: value for name, value in content.items() if name not in dropped}
+    ignored = sorted(set(content) & _IGNORED - dropped - fields)
+    values = {name: value for name, value in content.items() if name not in {*dropped, *ignored}}
     for name, required in _MUST_BE.get(config_type, {}).items():
-        if (value := values.pop(name, required)) != required:
+        value = check(type(required), values.pop(name, required), name)
+        if value != required:
             raise ValueError(f"{name}={value} is not supported: set it to {required}.")
-    leaf = _leaf(content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj"))
+    template = content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj")
+    leaf = _leaf(check(str, template, "rewrite_module_tmp"))
     if config_type is FTConfig:
-        values["leaves"] = (leaf.name,)
-        values["norm_constraint"] = (
-            values.get("norm_constraint") or None
-        )  # the original writes false
-    elif config_type in (
-        KNConfig,
-        MENDConfig,
-        KEConfig,
-    ):  # these files name a model instead of layers
-        values["layers"] = config_type.for_model(content.get("model_name", "")).layers
+        values = _fine_tuning(values, leaf)
+    elif config_type in (KNConfig, MENDConfig, KEConfig):
+        values = _from_model_name(values, content.get("model_name", ""), config_type)
     elif leaf is not Leaf.MLP_DOWN:
         raise ValueError(
-            f"rewrite_module_tmp={content['rewrite_module_tmp']!r} is not the down-projection, which "
+            f"rewrite_module_tmp={template!r} is not the down-projection, which "
             f"{config_type.__name__.removesuffix('Config')} edits."
         )
+    return values, ignored
+
+
+def _fine_tuning(values: dict[str, Any], leaf: Leaf) -> dict[str, Any]:
+    """Translates the entries of fine-tuning."""
+    values = {"leaves": (leaf.name,), "scoring": TargetScoring.REFERENCE} | values
+    if "objective_optimization" in values:
+        name = values.pop("objective_optimization")
+        if name not in list(_OBJECTIVES):
+            raise ValueError(
+                f"objective_optimization={name!r} is not supported: set it to {' or '.join(_OBJECTIVES)}."
+            )
+        values["scoring"] = _OBJECTIVES[name]
+    # The original sets a bound only if the value is a float. Its files write false for none.
+    bound = values.get("norm_constraint")
+    if isinstance(bound, int) or str(bound).casefold() == "false":
+        values["norm_constraint"] = None
     return values
+
+
+def _from_model_name(
+    values: dict[str, Any], name: Any, config_type: type[Hyperparameters]
+) -> dict[str, Any]:
+    """Adds the layers to the entries of KN, MEND or KE, whose files name a model instead."""
+    name = check(str, name, "model_name")
+    check_names(values, [field.name for field in dataclasses.fields(config_type)])
+    found: dict[str, Any] = {}
+    if "layers" not in values:
+        found["layers"] = config_type.for_model(name).layers
+    if config_type is KNConfig:
+        found["encoding"] = TargetEncoding.REFERENCE
+        found["row_vectors"] = RowVectors.REFERENCE
+    if config_type is MENDConfig and model_key(name) == "gpt2-xl":
+        found["rate_order"] = RateOrder.REFERENCE
+    return found | values
 
 
 def _leaf(template: str) -> Leaf:

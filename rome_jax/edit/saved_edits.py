@@ -9,21 +9,23 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import pydantic
+import typing_extensions
 
-from rome_jax.data.request import EditRequest
+from rome_jax.data.request import EditRequest, RequestError
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.edit.delta import apply_delta, merge_deltas, negate_delta, weight_changes
 from rome_jax.edit.methods.rome import LayerEdit
+from rome_jax.edit.result import check_finite
+from rome_jax.files.checked import check
 from rome_jax.models.interventions import Delta
+from rome_jax.models.provenance import WrongModelError
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments.second_moment import SecondMoment
 from rome_jax.version import __version__
-
-
-class WrongModelError(ValueError):
-    """The error for an edit that was made for another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Provenance:
       versions: Versions of the packages that computed the edit.
       created: Date and time in UTC, in ISO 8601.
       hypernetwork: `Hypernetwork.digest` of the hypernetwork that computed the edit, for MEND and KE.
+      second_moments: By layer, how the second moment was verified, such as "unverified"; see
+        `rome_jax.models.provenance.Match`. None if there were none, or if an earlier version wrote the file.
     """
 
     method: str
@@ -103,21 +107,83 @@ class Provenance:
     versions: Mapping[str, str]
     created: str
     hypernetwork: str | None = None
+    second_moments: Mapping[str, str] | None = None
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+    def from_dict(cls, values: Mapping[str, Any], name: str = "provenance") -> Provenance:
         """Rebuilds a provenance that went through `dataclasses.asdict` and JSON.
 
+        Args:
+          values: The plain values.
+          name: What they are called in errors.
+
         Raises:
-          TypeError, KeyError, ValueError: If the values are not those of a provenance.
+          ValueError: If a field is missing or unknown, or has another type.
         """
+        fields = check(_ProvenanceFields, values, name)
+        try:
+            requests = tuple(EditRequest(**request) for request in fields["requests"])
+        except RequestError as error:
+            raise ValueError(f"{name}: {error}") from error
         parts = {
-            "requests": tuple(EditRequest(**request) for request in values["requests"]),
-            "templates": tuple(values["templates"]),
-            "model": EditedModel(**values["model"]),
-            "layers": tuple(EditedLayer(**layer) for layer in values["layers"]),
+            "requests": requests,
+            "templates": tuple(fields["templates"]),
+            "model": EditedModel(**fields["model"]),
+            "layers": tuple(EditedLayer(**layer) for layer in fields["layers"]),
         }
-        return cls(**{**values, **parts})
+        return cls(**{**fields, **parts})
+
+
+_STRICT = pydantic.ConfigDict(extra="forbid")
+
+
+class _RequestFields(typing_extensions.TypedDict):
+    """An `EditRequest` in a file."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: typing_extensions.NotRequired[str | None]
+    case_id: typing_extensions.NotRequired[int]
+
+
+class _ModelFields(typing_extensions.TypedDict):
+    """An `EditedModel` in a file."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    name: str
+    source: str
+    fingerprint: str
+    dtype: str
+    precision: str
+
+
+class _LayerFields(typing_extensions.TypedDict):
+    """An `EditedLayer` in a file."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    layer: int
+    norm_ratio: float
+    division_factor: typing_extensions.NotRequired[float | None]
+    weight: typing_extensions.NotRequired[str]
+
+
+class _ProvenanceFields(typing_extensions.TypedDict):
+    """A `Provenance` in a file."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    method: str
+    requests: Annotated[list[_RequestFields], pydantic.Field(min_length=1)]
+    config: dict[str, Any]
+    templates: list[str]
+    seed: int | None
+    model: _ModelFields
+    layers: list[_LayerFields]
+    versions: dict[str, str]
+    created: str
+    hypernetwork: typing_extensions.NotRequired[str | None]
+    second_moments: typing_extensions.NotRequired[dict[str, str] | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,6 +210,7 @@ def record_edits(
     templates: Sequence[str] = (),
     seed: int | None = None,
     hypernetwork: str | None = None,
+    second_moments: Mapping[int, SecondMoment] | None = None,
 ) -> tuple[SavedEdit, ...]:
     """Adds provenance to the edits that a method's `compute_deltas` returned, so that `save_edits` can write them.
 
@@ -155,12 +222,14 @@ def record_edits(
       templates: Context templates, if the method uses them.
       seed: Seed that they were sampled with, or None if they were given.
       hypernetwork: Digest of the hypernetwork that computed the edits, if the method uses one.
+      second_moments: Second moments that the edits used; how they were verified is recorded.
 
     Returns:
       One `SavedEdit` per request.
 
     Raises:
       ValueError: If there are not as many edits as requests, or the edits belong to another model.
+      NotFiniteError: If an edit holds a number that is not finite.
 
     Example:
       >>> from rome_jax.edit import rome
@@ -176,6 +245,7 @@ def record_edits(
         raise ValueError(
             f"deltas holds {len(deltas)} edits for {len(requests)} requests: give one per request."
         )
+    check_finite(deltas, requests)
     edited = EditedModel.of(model)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     edits = []
@@ -198,6 +268,10 @@ def record_edits(
             versions={"rome_jax": __version__, "jax": jax.__version__},
             created=created,
             hypernetwork=hypernetwork,
+            second_moments={
+                str(layer): moment.match.value for layer, moment in (second_moments or {}).items()
+            }
+            or None,
         )
         edits.append(SavedEdit(delta, provenance))
     return tuple(edits)

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 from rome_jax import _lazy
 
 if TYPE_CHECKING:
+    from rome_jax.evaluation.case_files import find_runs, read_case, read_cases
     from rome_jax.evaluation.columns import PAPER, Row, parse_columns
     from rome_jax.evaluation.comparison import select_algorithms
     from rome_jax.evaluation.datasets import (
-        CounterFactRecord,
         Dataset,
-        DatasetName,
-        ZsRERecord,
         load_dataset,
         parse_counterfact,
         parse_one_paraphrase,
         parse_zsre,
     )
     from rome_jax.evaluation.evaluate import evaluate_records
-    from rome_jax.evaluation.generation import GenerationTests
+    from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
     from rome_jax.evaluation.grid import Axis, Grid, Point
     from rome_jax.evaluation.mass_edits import MassEdits
     from rome_jax.evaluation.metrics import (
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
         magnitude,
         success,
     )
+    from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, ZsRERecord
     from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
     from rome_jax.evaluation.scoring import (
         MAX_TOKENS,
@@ -49,15 +48,7 @@ if TYPE_CHECKING:
     )
     from rome_jax.evaluation.sequence import Measurement, measure
     from rome_jax.evaluation.snippets import AttributeSnippets, Snippet, load_snippets, load_tfidf
-    from rome_jax.evaluation.summaries import (
-        State,
-        Summary,
-        case_metrics,
-        find_runs,
-        read_case,
-        read_cases,
-        summarize,
-    )
+    from rome_jax.evaluation.summaries import State, Summary, case_metrics, summarize
     from rome_jax.evaluation.sweep import Sweep
     from rome_jax.evaluation.tables import TableFormat, make_rows, render, select
     from rome_jax.evaluation.text_metrics import (
@@ -86,6 +77,7 @@ __all__ = [
 # Scores
 __all__ += [
     "MAX_TOKENS",
+    "EssenceTarget",
     "GenerationTests",
     "Query",
     "TargetScore",
@@ -149,11 +141,11 @@ __all__ += [
 _HOMES = {
     # Records
     "AttributeSnippets": "rome_jax.evaluation.snippets",
-    "CounterFactRecord": "rome_jax.evaluation.datasets",
+    "CounterFactRecord": "rome_jax.evaluation.record_types",
     "Dataset": "rome_jax.evaluation.datasets",
-    "DatasetName": "rome_jax.evaluation.datasets",
+    "DatasetName": "rome_jax.evaluation.record_types",
     "Snippet": "rome_jax.evaluation.snippets",
-    "ZsRERecord": "rome_jax.evaluation.datasets",
+    "ZsRERecord": "rome_jax.evaluation.record_types",
     "load_dataset": "rome_jax.evaluation.datasets",
     "load_snippets": "rome_jax.evaluation.snippets",
     "load_tfidf": "rome_jax.evaluation.snippets",
@@ -162,6 +154,7 @@ _HOMES = {
     "parse_zsre": "rome_jax.evaluation.datasets",
     # Scores
     "MAX_TOKENS": "rome_jax.evaluation.scoring",
+    "EssenceTarget": "rome_jax.evaluation.generation",
     "GenerationTests": "rome_jax.evaluation.generation",
     "Query": "rome_jax.evaluation.scoring",
     "TargetScore": "rome_jax.evaluation.scoring",
@@ -195,11 +188,11 @@ _HOMES = {
     "Summary": "rome_jax.evaluation.summaries",
     "TableFormat": "rome_jax.evaluation.tables",
     "case_metrics": "rome_jax.evaluation.summaries",
-    "find_runs": "rome_jax.evaluation.summaries",
+    "find_runs": "rome_jax.evaluation.case_files",
     "make_rows": "rome_jax.evaluation.tables",
     "parse_columns": "rome_jax.evaluation.columns",
-    "read_case": "rome_jax.evaluation.summaries",
-    "read_cases": "rome_jax.evaluation.summaries",
+    "read_case": "rome_jax.evaluation.case_files",
+    "read_cases": "rome_jax.evaluation.case_files",
     "render": "rome_jax.evaluation.tables",
     "select": "rome_jax.evaluation.tables",
     "summarize": "rome_jax.evaluation.summaries",

@@ -14,13 +14,24 @@ class Row:
 
     Attributes:
       name: Name of a run, or of a point of a sweep.
-      num_cases: The number of cases in the run.
+      num_cases: The number of cases with scores in the run.
       metrics: Estimates by the name of the metric, without `pre_` or `post_`.
+      num_failed: The number of cases that have a reason for their failure instead of scores.
     """
 
     name: str
     num_cases: int
     metrics: Mapping[str, Estimate]
+    num_failed: int = 0
+
+    @property
+    def cases(self) -> str:
+        """The number of cases as tables show it."""
+        return (
+            f"{self.num_cases} + {self.num_failed} failed"
+            if self.num_failed
+            else str(self.num_cases)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +79,13 @@ COLUMNS = (
     Column(
         "portability_exact", "Portability", "PO", "greedy decoding gives what follows from the edit"
     ),
+    Column(
+        "portability_acc",
+        "Portability",
+        "OA",
+        "target tokens correct for what follows from the edit",
+    ),
+    Column("portability_acc_by_token", "By token", "OT", "OA with token ids compared"),
     Column("time", "Time", "s", "seconds per edit, without compilation", "z.3f"),
 )
 

@@ -6,7 +6,7 @@ RESULTS_DIR/comparisons/MODEL_DATA/ALG_NAME/    a run of `eval.evaluate`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,6 +183,7 @@ def prepare_editors(
     *,
     seed: int = 0,
     chunk_size: int = 8,
+    templates: Sequence[str] | None = None,
     strict: bool = False,
 ) -> dict[MethodName, Editor]:
     """Prepares the methods for a model.
@@ -193,6 +194,7 @@ def prepare_editors(
       moments_source, networks, strict: As for `read_configs`.
       seed: Seed of the context templates.
       chunk_size: Number of requests that are optimized together; bounds the memory.
+      templates: Context templates of the methods that use them; None samples them.
 
     Raises:
       ValueError: As for `prepare_each`.
@@ -208,6 +210,7 @@ def prepare_editors(
             hypernetwork_source=networks.get(name),
             seed=seed,
             chunk_size=chunk_size,
+            templates=templates,
         ),
         strict=strict,
     )
@@ -243,19 +246,30 @@ def evaluate(
         is refused.
     """
     results, opened = Path(results_dir), {}
-    for algorithm, editor in editors.items():
-        settings = Settings.of(editor, dataset, generation, moments_source)
-        name = f"{settings.scores['model'].replace('/', '_')}_{dataset.name}"
-        directory = results / "comparisons" / name
-        runs.open_run(directory, settings.scores, remedy=_REMEDY)
-        opened[algorithm] = EvaluationRun.at(
-            directory / algorithm, results / "pre", settings, _REMEDY, flags=flags
-        )
-    print(f"Results     {directory}", flush=True)
-    found = {}
-    for algorithm, run in opened.items():
-        run.evaluate(
-            editors[algorithm], dataset, generation, batch_size=batch_size, max_tokens=max_tokens
-        )
-        found[algorithm.value] = summaries.summarize(run.cases(dataset))
+    try:
+        for algorithm, editor in editors.items():
+            settings = Settings.of(editor, dataset, generation, moments_source)
+            name = f"{settings.scores['model'].replace('/', '_')}_{dataset.name}"
+            directory = results / "comparisons" / name
+            if (directory / "run.json").exists():
+                runs.check_settings(directory, settings.scores, _REMEDY)
+            opened[algorithm] = EvaluationRun.at(
+                directory / algorithm, results / "pre", settings, _REMEDY, flags=flags
+            )
+            runs.open_run(directory, settings.scores, remedy=_REMEDY)
+        print(f"Results     {directory}", flush=True)
+        found = {}
+        for algorithm, run in opened.items():
+            run.evaluate(
+                editors[algorithm],
+                dataset,
+                generation,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+            )
+            found[algorithm.value] = summaries.summarize(run.cases(dataset))
+    except Exception:
+        for run in reversed(opened.values()):
+            run.discard()
+        raise
     return found

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rome_jax.evaluation.datasets import CounterFactRecord
 from rome_jax.evaluation.metrics import Estimate, exact, harmonic_mean
+from rome_jax.evaluation.record_types import CounterFactRecord
 from rome_jax.evaluation.scoring import Query, TargetScore, make_queries, score_queries
 from rome_jax.evaluation.summaries import summarize
 from rome_jax.models.interventions import Delta
@@ -32,6 +32,8 @@ def _prompts(record: CounterFactRecord) -> Iterator[tuple[str, str, tuple[str, .
             yield kind, prompt, targets
     for prompt, target in record.portability_prompts:
         yield "portability", prompt, (target,)
+    for prompt, target in record.locality_prompts:
+        yield "locality", prompt, (target,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Plan:
           per prompt, where NLL is the mean over the target's tokens in nats. In addition, `rewrite_prompts_exact` and
           `paraphrase_prompts_exact` have one Boolean per prompt: whether greedy decoding produces the new target.
           `portability_prompts_exact`, for records with such prompts, is the same for the targets that follow from the
-          edit.
+          edit. `neighborhood_prompts_correct`, for records with locality prompts, has one Boolean per token of their
+          targets: whether it is the most likely one.
         """
         remaining = iter(scores)
         found = []
@@ -75,6 +78,10 @@ class Plan:
             for kind in ("rewrite", "paraphrase", "portability"):
                 if kind in by_kind:
                     result[f"{kind}_prompts_exact"] = [exact(of[0].hits) for of in by_kind[kind]]
+            if "locality" in by_kind:
+                result["neighborhood_prompts_correct"] = [
+                    bool(hit) for of in by_kind["locality"] for hit in of[0].hits
+                ]
             found.append(result)
         return found
 

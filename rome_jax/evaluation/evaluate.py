@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from rome_jax.edit.delta import apply_delta
 from rome_jax.evaluation import counterfact, zsre
-from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName, Record, ZsRERecord
 from rome_jax.evaluation.generation import GenerationTests
-from rome_jax.evaluation.scoring import MAX_TOKENS, score_queries
+from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, Record, ZsRERecord
+from rome_jax.evaluation.scoring import MAX_TOKENS, prompt_ids, score_queries
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
@@ -44,7 +44,7 @@ def evaluate_records(
       One dictionary per record; see `counterfact.Plan.results`, `zsre.Plan.results` and `GenerationTests.results`.
 
     Raises:
-      ValueError: If a prompt cannot be scored, the records belong to the other data set, or the number of edits is not
+      ValueError: If a prompt has no tokens, the records belong to the other data set, or the number of edits is not
         that of the records.
       SequenceTooLongError: If a prompt does not fit the model's context.
 
@@ -89,6 +89,33 @@ def evaluate_records(
         texts = generation.results(model, facts, deltas, scored, max_tokens)
         results = [result | more for result, more in zip(results, texts, strict=True)]
     return results
+
+
+def check_record(
+    model: LanguageModel,
+    name: DatasetName,
+    record: Record,
+    generation: GenerationTests | None = None,
+) -> None:
+    """Checks whether a record can be scored, by tokenizing its prompts.
+
+    Args:
+      model: The unedited model.
+      name: The data set of the record.
+      record: The record.
+      generation: Tests of generated texts; None generates no texts.
+
+    Raises:
+      RequestError: If a prompt has no tokens.
+      SequenceTooLongError: If a prompt does not fit the model's context.
+    """
+    if name is DatasetName.ZSRE:
+        zsre.plan(model, _of_kind([record], ZsRERecord))
+        return
+    (fact,) = _of_kind([record], CounterFactRecord)
+    counterfact.plan(model, [fact])
+    if generation:
+        prompt_ids(model, fact.generation_prompts)
 
 
 def _of_kind(records: Sequence[Record], kind: type[_Kind]) -> list[_Kind]:

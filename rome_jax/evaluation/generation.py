@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data import tokenization
 from rome_jax.data.tokens import bucket, pad
 from rome_jax.evaluation.datasets import CounterFactRecord
 from rome_jax.evaluation.metrics import essence_perplexity
-from rome_jax.evaluation.scoring import Query, TargetScore, prompt_ids, text_query, tokenize_texts
+from rome_jax.evaluation.scoring import Query, TargetScore, prompt_ids, text_query
 from rome_jax.evaluation.snippets import AttributeSnippets
 from rome_jax.evaluation.text_metrics import fluency, reference_score
 from rome_jax.models.generate import Sampling, clean_text, generate
@@ -28,6 +30,18 @@ _SAMPLING = Sampling(top_k=5)
 _LENGTH = 100  # tokens of a generated text, including its prompt, and of an essence text
 
 
+class EssenceTarget(enum.Enum):
+    """Which target's reference texts contain the essence text of a record, the text about its subject.
+
+    Attributes:
+      NEW: The new target, as in the published code. A subject rarely has a text there.
+      TRUE: The true target, to which the subject belongs before the edit.
+    """
+
+    NEW = "new"
+    TRUE = "true"
+
+
 @dataclasses.dataclass(frozen=True)
 class GenerationTests:
     """The tests of generated texts: what they are compared with, and the seed that they are sampled with.
@@ -36,18 +50,21 @@ class GenerationTests:
       snippets: Reference texts about subjects, by attribute.
       vectorizer: Computes the TF-IDF vectors that are compared.
       seed: Text i of a case depends only on this seed, the case id and i, not on the rest of the batch.
+      essence: Where the essence text is looked up; see `EssenceTarget`.
     """
 
     snippets: AttributeSnippets
     vectorizer: TfidfVectorizer
     seed: int = 0
+    essence: EssenceTarget = EssenceTarget.NEW
 
     def essence_queries(
         self, model: LanguageModel, records: Sequence[CounterFactRecord]
     ) -> dict[int, tuple[str, Query]]:
         """Returns the essence text of each record, and the query that scores its first 100 tokens.
 
-        The essence text is the reference text about the subject under the true target. Records without one are absent.
+        The essence text is the reference text about the subject under one of the targets. Records without one are
+        absent.
 
         Args:
           model: The model to score.
@@ -59,18 +76,23 @@ class GenerationTests:
         texts = {
             case: " ".join(
                 snippet.text
-                for snippet in self.snippets.texts(record.relation_id, record.target_true_id)
+                for snippet in self.snippets.texts(record.relation_id, self._essence_id(record))
                 if snippet.name == record.request.subject
             )
             for case, record in enumerate(records)
         }
         texts = {case: text for case, text in texts.items() if text}
-        ids = tokenize_texts(model, list(texts.values()))
+        ids = tokenization.prompt_ids(model.tokenizer, list(texts.values()))
         return {
             case: (text, text_query(tokens[:_LENGTH], case))
             for (case, text), tokens in zip(texts.items(), ids, strict=True)
             if len(tokens) > 1
         }
+
+    def _essence_id(self, record: CounterFactRecord) -> str | None:
+        """Returns the id of the target under which the essence text is looked up."""
+        new = self.essence is EssenceTarget.NEW
+        return record.target_new_id if new else record.target_true_id
 
     def results(
         self,

@@ -9,12 +9,14 @@ Existing results are not computed again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import typing_extensions
 
 from rome_jax.edit.config import MEMITConfig, ROMEConfig
 from rome_jax.edit.delta import apply_delta
@@ -24,6 +26,9 @@ from rome_jax.evaluation.datasets import CounterFactRecord, parse_counterfact
 from rome_jax.evaluation.sequence import measure, unedited_texts
 from rome_jax.factworld.facts import World
 from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.files.artifacts import remove_leftovers
+from rome_jax.files.json_files import read_object
+from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
@@ -89,28 +94,34 @@ def memit_models(
         raise TypeError(f"editor is of {editor.algorithm}: give one of MEMIT.")
     for count in counts:
         requests = [record.request for record in records[:count]]
-        delta = memit.compute_joint_delta(editor.model, requests, config, **editor.options)
+        options = {**editor.options, "check_answers": False}
+        delta = memit.compute_joint_delta(editor.model, requests, config, **options)
         yield editor.model.replace(params=apply_delta(editor.model.params, delta))
 
 
 def rome_models(
-    editor: Editor, records: Sequence[CounterFactRecord], counts: Sequence[int]
+    editor: Editor,
+    records: Sequence[CounterFactRecord],
+    counts: Sequence[int],
+    *,
+    donate: bool = False,
 ) -> Iterator[LanguageModel]:
     """Yields the model that holds the first `count` requests, written one after another, for each count.
-
-    The weights of a model are overwritten when the next one is requested.
 
     Args:
       editor: ROME, prepared for the model.
       records: The edit requests.
       counts: Numbers of edits, in ascending order.
+      donate: Whether to overwrite the weights of a model when the next one is requested; see `rome.compute_sequence`.
     """
     config = editor.config
     if not isinstance(config, ROMEConfig):
         raise TypeError(f"editor is of {editor.algorithm}: give one of ROME.")
     requests = [record.request for record in records[: max(counts, default=0)]]
     options = {name: editor.options[name] for name in ("second_moments", "templates")}
-    sequence = rome.compute_sequence(editor.model, requests, config, **options)
+    sequence = rome.compute_sequence(
+        editor.model, requests, config, **options, check_answers=False, donate=donate
+    )
     bar = tqdm(sequence, total=len(requests), unit="edit", desc="ROME")
     for done, (model, _) in enumerate(bar, 1):
         if done in counts:
@@ -118,7 +129,7 @@ def rome_models(
 
 
 _MODELS: Mapping[MethodName, Callable[..., Iterator[LanguageModel]]] = {
-    MethodName.ROME: rome_models,
+    MethodName.ROME: functools.partial(rome_models, donate=True),
     MethodName.MEMIT: memit_models,
 }
 
@@ -176,17 +187,28 @@ class MassEdits:
 
         Args:
           counts: Numbers of edits.
+
+        Raises:
+          FolderInUseError: If another process measures into the folder.
+          ValueError: If an edited model gives scores that are not numbers.
+          OSError: If a file cannot be written.
         """
-        for editor in self.editors:
-            algorithm = editor.algorithm
-            todo = sorted({c for c in counts if not self.path(algorithm, c).exists()})
-            models, seconds = _MODELS[algorithm](editor, self.records, todo), 0.0
-            for count in todo:
-                begun = time.monotonic()
-                model = next(models)
-                # A sequence continues from the previous count, and MEMIT starts from the unedited model.
-                seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
-                runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
+        with in_use(self.directory, "--output_dir"):
+            remove_leftovers(self.directory)
+            for editor in self.editors:
+                self._measure(editor, counts)
+
+    def _measure(self, editor: Editor, counts: Sequence[int]) -> None:
+        """Measures one method at the counts that have not been measured yet."""
+        algorithm = editor.algorithm
+        todo = sorted({c for c in counts if not self.path(algorithm, c).exists()})
+        models, seconds = _MODELS[algorithm](editor, self.records, todo), 0.0
+        for count in todo:
+            begun = time.monotonic()
+            model = next(models)
+            # A sequence continues from the previous count, and MEMIT starts from the unedited model.
+            seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
+            runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
 
     def report(self, counts: Sequence[int]) -> dict[str, Any]:
         """Returns the settings, a measurement of the unedited model, and the stored measurements by method.
@@ -211,8 +233,20 @@ class MassEdits:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Reads a measurement."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and run again.") from error
+    """Reads a measurement.
+
+    Raises:
+      ValueError: If the file is damaged.
+    """
+    return read_object(path, _Row, remedy="remove it and run again")
+
+
+class _Row(typing_extensions.TypedDict):
+    """A `Measurement` in a file, with the seconds that the edits took."""
+
+    edits: int
+    retention: float
+    paraphrase: float
+    neighborhood: float
+    perplexity: float
+    seconds: float

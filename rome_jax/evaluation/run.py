@@ -5,37 +5,42 @@
     RESULTS_DIR/ALG_NAME/run_ID/case_ID.json     one case, in the original's layout
     RESULTS_DIR/pre/DATASET_MODEL_KEY/           scores of the unedited model, shared by all methods
 
-A case file is written whole or not at all, and a case that has a file is not computed again.
+A case file is written whole or not at all, and a case that has a file is not computed again. A case that cannot be
+edited or scored has a file with the reason, and the run continues without it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from rome_jax.edit.method import Editor
 from rome_jax.evaluation import summaries
-from rome_jax.evaluation.datasets import FACTWORLD, Dataset, Record
-from rome_jax.evaluation.evaluate import evaluate_records
-from rome_jax.evaluation.generation import GenerationTests
+from rome_jax.evaluation.batch import edit_batch, failed_case, find_refused, split
+from rome_jax.evaluation.case_files import read_case
+from rome_jax.evaluation.datasets import FACTWORLD, Dataset
+from rome_jax.evaluation.evaluate import check_record, evaluate_records
+from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.metrics import harmonic_mean
+from rome_jax.evaluation.record_types import Record
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
 from rome_jax.evaluation.timing import Stopwatch
 from rome_jax.files import extras
+from rome_jax.files.artifacts import check_name
+from rome_jax.files.checked import check
+from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 
 _PACKAGES = ("nltk", "scikit-learn")  # their versions affect how texts are scored
+_NEW_RUN = "leave out --continue_from_run to begin another run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +50,13 @@ class Settings:
     Attributes:
       edit: Settings of the edits.
       scores: Settings of the scores, which apply before and after the edits.
+      templates: Context templates of the edits, which are recorded. Only given ones are settings; the others follow
+        from the seed.
     """
 
     edit: Mapping[str, Any]
     scores: Mapping[str, Any]
+    templates: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -73,6 +81,9 @@ class Settings:
             "covariance": source,
             "template_seed": editor.seed if "templates" in editor.options else None,
         }
+        templates = editor.options.get("templates", ())
+        if templates and editor.seed is None:
+            edit["templates"] = templates
         if "hypernetwork" in editor.options:
             edit["hypernetwork"] = editor.options["hypernetwork"].digest()
         scores = {
@@ -82,11 +93,17 @@ class Settings:
             "dataset_sha256": dataset.sha256,
             "generation_seed": generation.seed if generation else None,
         }
-        return cls(edit, scores)
+        if generation and generation.essence is EssenceTarget.NEW:
+            scores["essence"] = generation.essence.value  # earlier runs used the true target
+        return cls(edit, scores, templates)
 
 
 def load_generation_tests(
-    dataset: Dataset, snippets_path: str | None, tfidf_dir: str | None, seed: int
+    dataset: Dataset,
+    snippets_path: str | None,
+    tfidf_dir: str | None,
+    seed: int,
+    essence: EssenceTarget | None = None,
 ) -> GenerationTests | None:
     """Loads what generated texts are compared with; None if no record has generation prompts.
 
@@ -94,6 +111,8 @@ def load_generation_tests(
       dataset: Records of factworld are compared with factworld's texts, other records with the published ones.
       snippets_path, tfidf_dir: Files to use instead.
       seed: Seed of the generated texts.
+      essence: Where the essence texts are looked up; by default under the true target for records of factworld, and
+        under the new one, as in the published code, for others.
 
     Raises:
       ValueError: If a file is malformed.
@@ -112,19 +131,27 @@ def load_generation_tests(
     extras.check("sklearn", "eval", "the consistency of generated texts (--generation)")
     world = dataset.source == FACTWORLD
     snippets = load_snippets(snippets_path, world)
-    return GenerationTests(snippets, tfidf_vectorizer(*load_tfidf(tfidf_dir, world)), seed)
+    vectorizer = tfidf_vectorizer(*load_tfidf(tfidf_dir, world))
+    default = EssenceTarget.TRUE if world else EssenceTarget.NEW
+    return GenerationTests(snippets, vectorizer, seed, essence or default)
 
 
-def find_run(results_dir: str | Path, algorithm: str, continue_from: str | None = None) -> Path:
+def find_run(
+    results_dir: str | Path,
+    algorithm: str,
+    continue_from: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> Path:
     """Returns the folder of a method's next run, or of the run to resume.
 
     Args:
       results_dir: Holds one folder per method.
       algorithm: Name of the method.
       continue_from: Name of the run to resume; None means the next one.
+      known: Settings that are known before the model is loaded, with which the run must agree.
 
     Raises:
-      ValueError: If the run to resume does not exist.
+      ValueError: If the run to resume does not exist, or has other settings.
 
     Example:
       >>> find_run("results", "ROME").as_posix()
@@ -133,10 +160,12 @@ def find_run(results_dir: str | Path, algorithm: str, continue_from: str | None 
     directory = Path(results_dir) / algorithm
     if continue_from is None:
         return runs.next_run(directory)
-    found = directory / continue_from
+    found = directory / check_name(continue_from, "--continue_from_run")
     if not found.is_dir():
         there = ", ".join(sorted(path.name for path in directory.glob("run_*"))) or "no runs"
         raise ValueError(f"there is no run {found} to continue: {directory} has {there}.")
+    if known and (found / "run.json").exists():
+        runs.check_settings(found, known, _NEW_RUN)
     return found
 
 
@@ -147,10 +176,12 @@ class EvaluationRun:
     Attributes:
       directory: Folder of the run.
       pre: Folder of the unedited model's scores.
+      created: Folders that this run created, innermost first.
     """
 
     directory: Path
     pre: Path
+    created: tuple[Path, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @classmethod
     def open(
@@ -174,8 +205,7 @@ class EvaluationRun:
         """
         results = Path(results_dir)
         directory = find_run(results, settings.edit["alg_name"], continue_from)
-        remedy = "leave out --continue_from_run to begin another run"
-        return cls.at(directory, results / "pre", settings, remedy, flags=flags)
+        return cls.at(directory, results / "pre", settings, _NEW_RUN, flags=flags)
 
     @classmethod
     def at(
@@ -200,20 +230,47 @@ class EvaluationRun:
           ValueError: If the folder holds a run with other settings; the message names them.
         """
         directory = Path(directory)
-        runs.open_run(
-            directory,
-            {**settings.edit, **settings.scores},
-            recorded={"flags": dict(flags or {}), "wall_time": 0.0, "compile_time": 0.0},
-            packages=_PACKAGES,
-            remedy=remedy,
-        )
-        runs.write_json(directory / "params.json", settings.edit["hyperparameters"])
         content = json.dumps(settings.scores, sort_keys=True).encode()
         model = settings.scores["model"].replace("/", "_")
         key = hashlib.sha256(content).hexdigest()[:12]
         pre = Path(pre_dir) / f"{settings.scores['ds_name']}_{model}_{key}"
-        runs.open_run(pre, settings.scores, packages=_PACKAGES, remedy="remove it")
-        return cls(directory, pre)
+        absent = {path for folder in (directory, pre) for path in (folder, *folder.parents)}
+        absent = {path for path in absent if not path.exists()}
+        created = sorted(absent, key=lambda path: len(path.parts), reverse=True)
+        run = cls(directory, pre, tuple(created))
+        try:
+            run._write_settings(settings, remedy, flags)
+        except Exception:
+            run.discard()
+            raise
+        return run
+
+    def _write_settings(
+        self, settings: Settings, remedy: str, flags: Mapping[str, Any] | None
+    ) -> None:
+        """Writes the settings of a new run, or compares them with those of the run in the folder."""
+        directory = self.directory
+        runs.open_run(
+            directory,
+            {**settings.edit, **settings.scores},
+            recorded={
+                "templates": list(settings.templates),
+                **{"flags": dict(flags or {}), "wall_time": 0.0, "compile_time": 0.0},
+            },
+            packages=_PACKAGES,
+            remedy=remedy,
+        )
+        runs.write_json(directory / "params.json", settings.edit["hyperparameters"])
+        runs.open_run(self.pre, settings.scores, packages=_PACKAGES, remedy="remove it")
+
+    def discard(self) -> None:
+        """Removes the folders that this run created, unless they hold results."""
+        settings = {"run.json", "params.json"}
+        for folder in self.created:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= settings:
+                for name in settings:
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
 
     def path(self, record: Record) -> Path:
         """Returns the path of a case file."""
@@ -238,32 +295,76 @@ class EvaluationRun:
           max_tokens: As for `evaluate_records`.
 
         Raises:
-          ValueError: If a request or a prompt cannot be used.
+          ValueError: If the method cannot work with its configuration, or a case file is damaged.
+          OSError: If a file cannot be written, or the run is in use.
         """
-        todo = [record for record in dataset.records if not self.path(record).exists()]
-        done = [record for record in dataset.records if self.path(record).exists()]
+        with in_use(self.directory, "the run"):
+            try:
+                self._evaluate(editor, dataset, generation, batch_size, max_tokens)
+            except Exception:
+                self.discard()
+                raise
+
+    def _evaluate(
+        self,
+        editor: Editor,
+        dataset: Dataset,
+        generation: GenerationTests | None,
+        batch_size: int,
+        max_tokens: int,
+    ) -> None:
+        """Edits and scores the cases that have no file yet.
+
+        Batches are made of all records, whether they have a file or not, so that a resumed run computes what an
+        uninterrupted one computes, to the last bit.
+        """
         options = {"generation": generation, "max_tokens": max_tokens}
         size = batch_size if editor.factored else 1
-        measured = [summaries.case_metrics(summaries.read_case(self.path(r))) for r in done]
+
+        def check_all(records: Sequence[Record]) -> None:
+            for record in records:
+                check_record(editor.model, dataset.name, record, generation)
+
+        done: dict[int, Mapping[str, float]] = {
+            record.case_id: summaries.case_metrics(self._read(record))
+            for record in dataset.records
+            if self.path(record).exists()
+        }
         with tqdm(
             total=len(dataset.records), initial=len(done), unit="case", desc=editor.algorithm
         ) as bar:
-            bar.set_postfix_str(_running_score(measured))
-            for pool in _batches(todo, batch_size):
+            bar.set_postfix_str(_running_score(done.values()))
+            for pool in split(dataset.records, batch_size):
+                if all(record.case_id in done for record in pool):
+                    continue
                 with Stopwatch() as watch:
+                    refused = find_refused(check_all, pool)
+                    failed = [record for record in pool if record.case_id in refused]
+                    self._write((failed_case(r, refused[r.case_id]) for r in failed), done)
+                    usable = [record for record in pool if record.case_id not in refused]
                     # The first cases compile, which can take longer than all that follow.
                     bar.set_postfix_str("scoring the unedited model")
-                    pre = self._pre(editor, dataset, pool, options)
+                    pre = self._pre(editor, dataset, usable, options)
                     bar.set_postfix_str("editing and scoring")
-                    for batch in _batches(pool, size):
-                        cases = _edit(editor, dataset, batch, options)
-                        for record, case in zip(batch, cases, strict=True):
-                            case["pre"] = pre[record.case_id]
-                            runs.write_json(self.path(record), case)
-                            measured.append(summaries.case_metrics(case))
-                        bar.update(len(batch))
-                        bar.set_postfix_str(_running_score(measured))
+                    for batch in split(usable, size):
+                        if not all(record.case_id in done for record in batch):
+                            self._write(edit_batch(editor, dataset.name, batch, pre, options), done)
+                        bar.update(len(done) - bar.n)
+                        bar.set_postfix_str(_running_score(done.values()))
                 self._add_times(watch)
+
+    def _write(
+        self, cases: Iterable[Mapping[str, Any]], done: dict[int, Mapping[str, float]]
+    ) -> None:
+        """Writes the files of cases that have none yet, and adds their metrics to `done`."""
+        for case in cases:
+            if case["case_id"] not in done:
+                runs.write_json(self.directory / f"case_{case['case_id']}.json", case)
+                done[case["case_id"]] = summaries.case_metrics(case)
+
+    def _read(self, record: Record) -> dict[str, Any]:
+        """Reads the file of a case."""
+        return read_case(self.path(record), needs=("pre", "post"))
 
     def cases(self, dataset: Dataset) -> list[dict[str, Any]]:
         """Reads the results of a data set's records.
@@ -271,7 +372,7 @@ class EvaluationRun:
         Raises:
           ValueError: If a file is damaged.
         """
-        return [summaries.read_case(self.path(record)) for record in dataset.records]
+        return [self._read(record) for record in dataset.records]
 
     def _pre(
         self,
@@ -280,55 +381,28 @@ class EvaluationRun:
         records: Sequence[Record],
         options: Mapping[str, Any],
     ) -> dict[int, Any]:
-        """Returns the unedited model's scores by case id, and computes those that have no file yet."""
+        """Returns the unedited model's scores by case id; if one has no file yet, it scores the whole batch."""
         paths = {record.case_id: self.pre / f"case_{record.case_id}.json" for record in records}
-        missing = [record for record in records if not paths[record.case_id].exists()]
+        missing = {case_id for case_id, path in paths.items() if not path.exists()}
         if missing:
-            scores = evaluate_records(editor.model, dataset.name, missing, **options)
-            for record, score in zip(missing, scores, strict=True):
-                content = {"case_id": record.case_id, "pre": score}
-                runs.write_json(paths[record.case_id], content)
-        return {case_id: summaries.read_case(path)["pre"] for case_id, path in paths.items()}
+            scores = evaluate_records(editor.model, dataset.name, records, **options)
+            for record, score in zip(records, scores, strict=True):
+                if record.case_id in missing:
+                    content = {"case_id": record.case_id, "pre": score}
+                    runs.write_json(paths[record.case_id], content)
+        return {case_id: read_case(path, needs=("pre",))["pre"] for case_id, path in paths.items()}
 
     def _add_times(self, watch: Stopwatch) -> None:
         """Adds wall time and compile time to run.json."""
+        path = self.directory / "run.json"
         about = runs.read_run(self.directory)
         times = {"wall_time": watch.seconds, "compile_time": watch.compile_seconds}
         for name, seconds in times.items():
-            about[name] = about.get(name, 0.0) + seconds
-        runs.write_json(self.directory / "run.json", about)
+            about[name] = check(float, about.get(name, 0.0), f"{path}: {name}") + seconds
+        runs.write_json(path, about)
 
 
-def _edit(
-    editor: Editor, dataset: Dataset, records: Sequence[Record], options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Edits records and scores the edits; returns their case files without `pre`.
-
-    The time of a case is the wall time of the batch's edits, without compilation, divided by the number of cases.
-    """
-    with Stopwatch() as watch:
-        deltas = editor.compute([record.request for record in records], progress=True)
-        jax.block_until_ready(deltas)
-    posts = evaluate_records(editor.model, dataset.name, records, deltas, **options)
-    return [
-        {
-            "case_id": record.case_id,
-            "requested_rewrite": record.requested_rewrite,
-            "time": watch.run_seconds / len(records),
-            "post": post,
-        }
-        for record, post in zip(records, posts, strict=True)
-    ]
-
-
-def _batches(records: Sequence[Record], size: int) -> list[Sequence[Record]]:
-    """Splits records into batches of at most `size`, of similar lengths so that they share few compiled programs."""
-    count = math.ceil(len(records) / size)
-    bounds = np.linspace(0, len(records), count + 1).round().astype(int)
-    return [records[a:b] for a, b in itertools.pairwise(bounds)]
-
-
-def _running_score(measured: Sequence[Mapping[str, float]]) -> str:
+def _running_score(measured: Collection[Mapping[str, float]]) -> str:
     """Returns S of the cases so far as text; empty if a part of it has not been measured yet."""
     for metric in ("success", "acc"):
         names = [f"post_{kind}_{metric}" for kind in ("rewrite", "paraphrase", "neighborhood")]

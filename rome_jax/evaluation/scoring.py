@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data import tokenization
 from rome_jax.data.packing import Packer
-from rome_jax.data.request import target_text
+from rome_jax.data.request import RequestError, target_text
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, round_up
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
@@ -74,42 +76,39 @@ class TargetScore:
         return -float(self.log_probs.mean(dtype=np.float64))
 
 
-def tokenize_texts(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Returns the token ids of each text, without special tokens.
-
-    Example:
-      >>> [len(ids) for ids in tokenize_texts(model, ["Rome", ""])]
-      [3, 0]
-    """
-    if not texts:
-        return []
-    return list(map(tuple, model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
-
-
 def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """Returns the token ids of each prompt.
 
     Raises:
-      ValueError: If a prompt has no tokens.
+      RequestError: If a prompt has no tokens.
       SequenceTooLongError: If a prompt does not fit the model's context.
 
     Example:
       >>> prompt_ids(model, ["Rome is in", ""])
       Traceback (most recent call last):
-      ValueError: prompt 1, '', has no tokens: give at least one character.
+      rome_jax.data.request.RequestError: prompt 1, '', has no tokens: give at least one character.
     """
-    rows = tokenize_texts(model, prompts)
+    rows = list(map(tuple, tokenization.prompt_ids(model.tokenizer, prompts)))
     for index, row in enumerate(rows):
         if not row:
-            raise ValueError(
+            raise RequestError(
                 f"prompt {index}, {prompts[index]!r}, has no tokens: give at least one character."
             )
-        _check_fits(model, len(row), f"prompt {index}, {prompts[index]!r},")
+        check_fits(model, len(row), f"prompt {index}, {shown(prompts[index])},")
     return rows
 
 
-def _check_fits(model: LanguageModel, length: int, name: str) -> None:
-    """Raises SequenceTooLongError if a text is longer than the model's context."""
+def check_fits(model: LanguageModel, length: int, name: str) -> None:
+    """Checks that a text fits the model's context.
+
+    Args:
+      model: The model.
+      length: Number of tokens that are run.
+      name: The text in the message, such as "prompt 3".
+
+    Raises:
+      SequenceTooLongError: If it does not fit.
+    """
     if length > model.config.context_length:
         raise SequenceTooLongError(
             f"{name} has {length} tokens, more than the model's context of "
@@ -132,7 +131,7 @@ def make_queries(
       cases: Index of the edit for each prompt; by default 0.
 
     Raises:
-      ValueError: If a prompt has no tokens; the message names it.
+      RequestError: If a prompt has no tokens; the message names it.
       SequenceTooLongError: If a prompt does not fit the context together with a target; the message names it.
 
     Example:
@@ -140,15 +139,14 @@ def make_queries(
       >>> len(query.targets), query.case
       (2, 0)
     """
-    flat = iter(
-        tokenize_texts(model, [target_text(target) for group in targets for target in group])
-    )
+    texts = [target_text(target) for group in targets for target in group]
+    flat = iter(tokenization.continuation_ids(model.tokenizer, texts))
     queries = []
     for index, (ids, group) in enumerate(zip(prompt_ids(model, prompts), targets, strict=True)):
-        target_ids = tuple(next(flat) for _ in group)
+        target_ids = tuple(tuple(next(flat)) for _ in group)
         for target, tokens in zip(group, target_ids, strict=True):
-            name = f"prompt {index}, {prompts[index]!r}, with {target!r}"
-            _check_fits(model, len(ids) + len(tokens) - 1, name)
+            name = f"prompt {index}, {shown(prompts[index])}, with {shown(target)}"
+            check_fits(model, len(ids) + len(tokens) - 1, name)
         queries.append(Query(ids, target_ids, 0 if cases is None else int(cases[index])))
     return queries
 
@@ -352,7 +350,7 @@ def target_nlls(
       float64 [P]; lower is more likely.
 
     Raises:
-      ValueError: If a prompt has no tokens.
+      RequestError: If a prompt has no tokens.
       SequenceTooLongError: If a prompt does not fit the context together with its target.
 
     Example:

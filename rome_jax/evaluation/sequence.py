@@ -90,6 +90,9 @@ def measure(
       world: The world of the facts.
       records: The edits so far, at least one.
       texts: Texts about subjects that are never edited.
+
+    Raises:
+      ValueError: If the model gives scores that are not numbers.
     """
     edited = edited_prompts(world, records)
     asked: list[tuple[str, str, str, str]] = []  # kind, prompt, desired target, other target
@@ -100,11 +103,17 @@ def measure(
         asked += [("paraphrase", prompt, new, true) for prompt in record.paraphrase_prompts]
         asked += [("neighborhood", prompt, true, new) for prompt in neighbors]
     kinds, prompts, desired, other = zip(*asked, strict=True)
-    success = target_nlls(model, prompts, desired) < target_nlls(model, prompts, other)
+    wanted, unwanted = (target_nlls(model, prompts, targets) for targets in (desired, other))
+    found = perplexity(model, texts)
+    if np.isnan([*wanted, *unwanted, found]).any():
+        raise ValueError(
+            f"the model with {len(records)} edits gives scores that are not numbers: its weights are damaged."
+        )
+    success = wanted < unwanted
     rates = {
         kind: 100 * float(success[np.array(kinds) == kind].mean()) for kind in dict.fromkeys(kinds)
     }
-    return Measurement(len(records), perplexity=perplexity(model, texts), **rates)
+    return Measurement(len(records), perplexity=found, **rates)
 
 
 def run(
@@ -134,7 +143,13 @@ def run(
     moments = load_shipped(model.name)
     requests = [record.request for record in records]
     sequence = rome.compute_sequence(
-        model, requests, config, second_moments=moments, templates=templates
+        model,
+        requests,
+        config,
+        second_moments=moments,
+        templates=templates,
+        check_answers=False,
+        donate=True,
     )
     for count, (edited, result) in enumerate(sequence, 1):
         (edit,) = result.layers

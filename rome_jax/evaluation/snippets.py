@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from rome_jax.data import published
-from rome_jax.data.published import DataError, Fields, read_json
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import attribute_snippets, biographies, tfidf_vocabulary
+from rome_jax.files import formats
 from rome_jax.files.artifacts import cache_directory, write_whole
+from rome_jax.files.checked import check
 from rome_jax.files.progress import tqdm
+from rome_jax.files.records import DataError, Text, find, parse_json, read_json
 
 _CHUNK = 1 << 22  # bytes
+_HEAD = 64  # bytes by which other formats are recognized
 # A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes have no other use.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 
@@ -114,16 +118,16 @@ class AttributeSnippets:
           >>> [snippet.text for snippet in AttributeSnippets.open("snippets.json").texts("P30", "Q46")]
           ['Rome is old.']
         """
-        path = Path(path).expanduser().resolve()
+        path = find(path).resolve()
         if not path.is_file():
-            raise DataError(f"there is no file {path}: give the path of attribute snippets.")
+            raise DataError(f"{path} is not a file: give the path of attribute snippets.")
         status = path.stat()
         key = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
         index = cache_directory() / "dsets" / f"{path.name}.{digest}.index"
         elements = _read_index(index, key)
         if elements is None:
-            elements = [list(element) for element in _scan(path, chunk_size)]
+            elements = list(_scan(path, chunk_size))
             write_whole(index, json.dumps({"file": key, "elements": elements}).encode())
         places: defaultdict[Attribute, list[Any]] = defaultdict(list)
         for relation_id, target_id, start, stop in elements:
@@ -200,40 +204,53 @@ def load_tfidf(
         idf_path = published.fetch(published.IDF)
         vocabulary_path = published.fetch(published.TFIDF_VOCABULARY)
     else:
-        folder = Path(path).expanduser()
+        folder = find(path)
         idf_path = folder / published.IDF.name
         vocabulary_path = folder / published.TFIDF_VOCABULARY.name
     vocabulary, _ = read_json(vocabulary_path)
-    if not idf_path.is_file():
-        raise DataError(f"there is no file {idf_path}: give a folder that contains it.")
     try:
-        idf = np.load(idf_path)
+        idf = np.load(
+            find(idf_path), mmap_mode="r"
+        )  # its shape is checked against the size of the file
+        if not isinstance(idf, np.ndarray):
+            raise ValueError("it is an archive")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{idf_path} is not an array ({error}): repair it or download it again."
-        ) from error
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{idf_path} is not an array of NumPy: download it again.") from error
     if not (idf.ndim == 1 and np.issubdtype(idf.dtype, np.floating) and np.isfinite(idf).all()):
         raise DataError(
             f"{idf_path} holds {idf.dtype} {list(idf.shape)}: it must be finite floats [V]."
         )
-    columns = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    if any(type(one) is not int for one in columns) or sorted(columns) != list(range(len(idf))):
+    columns = check(dict[str, int], vocabulary, str(vocabulary_path), error=DataError)
+    if sorted(columns.values()) != list(range(len(idf))):
         raise DataError(
             f"{vocabulary_path} and {idf_path} do not belong together: the words' columns must be 0 to "
             f"{len(idf) - 1}, each once; download both again."
         )
-    return idf.astype(np.float64), vocabulary
+    return np.array(idf, np.float64), columns
+
+
+class _Sample(TypedDict):
+    """A text about a subject; one blank text among many is no reason to refuse the file."""
+
+    name: str
+    text: str
+
+
+class _Group(TypedDict):
+    """The texts of an attribute."""
+
+    relation_id: Text
+    target_id: Text
+    samples: list[_Sample]
 
 
 def _parse_group(group: Any, name: str) -> tuple[tuple[str, str], tuple[Snippet, ...]]:
     """Parses a group; returns its attribute and its snippets."""
-    fields = Fields.of(group, name)
-    attribute = fields.text("relation_id"), fields.text("target_id")
-    samples = fields.objects("samples")
-    # One blank text among many is no reason to refuse the file.
-    return attribute, tuple(
-        Snippet(one.text("name", blank=True), one.text("text", blank=True)) for one in samples
-    )
+    fields = check(_Group, group, name, error=DataError)
+    snippets = tuple(Snippet(one["name"], one["text"]) for one in fields["samples"])
+    return (fields["relation_id"], fields["target_id"]), snippets
 
 
 def _read_group(
@@ -242,20 +259,23 @@ def _read_group(
     """Reads and parses the group at bytes [start, stop)."""
     file.seek(start)
     name = f"the group at byte {start}"
-    try:
-        group = json.loads(file.read(stop - start))
-    except ValueError as error:
-        raise DataError(f"{name} is not JSON ({error}): repair it or download it again.") from error
-    return _parse_group(group, name)
+    return _parse_group(parse_json(file.read(stop - start), name), name)
 
 
-def _read_index(path: Path, key: dict[str, Any]) -> list[list[Any]] | None:
+class _Index(TypedDict):
+    """Where the groups of a file begin and end: relation, target, first byte, and the byte after the last."""
+
+    file: dict[str, Any]
+    elements: list[tuple[str, str, int, int]]
+
+
+def _read_index(path: Path, key: dict[str, Any]) -> list[tuple[str, str, int, int]] | None:
     """Returns the elements of an index, or None if it is missing, damaged or belongs to another file."""
     try:
-        index = json.loads(path.read_bytes())
-        return index["elements"] if index["file"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        index = check(_Index, parse_json(path.read_bytes(), str(path)), str(path), error=DataError)
+    except (OSError, DataError):
         return None
+    return index["elements"] if index["file"] == key else None
 
 
 def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
@@ -263,6 +283,9 @@ def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
     size = os.path.getsize(path)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", delay=1)
     with open(path, "rb") as scanned, open(path, "rb") as parsed, bar:
+        if what := formats.foreign(scanned.read(_HEAD)):
+            raise DataError(f"{path} {what}")
+        scanned.seek(0)
         try:
             for start, stop in _elements(scanned, chunk_size):
                 attribute, _ = _read_group(parsed, start, stop)

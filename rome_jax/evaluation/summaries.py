@@ -1,7 +1,7 @@
 """Summaries of result folders: means over cases as the original defines them, with 95 % intervals.
 
-A run `results/<method>/run_<id>` holds one file `case_<id>.json` per case. It contains the scores `pre` and `post` the
-edit. Folders written by the original have the same files and can be read too.
+A case has the scores `pre` and `post` the edit; its file is read by `rome_jax.evaluation.case_files`. A case that
+failed has a reason instead and counts for no metric.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rome_jax.evaluation import intervals
+from rome_jax.evaluation.case_files import GENERATION, JUDGED, PROMPTS, CaseError, check_case
 from rome_jax.evaluation.metrics import (
     Estimate,
     accuracy,
@@ -26,14 +27,11 @@ from rome_jax.evaluation.metrics import (
     magnitude,
     success,
 )
+from rome_jax.files.checked import check
 from rome_jax.models.runs import read_run
 
 Case = Mapping[str, Any]
 
-_PROMPTS = ("rewrite", "paraphrase", "neighborhood", "attribute", "portability")
-# Metrics of prompts that are right or wrong -> the name of their list in a case file.
-_JUDGED = {"acc": "correct", "acc_by_token": "correct_by_token", "exact": "exact"}
-_GENERATION = ("ngram_entropy", "reference_score", "essence_score")
 _UNSCALED = ("time", "pre_essence_score", "post_essence_score")
 # Means of Booleans; all other metrics are means of real numbers.
 _RATE = re.compile(r".*_(success|acc|acc_by_token|exact)")
@@ -73,11 +71,12 @@ class Source:
         """
         keys = ("fingerprint", "precision", "ds_name", "dataset_sha256")
         try:
-            settings = read_run(Path(folder))["settings"]
-            identity = tuple(str(settings[key]) for key in keys)
-            return cls(settings["model"], settings["dataset"], identity)
-        except (OSError, ValueError, KeyError, TypeError):
+            about = read_run(Path(folder)).get("settings")
+            settings = check(dict[str, Any], about, "settings")
+            names = [check(str, settings.get(key), key) for key in ("model", "dataset", *keys)]
+        except (OSError, ValueError):
             return None
+        return cls(names[0], names[1], tuple(names[2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Summary:
     """The metrics of a run.
 
     Attributes:
-      num_cases: The number of cases that were read.
+      num_cases: The number of cases with scores.
       metrics: Estimates by name; a metric that no case has is absent. The names are `time`, and with the prefixes
         `pre_` and `post_`: `_success` and `_diff` of `rewrite`, `paraphrase`, `neighborhood` and `attribute`, where
         `_diff` is the probability of the desired target minus that of the other one; for zsRE `_acc`, and
@@ -95,6 +94,7 @@ class Summary:
       unedited: The metrics of the unedited model, with the prefix `pre_`, by case. A case is identified by its id and
         its request.
       source: The model and the data, if known.
+      failures: Why cases failed, by case id.
     """
 
     num_cases: int
@@ -103,6 +103,7 @@ class Summary:
         default_factory=dict, repr=False
     )
     source: Source | None = None
+    failures: Mapping[int, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def state(self, state: State) -> dict[str, Estimate]:
         """Returns the metrics of one state, without its prefix."""
@@ -112,6 +113,20 @@ class Summary:
             for name, value in self.metrics.items()
             if name.startswith(prefix)
         }
+
+    def describe_failures(self) -> str:
+        """Returns a line about the cases that failed and the reason of the first; empty if none failed.
+
+        Raises:
+          ValueError: If all cases failed.
+        """
+        if not self.failures:
+            return ""
+        first, reason = next(iter(self.failures.items()))
+        count = len(self.failures)
+        if not self.num_cases:
+            raise ValueError(f"all {count} cases failed; case {first}: {reason}")
+        return f"{count} of {count + self.num_cases} cases failed; case {first}: {reason}"
 
     def original(self, run_dir: str) -> dict[str, Any]:
         """Returns the dictionary that the original's summary prints.
@@ -146,20 +161,24 @@ def case_metrics(case: Case) -> dict[str, float]:
       1.0
     """
     try:
-        metrics = {"time": float(case["time"])} if "time" in case else {}
-        for state in State:
-            for name, value in _state_metrics(case.get(state, {})):
-                metrics[f"{state}_{name}"] = float(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"case {case.get('case_id')} has another layout ({error!r}): remove its file and evaluate it again."
+        check_case(case)
+    except CaseError as error:
+        raise CaseError(
+            f"case {case.get('case_id')} has another layout ({str(error).rstrip('.')}): remove its file and evaluate "
+            "it again."
         ) from error
+    metrics = {}
+    if "time" in case:  # MEMIT's and AlphaEdit's code write the time of all edits of a group
+        metrics["time"] = float(case["time"]) / max(1, len(case.get("grouped_case_ids", ())))
+    for state in State:
+        for name, value in _state_metrics(case.get(state, {})):
+            metrics[f"{state}_{name}"] = float(value)
     return metrics
 
 
 def _state_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields the name and the value of each metric of `pre` or `post`."""
-    for kind in _PROMPTS:
+    for kind in PROMPTS:
         if prompts := result.get(f"{kind}_prompts_probs"):
             new, true = (
                 np.array([prompt[target] for prompt in prompts], np.float64)
@@ -169,10 +188,10 @@ def _state_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             nlls = (true, new) if kind == "neighborhood" else (new, true)
             yield f"{kind}_success", success(*nlls).mean()
             yield f"{kind}_diff", magnitude(*nlls).mean()
-        for name, key in _JUDGED.items():
+        for name, key in JUDGED.items():
             if judged := result.get(f"{kind}_prompts_{key}"):
                 yield f"{kind}_{name}", accuracy(judged)
-    for name in _GENERATION:
+    for name in GENERATION:
         if name in result:
             yield name, result[name]
 
@@ -191,13 +210,15 @@ def summarize(cases: Sequence[Case], source: Source | None = None) -> Summary:
       >>> summarize([{"case_id": 0, "time": 1.0}, {"case_id": 1, "time": 2.0}]).metrics["time"].mean
       1.5
     """
+    failures = {case["case_id"]: case["failed"] for case in cases if "failed" in case}
+    cases = [case for case in cases if "failed" not in case]
     measured = [case_metrics(case) for case in cases]
     unedited = {
         json.dumps([case.get("case_id"), case.get("requested_rewrite")], sort_keys=True): before
         for case, metrics in zip(cases, measured, strict=True)
         if (before := {name: metrics[name] for name in metrics if name.startswith("pre_")})
     }
-    return Summary(len(cases), estimate_metrics(measured), unedited, source)
+    return Summary(len(cases), estimate_metrics(measured), unedited, source, failures)
 
 
 def estimate_metrics(measured: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
@@ -225,8 +246,8 @@ def estimate_metrics(measured: Sequence[Mapping[str, float]]) -> dict[str, Estim
             scale = 1 if name in _UNSCALED else 100
             metrics[name] = estimate(column[has], scale=scale, interval=interval)
     for state in State:
-        for metric in ("success", "acc"):
-            parts = [f"{state}_{kind}_{metric}" for kind in _PROMPTS[:3]]
+        for metric in ("acc", "success"):  # MEMIT's code writes both; the score is of the second
+            parts = [f"{state}_{kind}_{metric}" for kind in PROMPTS[:3]]
             if all(name in metrics for name in parts):
                 count = sum(any(name in one for name in parts) for one in measured)
                 metrics[f"{state}_score"] = _score(
@@ -250,114 +271,3 @@ def _score(means: Sequence[float], draws: Sequence[np.ndarray], count: int) -> E
         drawn = len(draws) / np.sum(1 / np.array(draws), axis=0)  # [R]
     low, high = intervals.percentile_interval(100 * drawn)
     return Estimate(harmonic_mean(*means), math.nan, count, low, high)
-
-
-def find_runs(
-    results_dir: str | Path, methods: Sequence[str], runs: Sequence[str] = ()
-) -> list[Path]:
-    """Finds the folders of runs.
-
-    Args:
-      results_dir: Holds one folder per method, each with one folder per run.
-      methods: Names of method folders in `results_dir`, or paths to such folders or to single runs.
-      runs: Names of the runs of each method; by default all runs that have cases.
-
-    Returns:
-      Paths in the requested order, each once.
-
-    Raises:
-      ValueError: If no method is given, or a method or run does not exist or has no cases; the message lists what
-        exists.
-
-    Example:
-      >>> Path("results/ROME/run_000").mkdir(parents=True)
-      >>> Path("results/ROME/run_000/case_7.json").touch()
-      >>> [path.as_posix() for path in find_runs("results", ["ROME"])]
-      ['results/ROME/run_000']
-    """
-    root = Path(results_dir)
-    there = ", ".join(_folders(root)) or "nothing"
-    if not methods:
-        raise ValueError(
-            f"--dir_name is missing: name at least one of the folders in {root}, which holds {there}."
-        )
-    found: list[Path] = []
-    for method in methods:
-        folder = root / method if (root / method).is_dir() else Path(method)
-        if not folder.is_dir():
-            raise ValueError(
-                f"--dir_name={method} is neither a path nor a folder in {root}, which holds {there}."
-            )
-        if _case_files(folder):
-            if runs:
-                raise ValueError(f"--dir_name={method} is a run itself: leave out --runs.")
-            found.append(folder)
-            continue
-        names = [name for name in _folders(folder) if _case_files(folder / name)]
-        held = f"runs with cases there: {', '.join(names) or 'none'}"
-        if absent := [run for run in runs if run not in names]:
-            raise ValueError(
-                f"--runs={','.join(absent)}: {folder} has no such run with cases; {held}."
-            )
-        if not names:
-            raise ValueError(
-                f"{folder} has no run with cases: evaluate first, or give another --dir_name."
-            )
-        found += [folder / name for name in runs or names]
-    return list(dict.fromkeys(found))
-
-
-def _folders(folder: Path) -> list[str]:
-    """Returns the sorted names of the folders in a folder."""
-    return sorted(path.name for path in folder.glob("*/"))
-
-
-def _case_files(folder: Path) -> list[Path]:
-    """Returns the case files of a folder, in order of case id."""
-    numbered = {
-        int(match[1]): path
-        for path in folder.glob("case_*.json")
-        if (match := re.fullmatch(r"case_(\d+)\.json", path.name))
-    }
-    return [numbered[number] for number in sorted(numbered)]
-
-
-def read_cases(folder: str | Path, first_n_cases: int | None = None) -> list[dict[str, Any]]:
-    """Reads the cases of a run, in order of case id.
-
-    Args:
-      folder: Folder of the run.
-      first_n_cases: Read only the n cases with the lowest ids; by default all.
-
-    Raises:
-      ValueError: If there are no cases, `first_n_cases` is below 1, or a file is not a case.
-
-    Example:
-      >>> for case_id in (10, 2):
-      ...     _ = Path(f"case_{case_id}.json").write_text(json.dumps({"case_id": case_id}))
-      >>> read_cases(".", first_n_cases=1)
-      [{'case_id': 2}]
-    """
-    if first_n_cases is not None and first_n_cases < 1:
-        raise ValueError(f"--first_n_cases={first_n_cases}: give 1 or more.")
-    paths = _case_files(Path(folder))
-    if not paths:
-        raise ValueError(f"{folder} has no case_<id>.json: give the folder of a run.")
-    return [read_case(path) for path in paths[:first_n_cases]]
-
-
-def read_case(path: Path) -> dict[str, Any]:
-    """Reads a case file.
-
-    Raises:
-      ValueError: If the file is not JSON or not a case.
-    """
-    try:
-        case = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): remove it and evaluate its case again."
-        ) from error
-    if not isinstance(case, dict) or "case_id" not in case:
-        raise ValueError(f"{path} has no case_id: remove it and evaluate its case again.")
-    return case

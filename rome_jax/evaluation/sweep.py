@@ -26,7 +26,7 @@ from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.grid import Grid
 from rome_jax.evaluation.run import EvaluationRun, Settings
 from rome_jax.evaluation.summaries import Summary
-from rome_jax.files.artifacts import write_whole
+from rome_jax.files.artifacts import check_name, write_whole
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 
@@ -56,6 +56,7 @@ class Sweep:
       moments_source: Source of second moments, as for the flag --second_moments.
       seed: Seed of the context templates.
       hypernetwork_source: Source of a hypernetwork, as for the flag --hypernetwork.
+      templates: Context templates; None samples them.
     """
 
     grid: Grid
@@ -66,6 +67,7 @@ class Sweep:
     moments_source: str | None = None
     seed: int = 0
     hypernetwork_source: str | None = None
+    templates: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -99,6 +101,8 @@ class Sweep:
         """
         flags = {"batch_size": batch_size, "chunk_size": chunk_size, "max_tokens": max_tokens}
         points = self.grid.points
+        for point in points:
+            check_name(point.name, "--sweep")
         for layer in {layer for point in points for layer in point.config.to_dict()["layers"]}:
             self.model.config.check_layer(layer, "layers")
         found = {}
@@ -111,13 +115,16 @@ class Sweep:
                 hypernetwork_source=self.hypernetwork_source,
                 seed=self.seed,
                 chunk_size=chunk_size,
+                templates=self.templates,
             )
             settings = Settings.of(editor, self.dataset, self.generation, self.moments_source)
-            if number == 1:
-                runs.open_run(directory, self._shared(settings), remedy=_REMEDY)
+            if number == 1 and (Path(directory) / "run.json").exists():
+                runs.check_settings(Path(directory), self._shared(settings), _REMEDY)
             run = EvaluationRun.at(
                 Path(directory) / point.name, pre_dir, settings, _REMEDY, flags=flags
             )
+            if number == 1:  # after the run, which removes the folder if it fails to start
+                self._open(directory, settings, run)
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
             with warnings.catch_warnings(record=True) as caught:
                 # Some points may damage the model on every case, so their warnings are summarized in one line.
@@ -135,6 +142,14 @@ class Sweep:
             found[point.name] = summaries.summarize(run.cases(self.dataset))
         return found
 
+    def _open(self, directory: str | Path, settings: Settings, run: EvaluationRun) -> None:
+        """Writes the settings that the points share, or compares them with those in the folder."""
+        try:
+            runs.open_run(directory, self._shared(settings), remedy=_REMEDY)
+        except Exception:
+            run.discard()
+            raise
+
     def _shared(self, settings: Settings) -> dict[str, Any]:
         """Returns the settings that the points have in common."""
         fixed = {k: v for k, v in self.grid.base.to_dict().items() if k not in self.grid.keys}
@@ -143,7 +158,8 @@ class Sweep:
             "swept": self.grid.keys,
             "hyperparameters": fixed,
             "covariance": self.moments_source,
-            "template_seed": self.seed,
+            "template_seed": None if self.templates else self.seed,
+            **({"templates": self.templates} if self.templates else {}),
             **settings.scores,
         }
 
@@ -166,6 +182,9 @@ def write_csv(path: Path, grid: Grid, found: Mapping[str, Summary]) -> None:
       path: Path of the file.
       grid: The points.
       found: The summaries of the points by name.
+
+    Raises:
+      OSError: If the file cannot be written; the message names it and a remedy.
     """
     labels = {point.name: point.labels.values() for point in grid.points}
     rendered = tables.render(tables.make_rows(found), tables.TableFormat.CSV)

@@ -19,7 +19,7 @@ _UNSCALED = ("PPL", "s")
 def text(rows: Sequence[Row], columns: Sequence[Column], width: int) -> str:
     """Renders aligned text with a legend; columns beyond the width follow in further blocks, with the names again."""
     names = _aligned(["run", *(row.name for row in rows)], left=True)
-    others = [_aligned(["cases", *(str(row.num_cases) for row in rows)])]
+    others = [_aligned(["cases", *(row.cases for row in rows)])]
     others += [_aligned(_cells(rows, column, "-", column.symbol)) for column in columns]
     blocks = [[names]]  # lists of columns
     for column in others:
@@ -49,9 +49,12 @@ def comma_separated(rows: Sequence[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     parts = ("", "_low", "_high", "_std", "_cases")
-    writer.writerow(["run", "cases", *(f"{metric}{part}" for metric in metrics for part in parts)])
+    failed = ["failed"] if any(row.num_failed for row in rows) else []
+    writer.writerow(
+        ["run", "cases", *failed, *(f"{metric}{part}" for metric in metrics for part in parts)]
+    )
     for row in rows:
-        cells: list[object] = [row.name, row.num_cases]
+        cells: list[object] = [row.name, row.num_cases, *([row.num_failed] if failed else [])]
         for metric in metrics:
             if (value := row.metrics.get(metric)) is None:
                 cells += [""] * len(parts)
@@ -68,7 +71,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     names = [re.sub(r"([\\`*_|<\[])", r"\\\1", row.name) for row in rows]
     cells = [
         _aligned(["run", *names], left=True),
-        _aligned(["cases", *(str(row.num_cases) for row in rows)]),
+        _aligned(["cases", *(row.cases for row in rows)]),
     ]
     for column in columns:
         cells.append(_aligned([f"{column.group} {column.symbol}", *_cells(rows, column, "")]))
@@ -98,7 +101,7 @@ def latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         *(
             [
                 row.name.translate(_LATEX_ESCAPES),
-                str(row.num_cases),
+                row.cases,
                 *(_latex_cell(row, column) for column in columns),
             ]
             for row in rows

@@ -76,7 +76,8 @@ def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
     groups: list[_Group] = []
     for name, summary in runs.items():
         times = {key: value for key, value in summary.metrics.items() if key == "time"}
-        row = Row(name, summary.num_cases, summary.state(State.POST) | times)
+        metrics = summary.state(State.POST) | times
+        row = Row(name, summary.num_cases, metrics, len(summary.failures))
         group = next((group for group in groups if group.takes(summary)), None)
         if group is None:
             group = _Group({}, [], summary.source)
@@ -86,8 +87,8 @@ def make_rows(runs: Mapping[str, Summary]) -> list[Row]:
     table = []
     for group in groups:
         if group.unedited:
-            metrics = estimate_metrics(list(group.unedited.values()))
-            before = Summary(len(group.unedited), metrics).state(State.PRE)
+            unedited = estimate_metrics(list(group.unedited.values()))
+            before = Summary(len(group.unedited), unedited).state(State.PRE)
             table.append(Row(next(labels), len(group.unedited), before))
         table += group.rows
     return table
@@ -129,13 +130,19 @@ def render_runs(
     """
     datasets: dict[bool, dict[str, Summary]] = {}
     for name, summary in runs.items():
-        datasets.setdefault("post_rewrite_acc" in summary.metrics, {})[name] = summary
+        datasets.setdefault(_is_zsre(summary), {})[name] = summary
     parts = [make_rows(of_dataset) for of_dataset in datasets.values()]
     if table_format is TableFormat.CSV:
         parts = [list(itertools.chain(*parts))]
     if metrics is not None:
         parts = [select(rows, metrics) for rows in parts]
     return "\n\n".join(render(rows, table_format) for rows in parts)
+
+
+def _is_zsre(summary: Summary) -> bool:
+    """Returns whether a run has accuracies alone; MEMIT's code writes them for CounterFact, too."""
+    metrics = summary.metrics
+    return "post_rewrite_acc" in metrics and "post_rewrite_success" not in metrics
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:

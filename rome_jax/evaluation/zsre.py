@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rome_jax.data.request import target_text
-from rome_jax.evaluation.datasets import ZsRERecord
+from rome_jax.data.tokenization import continuation_ids, continuation_text
 from rome_jax.evaluation.metrics import exact
-from rome_jax.evaluation.scoring import Query, TargetScore, prompt_ids, tokenize_texts
+from rome_jax.evaluation.record_types import ZsRERecord
+from rome_jax.evaluation.scoring import Query, TargetScore, check_fits, prompt_ids
+from rome_jax.files.checked import shown
 from rome_jax.models.registry import LanguageModel
 
 _KINDS = ("rewrite", "paraphrase", "neighborhood")
@@ -54,7 +56,8 @@ class Plan:
           One dictionary per record. For rewrite, paraphrase and neighborhood prompts it has lists with one Boolean per
           target token: `rewrite_prompts_correct` as the original defines it, and `rewrite_prompts_correct_by_token`
           with token ids compared. In addition, `rewrite_prompts_exact` and `paraphrase_prompts_exact` have one Boolean
-          per prompt: whether greedy decoding produces the whole new target.
+          per prompt: whether greedy decoding produces the whole new target. Records with portability prompts have the
+          same three lists for them.
         """
         found: list[dict[str, Any]] = [
             {
@@ -68,7 +71,7 @@ class Plan:
         for cell in self._cells:
             hits = scores[cell.query][0].hits
             value = exact(hits) if cell.name.endswith("exact") else bool(hits[cell.token])
-            found[cell.case][cell.name].append(value)
+            found[cell.case].setdefault(cell.name, []).append(value)
         return found
 
 
@@ -89,15 +92,22 @@ def plan(model: LanguageModel, records: Sequence[ZsRERecord]) -> Plan:
         for kind, prompts, target in (
             ("rewrite", (record.request.text,), record.request.target_new),
             ("paraphrase", record.paraphrase_prompts, record.request.target_new),
-            ("neighborhood", (record.locality_prompt,), record.locality_target),
+            *(("neighborhood", (prompt,), answer) for prompt, answer in record.unrelated),
+            *(("portability", (prompt,), answer) for prompt, answer in record.portability_prompts),
         )
         for prompt in prompts
     ]
     ids = prompt_ids(model, [prompt for _, _, prompt, _ in asked])
-    targets = tokenize_texts(model, [target_text(target) for *_, target in asked])
+    texts = [target_text(target) for *_, target in asked]
+    targets = list(map(tuple, continuation_ids(model.tokenizer, texts)))
     queries: list[Query] = []
     cells: list[_Cell] = []
     for (case, kind, prompt, _), prompt_tokens, target in zip(asked, ids, targets, strict=True):
+        check_fits(
+            model,
+            len(prompt_tokens) + len(target) - 1,
+            f"case {records[case].case_id}: {kind} prompt {shown(prompt)} with its target",
+        )
         name, whole = f"{kind}_prompts_correct", len(queries)
         queries.append(Query(prompt_tokens, (target,), case))
         cells += [_Cell(case, f"{name}_by_token", whole, token) for token in range(len(target))]
@@ -116,7 +126,9 @@ def _as_text(
     model: LanguageModel, prompt: str, target: Sequence[int]
 ) -> list[tuple[tuple[int, ...], int]]:
     """Returns the original's prompt ids and target id for each token of a target."""
-    decode = model.tokenizer.decode
-    texts = [prompt + decode(target[:token]) for token in range(len(target))]
-    pieces = tokenize_texts(model, [decode([token]) for token in target])
+    tokenizer = model.tokenizer
+    texts = [prompt + continuation_text(tokenizer, target[:token]) for token in range(len(target))]
+    pieces = continuation_ids(
+        tokenizer, [continuation_text(tokenizer, [token]) for token in target]
+    )
     return [(ids, piece[0]) for ids, piece in zip(prompt_ids(model, texts), pieces, strict=True)]

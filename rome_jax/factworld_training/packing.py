@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rome_jax.data.tokenization import encode_prompts
 from rome_jax.data.tokens import token_span
 from rome_jax.factworld.corpus import Document
 from rome_jax.factworld_training.tokenizer import END_OF_TEXT
@@ -126,16 +127,9 @@ def _encode(
     """Yields the tokenized documents, cut to at most `length` tokens; skips those that cannot be cut."""
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, batch)):
-        encoded = tokenizer(
-            [document.text for document in chunk],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        for document, ids, offsets in zip(
-            chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            end = len(document.text)
+        encoded = encode_prompts(tokenizer, [document.text for document in chunk])
+        for document, text in zip(chunk, encoded, strict=True):
+            ids, offsets, end = text.ids, text.offsets, len(document.text)
             if len(ids) > length:
                 end = _last_sentence_end(document.text, offsets, length)
                 kept = sum(stop <= end for _, stop in offsets)

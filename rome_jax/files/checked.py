@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import operator
+import re
 import reprlib
 import types
 import typing
@@ -19,9 +20,9 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 import typing_extensions  # its TypedDict is the one that pydantic can read on every Python
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 INT_BITS = 63
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 _SHOWN = 60  # characters of a refused value in a message
 
 # What to give, by the start of pydantic's error type; the first match counts.
@@ -71,7 +72,7 @@ def check(kind: Any, value: Any, name: str, *, error: type[Exception] = ValueErr
     try:
         return _adapter(kind).validate_python(value)
     except pydantic.ValidationError as refused:
-        raise error(_sentence(name, refused.errors(include_url=False))) from None
+        raise error(_sentence(name, value, refused.errors(include_url=False))) from None
     except RecursionError:
         raise error(f"{name} is nested too deeply: give fewer levels.") from None
 
@@ -118,11 +119,18 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _number(value: Any) -> Any:
-    """Refuses true and false where a number belongs."""
+def _number(wanted: str, value: Any) -> Any:
+    """Refuses true and false where a number belongs, and texts of which pydantic would read only a part ("0-3")."""
     value = _plain(value)
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "a number")
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        raise ValueError(wanted)
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Refuses bytes, which pydantic would decode."""
+    if isinstance(value, bytes | bytearray):
+        raise ValueError(_WANTED["string"])
     return value
 
 
@@ -131,7 +139,7 @@ def _unicode(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise PydanticCustomError("unicode", _WANTED["string_unicode"]) from None
+        raise ValueError(_WANTED["string_unicode"]) from None
     return value
 
 
@@ -139,18 +147,22 @@ _SCALARS: Mapping[type, Any] = {
     int: Annotated[
         int,
         pydantic.Field(ge=-(2**INT_BITS), lt=2**INT_BITS),
-        pydantic.BeforeValidator(_number),
+        pydantic.BeforeValidator(functools.partial(_number, "an integer")),
     ],
-    float: Annotated[float, pydantic.Field(allow_inf_nan=False), pydantic.BeforeValidator(_number)],
+    float: Annotated[
+        float,
+        pydantic.Field(allow_inf_nan=False),
+        pydantic.BeforeValidator(functools.partial(_number, "a finite number")),
+    ],
     bool: Annotated[bool, pydantic.BeforeValidator(_plain)],
-    str: Annotated[str, pydantic.AfterValidator(_unicode)],
+    str: Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_unicode)],
 }
 
 
 def _not_text(value: Any) -> Any:
     """Refuses a text where a list belongs; its characters are not items."""
     if isinstance(value, str | bytes):
-        raise PydanticCustomError("items", "a list")
+        raise ValueError("a list")
     return value
 
 
@@ -167,45 +179,40 @@ def _member(kind: type[enum.Enum], value: Any) -> Any:
     if isinstance(value, kind):
         return value
     known = ", ".join(str(m.value) if isinstance(m.value, str) else m.name for m in kind)
-    raise PydanticCustomError("choice", "one of {known}", {"known": known})
+    raise ValueError(f"one of {known}")
 
 
-def _sentence(name: str, errors: Sequence[ErrorDetails]) -> str:
+def _sentence(name: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     """Words the first error; those of a union are joined."""
     first = errors[0]
-    path = ""
-    for part in first["loc"]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif "[" not in part and part not in _UNION_TAGS:  # pydantic names the members of a union
-            path += f".{part}" if path else part
-    kind, value = first["type"], first["input"]
+    path = _place(value, first)
     field = f"{name}{path}" if path.startswith("[") else f"{name}: {path}" if path else name
-    if kind in ("missing", "missing_argument"):
+    if first["type"] in ("missing", "missing_argument"):
         return f"{field} is missing: give it."
-    if kind == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return f"{field} is not a field that is read: remove it."
-    same_place = [other for other in errors if _place(other) == _place(first)]
+    same_place = [other for other in errors if _place(value, other) == path]
     wanted = " or ".join(dict.fromkeys(_wanted(other) for other in same_place))
-    return f"{field}={shown(value)}: give {wanted}."
+    return f"{field}={shown(first['input'])}: give {wanted}."
 
 
-_UNION_TAGS = frozenset({"int", "float", "bool", "str", "none", "dict", "constrained-int"}) | {
-    "constrained-float",
-    "function-before",
-}
+def _place(value: Any, error: Mapping[str, Any]) -> str:
+    """Returns the path of an error inside the value, without the names that pydantic gives the members of a union."""
+    path = ""
+    for number, part in enumerate(error["loc"], 1):
+        last = number == len(error["loc"])
+        if isinstance(value, Mapping) and (part in value or (last and "missing" in error["type"])):
+            path += f".{part}" if path else str(part)
+            value = value.get(part)
+        elif isinstance(part, int) and isinstance(value, Sequence | np.ndarray):
+            path += f"[{part}]"
+            value = value[part] if part < len(value) else None
+        elif isinstance(part, int):  # an item of a lone value
+            path += f"[{part}]"
+    return path
 
 
-def _place(error: ErrorDetails) -> tuple[Any, ...]:
-    """Returns the path of an error without pydantic's names of union members."""
-    return tuple(
-        part
-        for part in error["loc"]
-        if isinstance(part, int) or ("[" not in part and part not in _UNION_TAGS)
-    )
-
-
-def _wanted(error: ErrorDetails) -> str:
+def _wanted(error: Mapping[str, Any]) -> str:
     """Says what to give instead of a refused value."""
     kind, context = error["type"], error.get("ctx", {})
     bounds = {
@@ -216,7 +223,7 @@ def _wanted(error: ErrorDetails) -> str:
     }
     if kind in bounds:
         return bounds[kind].format(**context)
-    if kind in ("choice", "items", "number", "unicode", "value_error"):
+    if kind == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if kind == "too_long":
         return f"at most {context['max_length']} items"

@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+import pydantic
+import typing_extensions
+
+from rome_jax.files import checksums
+from rome_jax.files.artifacts import replacing
+from rome_jax.files.checked import check
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -33,8 +38,20 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
+class _Entry(typing_extensions.TypedDict):
+    """What a header says about a tensor."""
+
+    dtype: str
+    shape: list[Annotated[int, pydantic.Field(ge=0)]]
+    data_offsets: tuple[int, int]
+
+
 class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete, or does not fit the model that its `config.json` describes."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint holds tensors that are ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +83,48 @@ class StoredTensor:
         return tensor if tensor.flags.aligned else tensor.copy()
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file whose tensors have not been read yet.
+
+    Attributes:
+      path: The file.
+      tensors: The tensors by name.
+      metadata: The strings in its header.
+      verified: Whether the file has checksums, which were right when it was last checked. Files of other programs, and
+        those that rome_jax wrote before it had checksums, have none.
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+    verified: bool
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Finds the tensors of a file by name. Only the header is read, and checked against the size of the file.
+    """Finds the tensors of a file by name; see `open_file`."""
+    return dict(open_file(path).tensors)
+
+
+def open_file(path: Path) -> StoredFile:
+    """Reads the header of a file, and compares its tensors with their checksums if that is due.
+
+    The header is checked against the size of the file. `rome_jax.files.checksums` says when checksums are compared.
 
     Raises:
-      CheckpointError: If the file is not safetensors, is truncated, or has a dtype that numpy does not support.
+      FileNotFoundError: If there is no such file.
+      CheckpointError: If the file is not safetensors, is truncated or damaged, or has a dtype that numpy does not
+        support.
+
+    Example:
+      >>> weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+      >>> write(Path("w.safetensors"), {"w": (weight.dtype, weight.shape)}, [weight], {"format": "pt"})
+      >>> file = open_file(Path("w.safetensors"))
+      >>> file.metadata["format"], file.tensors["w"].shape, file.verified
+      ('pt', (2, 3), True)
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the path of a safetensors file.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -85,27 +138,47 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header = file.read(length)
     try:
         entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(
-                    f"{path} holds {name} as {entry['dtype']}, which is not supported: save the checkpoint as "
-                    "float32, float16 or bfloat16."
-                )
-            dtype = _DTYPES[entry["dtype"]]
-            if end - begin != math.prod(shape) * dtype.itemsize:
-                raise _damaged(path, f"the sizes of {name} disagree")
-            if begin < 0 or 8 + length + end > size:
-                raise _damaged(path, f"{name} ends beyond the end of the file")
-            tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + begin)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "its header does not parse") from error
-    return tensors
+    if not isinstance(entries, dict):
+        raise _damaged(path, "its header does not parse")
+    name = f"{path} is truncated or damaged, download or copy it again: header"
+    metadata = check(
+        dict[str, str], entries.pop("__metadata__", None) or {}, name, error=CheckpointError
+    )
+    checked = check(dict[str, _Entry], entries, name, error=CheckpointError)
+    tensors = {}
+    for name, entry in checked.items():
+        begin, end = entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(
+                f"{path} holds {name} as {entry['dtype']}, which is not supported: save the checkpoint as "
+                "float32, float16 or bfloat16."
+            )
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise _damaged(path, f"the sizes of {name} disagree")
+        if begin < 0 or 8 + length + end > size:
+            raise _damaged(path, f"{name} ends beyond the end of the file")
+        tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + begin)
+    return StoredFile(path, tensors, metadata, _verify(path, tensors, metadata))
+
+
+def _verify(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> bool:
+    """Compares tensors with their checksums if that is due, and returns whether the file has checksums."""
+    if checksums.METADATA_KEY not in metadata:
+        return False
+    if not checksums.needs_check(path):
+        return True
+    try:
+        recorded = json.loads(metadata[checksums.METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "its checksums do not parse") from error
+    found = {name: checksums.checksum(tensor.read()) for name, tensor in tensors.items()}
+    if found != recorded:
+        raise _damaged(path, "its tensors do not have the checksums in its header")
+    checksums.remember_check(path)
+    return True
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
@@ -119,10 +192,10 @@ def write(
     tensors: Iterable[np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file tensor by tensor under a temporary name and then renames it: readers see all of it or nothing.
+    """Writes a file tensor by tensor, so that readers see all of it or nothing; see `artifacts.replacing`.
 
     Args:
-      path: The file, which is replaced if it exists.
+      path: The file, which is replaced if it exists. Missing folders are created.
       specs: Dtype and shape of every tensor by name, in the order of `tensors`.
       tensors: The values; they are consumed one at a time.
       metadata: Strings for the header; `transformers` expects `{"format": "pt"}`.
@@ -130,6 +203,7 @@ def write(
     Raises:
       CheckpointError: If the format does not support a dtype.
       ValueError: If a tensor does not have its announced dtype and shape.
+      OSError: If the file cannot be written; the message names it and a remedy.
 
     Example:
       >>> weight = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -137,10 +211,8 @@ def write(
       >>> read_header(Path("w.safetensors"))["w"].read().tolist()
       [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     offset = 0
-    if metadata:
-        header["__metadata__"] = dict(metadata)
     for name, (dtype, shape) in specs.items():
         if np.dtype(dtype) not in _NAMES:
             raise CheckpointError(f"{name} has dtype {dtype}, which safetensors files cannot hold.")
@@ -151,27 +223,41 @@ def write(
             "data_offsets": [offset, end],
         }
         offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    with replacing(path) as file:
+        # The checksums are known after the tensors, and stand before them. A pipe cannot go back, and gets none.
+        found = dict.fromkeys(specs, "0" * 8) if file.seekable() else {}
+        file.write(_encode(header, found))
+        for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
+            if tensor.shape != tuple(shape) or tensor.dtype != dtype:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tensor.shape}, announced as {dtype} {tuple(shape)}."
+                )
+            tensor = np.ascontiguousarray(tensor)
+            file.write(tensor.reshape(-1).view(np.uint8).data)
+            if found:
+                found[name] = checksums.checksum(tensor)
+        if found:
+            file.seek(0)
+            file.write(_encode(header, found))
+    if found:
+        checksums.remember_check(path)
+
+
+def _encode(header: Mapping[str, Any], found: Mapping[str, str]) -> bytes:
+    """Encodes the header with the checksums of the tensors, and its length, which does not depend on their values."""
+    metadata = dict(header["__metadata__"])
+    if found:
+        metadata[checksums.METADATA_KEY] = json.dumps(found, separators=(",", ":"))
+    rest = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    encoded = json.dumps({"__metadata__": metadata} | rest, separators=(",", ":")).encode()
     # Readers memory-map the tensors, which have to be aligned.
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
-                if tensor.shape != tuple(shape) or tensor.dtype != dtype:
-                    raise ValueError(
-                        f"{name} is {tensor.dtype} {tensor.shape}, announced as {dtype} {tuple(shape)}."
-                    )
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Builds the error for a checkpoint that cannot be read because of another error."""
     why = " ".join(str(error).split())[:160]  # Orbax's errors can be pages long
     return CheckpointError(
-        f"{path} is damaged or incomplete ({type(error).__name__}: {why}): copy or save it again."
+        f"{path} is damaged or incomplete ({why or type(error).__name__}): copy or save it again."
     )

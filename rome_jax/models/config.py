@@ -156,6 +156,9 @@ class ModelConfig:
       fused_qkv: Whether one leaf projects to queries, keys and values.
       qkv_bias, out_bias, mlp_bias, head_bias: Whether the projections of attention, the MLP and the head have biases.
       tie_embeddings: Whether the head is the transposed embedding.
+      scale_scores: Whether scores of attention are divided by the root of the head width.
+      scale_by_layer: Whether scores of attention are also divided by the number of the layer, which starts at 1.
+      upcast_attention: Whether `transformers` computes attention in float32 in half precision. It always is here.
       precision: Precision of every matrix product. `HIGHEST` is true float32; GPUs and TPUs use less by default.
 
     Raises:
@@ -190,6 +193,9 @@ class ModelConfig:
     mlp_bias: bool = True
     head_bias: bool = False
     tie_embeddings: bool = True
+    scale_scores: bool = True
+    scale_by_layer: bool = False
+    upcast_attention: bool = False
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
 
     def __post_init__(self):

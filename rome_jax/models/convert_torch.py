@@ -19,7 +19,7 @@ import numpy as np
 
 from rome_jax.files import extras
 from rome_jax.files.artifacts import cache_directory
-from rome_jax.files.safetensors_io import CheckpointError, write
+from rome_jax.files.safetensors_io import CheckpointError, open_file, write
 
 
 def convert(directory: Path) -> Path:
@@ -41,7 +41,7 @@ def convert(directory: Path) -> Path:
     name = f"converted-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}.safetensors"
     places = [directory / ".rome_jax" / name, cache_directory() / "converted" / name]
     for place in places:
-        if place.is_file():
+        if place.is_file() and _intact(place):
             return place
     tensors = _load(files)
     target = next((place for place in places if _writable(place.parent)), None)
@@ -53,6 +53,15 @@ def convert(directory: Path) -> Path:
     specs = {key: (_dtype(tensor), tuple(tensor.shape)) for key, tensor in tensors.items()}
     write(target, specs, (_numpy(tensor) for tensor in tensors.values()), {"format": "pt"})
     return target
+
+
+def _intact(path: Path) -> bool:
+    """Returns whether an earlier conversion has the checksums that it was written with; earlier versions wrote none."""
+    try:
+        open_file(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -155,7 +164,7 @@ def _binaries(directory: Path) -> list[Path]:
     """Lists the pytorch_model.bin files of a directory."""
     if (directory / "pytorch_model.bin").is_file():
         return [directory / "pytorch_model.bin"]
-    from rome_jax.models.huggingface import shard_paths
+    from rome_jax.models.checkpoint import shard_paths
 
     return shard_paths(directory / "pytorch_model.bin.index.json")
 
@@ -173,8 +182,9 @@ def _load(files: list[Path]) -> dict[str, Any]:
                     raise
                 # The format before PyTorch 1.6 cannot be memory-mapped.
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
-            if not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
-                raise pickle.UnpicklingError
+            _check_flat(loaded, file)
+        except CheckpointError:
+            raise
         except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(
                 f"{file} is damaged or holds more than tensors, which is not safe to open: download it again, or "
@@ -182,6 +192,24 @@ def _load(files: list[Path]) -> dict[str, Any]:
             ) from error
         tensors |= loaded
     return tensors
+
+
+def _check_flat(loaded: Any, file: Path) -> None:
+    """Refuses a file that is not a dictionary of tensors, and says where in it they are."""
+    import torch
+
+    if isinstance(loaded, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in loaded.items()
+    ):
+        return
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            raise CheckpointError(
+                f"{file} is a training checkpoint with the weights under {key!r}: save these alone, "
+                f"torch.save(torch.load(path)[{key!r}], {file.name!r})."
+            )
+    raise pickle.UnpicklingError
 
 
 def _dtype(tensor: Any) -> np.dtype:

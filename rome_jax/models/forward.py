@@ -23,7 +23,7 @@ from flax import struct
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models.block import Block
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, Patch, RunPatch, Site, apply_patches
+from rome_jax.models.interventions import Delta, Patch, RunPatch, Site, apply_patches, check_sites
 from rome_jax.models.layers import (
     Attention,
     BlockOutput,
@@ -171,7 +171,8 @@ def run_layers(
       `LayersOutput`, with one entry in `captures` for each layer that was run.
 
     Raises:
-      ValueError: If the bounds are outside the model, or if they are arrays and `capture` or `keep_cache` is given.
+      ValueError: If the bounds are outside the model, if they are arrays and `capture` or `keep_cache` is given, or if
+        the layers do not have a site.
 
     Example:
       >>> batch = rome_jax.encode(model.tokenizer, ["Gothulf Punby plays the sport of"])
@@ -184,6 +185,8 @@ def run_layers(
     """
     stop = config.num_layers if stop is None else stop
     capture = tuple(capture)
+    patched = [patch.site for patch in interventions.patches if patch.site is not Site.EMBED]
+    check_sites(config, [*capture, *patched])
 
     def run(hidden, layer):
         out = run_layer(
@@ -438,12 +441,13 @@ class Transformer(nn.Module):
             wpe = nn.Embed(config.context_length, config.width, embedding_init=normal, name="wpe")
             hidden = hidden + wpe(attention.positions)
         scan = nn.scan(
-            lambda block, carry, _: (block(carry, attention).hidden, None),
+            lambda block, carry, layer: (block(carry, attention, None, layer).hidden, None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=config.num_layers,
         )
-        hidden, _ = scan(Block(config, name="blocks"), hidden, None)
+        layers = jnp.arange(config.num_layers)
+        hidden, _ = scan(Block(config, name="blocks"), hidden, layers)
         hidden = norm(config, "ln_f")(hidden)
         return Head(config, name="lm_head")(hidden, wte.embedding)
 

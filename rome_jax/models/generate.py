@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rome_jax.data.tokenization import begin_ids, continuation_text
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, round_up
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params, embed, plain_attention, run_layers, unembed
@@ -118,10 +119,17 @@ class GeneratedBatch:
         return [row[a:b].tolist() for row, a, b in zip(self.ids, starts, ends, strict=True)]
 
     def texts(self, tokenizer: Any, *, with_prompt: bool = True) -> list[str]:
-        """Decodes each row, including special tokens; see `tokens`."""
+        """Decodes each row; see `tokens`. It keeps special tokens but those that the tokenizer puts before a text."""
+        rows = self.tokens(with_prompt=with_prompt)
+        if not with_prompt:
+            return [continuation_text(tokenizer, row) for row in rows]
+        begin = list(begin_ids(tokenizer))
         return [
-            tokenizer.decode(row, clean_up_tokenization_spaces=False)
-            for row in self.tokens(with_prompt=with_prompt)
+            tokenizer.decode(
+                row[len(begin) :] if row[: len(begin)] == begin else row,
+                clean_up_tokenization_spaces=False,
+            )
+            for row in rows
         ]
 
 

@@ -203,7 +203,8 @@ def build_tokenizer(reader: gguf.GGUFReader, path: Path) -> Any:
     }
     if kind != "gpt2" or split not in splitters:
         raise UnsupportedConfigError(
-            f"{path} has a tokenizer {kind!r} that splits texts as {split!r}; supported: gpt2 with {', '.join(splitters)}."
+            f"{path} has a tokenizer {kind!r} that splits texts as {split!r}; supported: gpt2 with "
+            f"{', '.join(splitters)}."
         )
     tokens = metadata.read(list[str], "tokenizer.ggml.tokens")
     merges = [

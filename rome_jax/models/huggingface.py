@@ -1,18 +1,15 @@
-"""Conversion of weights between Hugging Face directories and stacked params, by one table per family for both ways.
+"""Conversion of weights between Hugging Face directories and stacked params.
 
-Loading is strict: it fails unless every tensor of the model is there in the right shape and there are no others. Each
-tensor is written straight into its place in the stack, so the process holds the weights once and one tensor more.
+Each tensor is written straight into its place in the stack, so the process holds the weights once and one tensor more.
 
 Axes: L layers. A checkpoint has one tensor for each layer; params have one leaf [L, ...] for all layers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,24 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.files.artifacts import write_whole
-from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, read_header, write
+from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, write
+from rome_jax.models.checkpoint import listed, match, open_checkpoint
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import FAMILIES, to_hf
 from rome_jax.models.families.base import Weight
-from rome_jax.models.forward import Params, param_shapes
+from rome_jax.models.forward import Params
 from rome_jax.models.interventions import Leaf
+from rome_jax.models.weights import Slot, leaf_shapes, slots_of
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 _SMALL = 1 << 24  # bytes; leaves up to this size are assembled and split on the host
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slot:
-    """The place of one tensor of the checkpoint: layer `layer` of a leaf, or the whole leaf if it is None."""
-
-    weight: Weight
-    layer: int | None
-    shape: tuple[int, ...]  # as stored in the checkpoint
 
 
 def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -> Params:
@@ -65,11 +55,11 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
       >>> params["blocks"]["mlp"]["down"]["kernel"].shape
       (6, 512, 128)
     """
-    stored = _match(open_checkpoint(Path(directory)), config, Path(directory))
-    leaves: dict[Weight, list[tuple[_Slot, StoredTensor]]] = {}
+    stored = match(open_checkpoint(Path(directory)), config, Path(directory))
+    leaves: dict[Weight, list[tuple[Slot, StoredTensor]]] = {}
     for slot, tensor in stored:
         leaves.setdefault(slot.weight, []).append((slot, tensor))
-    shapes = _leaf_shapes(config)
+    shapes = leaf_shapes(config)
     # Largest tensor first: a source may be copied while it moves, which matters least before the others are loaded.
     order = sorted(leaves, key=lambda weight: -math.prod(leaves[weight][0][0].shape))
     params: Params = {}
@@ -89,7 +79,7 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
 
 
 def _assemble(
-    tensors: list[tuple[_Slot, StoredTensor]],
+    tensors: list[tuple[Slot, StoredTensor]],
     shape: tuple[int, ...],
     dtype: np.dtype,
     config: ModelConfig,
@@ -139,7 +129,8 @@ def save_params(
 ) -> None:
     """Writes model.safetensors and config.json, which `load_params` and `transformers` both read.
 
-    Each file appears complete or not at all. One layer at a time is copied to the host.
+    Each file appears complete or not at all. One layer at a time is copied to the host. Files of these names are
+    replaced without a question; `rome_jax.save_hf` protects other models.
 
     Args:
       directory: The directory; it is created if necessary.
@@ -156,7 +147,7 @@ def save_params(
       ['config.json', 'model.safetensors']
     """
     directory = Path(directory)
-    shapes = _leaf_shapes(config)
+    shapes = leaf_shapes(config)
     leaves = {
         "/".join(key.key for key in path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -165,9 +156,9 @@ def save_params(
     wrong += [path for path in leaves if path not in shapes]
     if wrong:
         raise CheckpointError(
-            f"params do not fit the config of this model: {', '.join(wrong)} missing, unexpected or of another shape."
+            f"params do not fit the config of this model: {listed(wrong)} missing, unexpected or of another shape."
         )
-    slots = _slots(config)
+    slots = slots_of(config)
     specs = {
         name: (np.dtype(leaves[slot.weight.path].dtype), slot.shape) for name, slot in slots.items()
     }
@@ -230,143 +221,7 @@ def stores_transposed(config: ModelConfig, leaf: Leaf) -> bool:
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor of a model's checkpoint, by name, as Hugging Face stores it."""
-    return {name: slot.shape for name, slot in _slots(config).items()}
-
-
-def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
-    """Finds the tensors of a directory by name, without reading them. Headers and sizes of all files are checked.
-
-    Raises:
-      CheckpointError: If there are no weights, a shard is missing, a file is damaged, or a tensor is stored twice.
-      MissingPackageError: If the weights are in PyTorch's format and torch is not installed.
-    """
-    if (directory / _SINGLE).is_file():
-        return read_header(directory / _SINGLE)
-    index = directory / _INDEX
-    if not index.is_file():
-        binaries = [directory / f"pytorch_model.bin{end}" for end in ("", ".index.json")]
-        if not any(path.is_file() for path in binaries):
-            raise CheckpointError(
-                f"{directory} has no weights: expected {_SINGLE}, {_INDEX} or pytorch_model.bin in it."
-            )
-        from rome_jax.models import convert_torch  # only needed here
-
-        return read_header(convert_torch.convert(directory))
-    tensors: dict[str, StoredTensor] = {}
-    for shard in shard_paths(index):
-        for name, tensor in read_header(shard).items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"{name} is in {tensors[name].path} and in {shard}: remove the shards of other models."
-                )
-            tensors[name] = tensor
-    return tensors
-
-
-def shard_paths(index: Path) -> list[Path]:
-    """Lists the files named by an index.
-
-    Raises:
-      CheckpointError: If the index does not parse, or files are missing.
-    """
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: download or copy it again.") from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index.parent} lacks {', '.join(missing)}, which its index names: download or copy the rest."
-        )
-    return [index.parent / name for name in names]
-
-
-def _match(
-    tensors: Mapping[str, StoredTensor], config: ModelConfig, directory: Path
-) -> list[tuple[_Slot, StoredTensor]]:
-    """Pairs every slot with its tensor, or raises an error that lists all problems."""
-    slots = _slots(config)
-    spec = FAMILIES[config.family]
-    buffers = {buffer.format(i) for buffer in spec.buffers for i in range(config.num_layers)}
-    names = {weight.path: weight.name for weight in spec.weights}
-    full = {name: _with_prefix(name, spec.prefix, names["lm_head/kernel"]) for name in tensors}
-    twice = [name for name, count in Counter(full.values()).items() if count > 1]
-    by_name = {full[name]: tensor for name, tensor in tensors.items() if full[name] not in buffers}
-
-    head = by_name.get(names["lm_head/kernel"])
-    if head is not None and config.tie_embeddings:
-        embedding = by_name.get(names["wte/embedding"])
-        if embedding is not None and not _same(head, embedding):
-            raise CheckpointError(
-                f"{head.path} has a {head.name} that differs from the embeddings, though the config ties them: "
-                'set "tie_word_embeddings": false in config.json.'
-            )
-        del by_name[names["lm_head/kernel"]]
-
-    problems = []
-    if missing := [name for name in slots if name not in by_name]:
-        problems.append(f"missing {_listed(missing)}")
-    if unexpected := [t.name for name, t in by_name.items() if name not in slots] + twice:
-        problems.append(f"unexpected {_listed(unexpected)}")
-    problems += [
-        f"{name} has shape {tensor.shape} instead of {slots[name].shape}"
-        for name, tensor in by_name.items()
-        if name in slots and tensor.shape != slots[name].shape
-    ]
-    problems += [
-        f"{name} is {tensor.dtype}, not float32, float16 or bfloat16"
-        for name, tensor in by_name.items()
-        if name in slots and tensor.dtype.name not in ("float32", "float16", "bfloat16")
-    ]
-    if problems:
-        raise CheckpointError(
-            f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}."
-        )
-    return [(slot, by_name[name]) for name, slot in slots.items()]
-
-
-def _with_prefix(name: str, prefix: str, head: str) -> str:
-    """Adds the prefix that GPT-2's files on the hub lack and newer files have."""
-    own = name.startswith((prefix, f"{head.rpartition('.')[0]}."))
-    return name if own else f"{prefix}{name}"
-
-
-def _same(first: StoredTensor, second: StoredTensor) -> bool:
-    """Returns whether two tensors are equal, comparing some rows at a time."""
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    a, b = first.read(), second.read()
-    return all(np.array_equal(a[i : i + 1024], b[i : i + 1024]) for i in range(0, len(a), 1024))
-
-
-def _listed(names: list[str], limit: int = 40) -> str:
-    """Lists names, up to a limit: in a checkpoint of another family, all names are wrong."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + more
-
-
-def _leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every leaf by its path, as the linen model would create it."""
-    return {
-        "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config))
-    }
-
-
-def _slots(config: ModelConfig) -> dict[str, _Slot]:
-    """Returns the slot of every tensor of a model's checkpoint by its name."""
-    shapes = _leaf_shapes(config)
-    slots = {}
-    for weight in FAMILIES[config.family].weights:
-        if weight.path not in shapes:  # a tied head has no weights of its own
-            continue
-        stacked = weight.path.startswith("blocks/")
-        shape = shapes[weight.path][1:] if stacked else shapes[weight.path]
-        for layer in range(config.num_layers) if stacked else (None,):
-            slots[weight.name.format(layer)] = _Slot(
-                weight, layer, shape[::-1] if weight.transposed else shape
-            )
-    return slots
+    return {name: slot.shape for name, slot in slots_of(config).items()}
 
 
 def _set(params: Params, path: str, leaf: jax.Array) -> None:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rome_jax.models.config import ModelConfig
+
 
 class Site(enum.StrEnum):
     """Places in a forward pass that can be captured and patched.
@@ -33,14 +35,37 @@ class Site(enum.StrEnum):
     ATTN_PATTERN = "attn_pattern"  # [B, H, T, C + T]
     ATTN_OUT = "attn_out"  # what attention adds to the residual stream [B, T, D]
     MLP_IN = "mlp_in"  # input of the up-projection [B, T, D]
-    MLP_PRE = (
-        "mlp_pre"  # output of the up-projection; without a gate, it enters the activation [B, T, F]
-    )
+    MLP_PRE = "mlp_pre"  # output of the up-projection; the activation's input if there is no gate [B, T, F]
     MLP_GATE = "mlp_gate"  # output of the gate projection, before the activation [B, T, F]
     MLP_KEY = "mlp_key"  # input of the down-projection: the key k of the paper [B, T, F]
     # What the MLP adds to the residual stream: the value v of the paper [B, T, D].
     MLP_OUT = "mlp_out"
     RESIDUAL = "residual"  # the output of the block: the hidden state h of the paper [B, T, D]
+
+
+def check_sites(config: ModelConfig, sites: Sequence[Site]) -> None:
+    """Checks that each layer of a model has some sites.
+
+    Raises:
+      ValueError: If it does not have one of them.
+    """
+    for site in sites:
+        if site not in sites_of(config):
+            raise ValueError(
+                f"the layers of this {config.family.value} model have no site {site.name}: give one of "
+                f"{', '.join(found.name for found in sites_of(config))}."
+            )
+
+
+def sites_of(config: ModelConfig) -> tuple[Site, ...]:
+    """Returns the sites that each layer of a model has.
+
+    Example:
+      >>> Site.MLP_OUT in sites_of(model.config), Site.MLP_GATE in sites_of(model.config)
+      (True, False)
+    """
+    absent = {Site.EMBED} if config.gated else {Site.EMBED, Site.MLP_GATE}
+    return tuple(site for site in Site if site not in absent)
 
 
 class Leaf(enum.Enum):
@@ -209,6 +234,27 @@ class DenseUpdate:
     change: jax.Array
 
 
+def check_factors(update: LowRankUpdate, shape: tuple[int, int] | None = None) -> None:
+    """Checks the shapes of an update's factors; a product of unequal ranks would broadcast a rank of 1.
+
+    Raises:
+      ValueError: If the factors differ in rank or case axis, or do not fit a weight of `shape`, [in, out].
+    """
+    left, right = map(jnp.shape, (update.left, update.right))
+    found = f"the update of {update.leaf.name} has the factors {list(left)} and {list(right)}"
+    cases = jnp.shape(update.layer)
+    if len(left) < 2 or len(right) < 2 or left[-1] != right[-1]:
+        raise ValueError(f"{found}: give factors of equal rank.")
+    if left[:-2] != cases or right[:-2] != cases:
+        raise ValueError(
+            f"{found} for layers of shape {list(cases)}: give one pair of factors per layer."
+        )
+    if shape is not None and (left[-2], right[-2]) != shape:
+        raise ValueError(
+            f"{found}, but the weight is {list(shape)}: it was made for another model."
+        )
+
+
 def _described(update: LowRankUpdate | DenseUpdate) -> str:
     """Describes what an update changes: its weight, shape, rank and layers."""
     if isinstance(update, LowRankUpdate):
@@ -277,7 +323,7 @@ class Delta:
     def rows(self, case: jax.Array | np.ndarray | None, num_rows: int) -> Delta:
         """Assigns an edit to each row of a batch.
 
-        A case of N or more gives NaN. A compiled program cannot raise an error, and the row must not get another edit.
+        A case below 0 or of N or more gives NaN: a program cannot raise an error, and must not take another edit.
 
         Args:
           case: int32 [B], the index of each row's edit; None if there is one edit, or one edit per row.
@@ -310,7 +356,16 @@ class Delta:
             case = (
                 jnp.arange(num_rows) if len(deltas) == num_rows else jnp.zeros(num_rows, jnp.int32)
             )
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf).at[case].get(mode="fill"), deltas)
+        case, last = jnp.asarray(case), len(deltas) - 1
+        known = (case >= 0) & (case <= last)
+
+        def take(leaf: jax.Array) -> jax.Array:
+            taken = jnp.asarray(leaf)[jnp.clip(case, 0, last)]
+            if not jnp.issubdtype(taken.dtype, jnp.inexact):
+                return taken  # the layer, where the factors are NaN
+            return jnp.where(known.reshape(-1, *[1] * (taken.ndim - 1)), taken, jnp.nan)
+
+        return jax.tree.map(take, deltas)
 
 
 def apply_patches(
@@ -358,7 +413,7 @@ def add_deltas(
       [B, T, out], in the dtype of `outputs`.
 
     Raises:
-      ValueError: If an update is dense.
+      ValueError: If an update is dense, or does not have the shape of the projection.
     """
     for update in () if deltas is None else deltas.updates:
         if update.leaf is not leaf:
@@ -367,8 +422,11 @@ def add_deltas(
             raise ValueError(
                 f"the delta of {leaf.name} is dense: merge it into the weights with apply_delta."
             )
-        active = (update.layer == layer).astype(update.left.dtype)[:, None, None]
-        coefficient = jnp.einsum("bti,bir->btr", inputs, update.left * active, precision=precision)
-        added = jnp.einsum("btr,bor->bto", coefficient, update.right, precision=precision)
+        check_factors(update, (inputs.shape[-1], outputs.shape[-1]))
+        # Selected and not multiplied by 0, which would carry a NaN into all other layers.
+        active = (update.layer == layer)[:, None, None]
+        left, right = (jnp.where(active, x, jnp.zeros_like(x)) for x in (update.left, update.right))
+        coefficient = jnp.einsum("bti,bir->btr", inputs, left, precision=precision)
+        added = jnp.einsum("btr,bor->bto", coefficient, right, precision=precision)
         outputs = outputs + added.astype(outputs.dtype)
     return outputs

@@ -240,7 +240,11 @@ class SelfAttention(nn.Module):
         own = KVCache(key, value)
 
         # Scores and softmax are float32 whatever the dtype of the weights: half precision overflows here.
-        scores = attention_scores(config, query, cache, own) / config.head_dim**0.5
+        scores = attention_scores(config, query, cache, own)
+        if config.scale_scores:
+            scores = scores / config.head_dim**0.5
+        if config.scale_by_layer:
+            scores = scores / (here.layer + 1)
         # The floor is finite: a padding token that may attend to nothing gets a uniform average instead of NaN.
         visible = columns(attention.mask, read)[:, None]
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)

@@ -13,30 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import typing_extensions
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from rome_jax.files.artifacts import explaining
+from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import CheckpointError, damaged
 from rome_jax.models.families import from_hf, to_hf
 from rome_jax.models.forward import param_shapes
-from rome_jax.models.registry import LanguageModel, as_dtype, as_precision, load_tokenizer
+from rome_jax.models.registry import LanguageModel, as_dtype, as_precision
 from rome_jax.models.sharding import param_shardings
+from rome_jax.models.tokenizer import load_tokenizer
 from rome_jax.version import __version__
 
 FORMAT = 1  # raised when an old reader would misread a new checkpoint
 _MODEL, _TOKENIZER, _PARAMS = "model.json", "tokenizer", "params"
 
 
-def save_orbax(directory: str | Path, model: LanguageModel) -> None:
+class _Content(typing_extensions.TypedDict):
+    """The content of model.json, as far as it is read."""
+
+    format: int
+    name: str
+    fingerprint: str
+    config: dict[str, Any]
+    dtypes: dict[str, Any]
+
+
+def save_orbax(directory: str | Path, model: LanguageModel, *, overwrite: bool = False) -> None:
     """Writes a model as an Orbax checkpoint, with its config, tokenizer and fingerprint.
 
     Each device writes its part of the params. The directory appears complete or not at all.
 
     Args:
-      directory: A new or empty directory.
+      directory: A new or empty directory, or an earlier checkpoint, which `overwrite` allows to replace.
       model: The model to save.
+      overwrite: Whether to replace an earlier checkpoint of `save_orbax`. Nothing else is ever replaced.
 
     Raises:
-      FileExistsError: If the directory is not empty.
+      FileExistsError: If the directory holds a checkpoint and `overwrite` is not set, or holds anything else.
       CheckpointError: If the params do not fit the model's config.
 
     Example:
@@ -46,7 +61,7 @@ def save_orbax(directory: str | Path, model: LanguageModel) -> None:
     """
     import orbax.checkpoint as ocp  # slow to import, and needed only for checkpoints
 
-    directory = check_orbax_directory(directory)
+    directory = check_orbax_directory(directory, overwrite=overwrite)
     shapes = jax.tree.map(lambda leaf: leaf.shape, param_shapes(model.config))
     if jax.tree.map(lambda leaf: leaf.shape, model.params) != shapes:
         raise CheckpointError("params do not fit the config of this model: replace both together.")
@@ -60,8 +75,12 @@ def save_orbax(directory: str | Path, model: LanguageModel) -> None:
         "dtypes": dtypes,
         "versions": {"rome_jax": __version__, "jax": jax.__version__},
     }
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as folder:
+    with explaining(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        explaining(directory),
+        tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as folder,
+    ):
         staging = Path(folder).resolve() / "checkpoint"
         staging.mkdir()
         model.tokenizer.save_pretrained(staging / _TOKENIZER)
@@ -70,21 +89,48 @@ def save_orbax(directory: str | Path, model: LanguageModel) -> None:
         ):  # leaving the context waits for its threads
             checkpointer.save(staging / _PARAMS, model.params)
         (staging / _MODEL).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        if directory.exists() and any(directory.iterdir()):
+            directory.replace(Path(folder) / "old")
         staging.replace(directory)
 
 
-def check_orbax_directory(directory: str | Path) -> Path:
+def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> Path:
     """Checks that a checkpoint can be written to a directory, and returns it as a path.
 
+    Args:
+      directory, overwrite: As in `save_orbax`.
+
     Raises:
-      FileExistsError: If it is not empty, or is a file.
+      FileExistsError: If the directory holds a checkpoint and `overwrite` is not set, or holds anything else.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists() and not directory.is_symlink():
+        return directory
+    if not directory.is_dir():
+        raise FileExistsError(f"{directory} is not a directory: give another path.")
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return directory
+    if not (_MODEL in names and names <= {_MODEL, _TOKENIZER, _PARAMS} and _readable(directory)):
         raise FileExistsError(
-            f"{directory} is not empty: give a new directory, or remove it first."
+            f"{directory} is not empty and not a checkpoint of save_orbax, and nothing else is ever replaced: give a "
+            "new directory."
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{directory} is not empty but holds an earlier checkpoint: set overwrite=True (--overwrite) to replace "
+            "it, or give another directory."
         )
     return directory
+
+
+def _readable(directory: Path) -> bool:
+    """Returns whether a directory holds the model.json of `save_orbax`."""
+    try:
+        read_object(directory / _MODEL, _Content)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_orbax(
@@ -125,20 +171,31 @@ def load_orbax(
         raise FileNotFoundError(
             f"{directory} has no {_MODEL}: give a directory that save_orbax wrote."
         )
-    try:
-        content = json.loads((directory / _MODEL).read_text())
-        name, config, fingerprint = (
-            content["name"],
-            from_hf(content["config"]),
-            content["fingerprint"],
+    path = directory / _MODEL
+    content = read_object(path, _Content, error=CheckpointError)
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content['format']}, but rome_jax {__version__} reads formats up to {FORMAT}: update "
+            "rome_jax."
         )
+    name, config, fingerprint = (
+        content["name"],
+        from_hf(content["config"], f"{path}: config"),
+        content["fingerprint"],
+    )
+    try:
         stored = jax.tree.map(
             lambda leaf, kept: jax.ShapeDtypeStruct(leaf.shape, as_dtype(kept)),
             param_shapes(config),
             content["dtypes"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(directory / _MODEL, error) from error
+        raise damaged(path, error) from error
+    for part in (_TOKENIZER, _PARAMS):
+        if not (directory / part).is_dir():
+            raise CheckpointError(
+                f"{directory} lacks the folder {part}: copy or save the checkpoint again."
+            )
     config = dataclasses.replace(config, precision=as_precision(precision))
     tokenizer = load_tokenizer(directory / _TOKENIZER, config)
     one = SingleDeviceSharding(jax.devices()[0])
@@ -148,9 +205,11 @@ def load_orbax(
         stored,
         shardings,
     )
+    place = (directory / _PARAMS).resolve()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((directory / _PARAMS).resolve(), target)
+            _check_shapes(checkpointer.metadata(place), stored)
+            params = checkpointer.restore(place, target)
     except Exception as error:  # a damaged file can raise anything
         raise damaged(directory / _PARAMS, error) from error
     model = LanguageModel(name, config, params, tokenizer, f"directory {directory.resolve()}")
@@ -161,3 +220,18 @@ def load_orbax(
             "replaced: copy or save the checkpoint again."
         )
     return model
+
+
+def _check_shapes(metadata: Any, stored: Any) -> None:
+    """Refuses params of other shapes than the config's, before memory for them is reserved."""
+    tree = getattr(metadata, "item_metadata", metadata)
+    found = {
+        jax.tree_util.keystr(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(tree, "tree", tree))
+    }
+    expected = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stored)
+    }
+    if found != expected:
+        raise ValueError("its shapes are not those of the config")

@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from rome_jax.data.tokenization import describe_tokenization
 from rome_jax.files.artifacts import write_whole
+from rome_jax.files.checked import check
+from rome_jax.files.json_files import read_object
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
@@ -73,15 +76,42 @@ def open_run(
     return directory
 
 
+def check_settings(directory: Path, known: Mapping[str, Any], remedy: str) -> None:
+    """Checks that a run agrees with some settings, for instance those known before a model is loaded.
+
+    Args:
+      directory: Folder of the run.
+      known: Settings that decide the results, or some of them.
+      remedy: As in `open_run`.
+
+    Raises:
+      ValueError: If the run has other settings, which the message names, or its run.json is damaged.
+    """
+    here = json.loads(json.dumps(known))
+    there = _recorded(directory, remedy)
+    _refuse(directory, differences({key: there.get(key) for key in here}, here), remedy)
+
+
 def _refuse_others(path: Path, here: Mapping[str, Any], remedy: str) -> None:
     """Raises a ValueError if the settings in a run.json differ from those of the present run."""
+    _refuse(path.parent, differences(_recorded(path.parent, remedy), here), remedy)
+
+
+def _recorded(directory: Path, remedy: str) -> dict[str, Any]:
+    """Reads the settings of a run."""
     try:
-        there = dict(read_run(path.parent)["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): {remedy}, or remove this one.") from error
-    if differing := differences(there, here):
+        return check(dict[str, Any], read_run(directory).get("settings"), "settings")
+    except ValueError as error:
         raise ValueError(
-            f"{path.parent} holds a run of other settings ({'; '.join(differing)}): {remedy}."
+            f"{directory / 'run.json'} is damaged ({str(error).rstrip('.')}): {remedy}, or remove this one."
+        ) from error
+
+
+def _refuse(directory: Path, differing: Sequence[str], remedy: str) -> None:
+    """Raises a ValueError if there are differences."""
+    if differing:
+        raise ValueError(
+            f"{directory} holds a run of other settings ({'; '.join(differing)}): {remedy}."
         )
 
 
@@ -113,8 +143,16 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Reads the run.json of a folder."""
-    return json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    """Reads the run.json of a folder.
+
+    Args:
+      directory: Folder of a run.
+
+    Raises:
+      ValueError: If the file is damaged.
+      OSError: If there is none, or it cannot be read.
+    """
+    return read_object(directory / "run.json", remedy="remove the folder, or give another one")
 
 
 def next_run(directory: str | Path) -> Path:
@@ -139,12 +177,13 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     return {"rome_jax": __version__, "jax": jax.__version__, "device": device, **further}
 
 
-def describe_model(model: LanguageModel) -> dict[str, str]:
+def describe_model(model: LanguageModel) -> dict[str, Any]:
     """Returns the entries about the model in a run's settings."""
     return {
         "model": short_name(model),
         "fingerprint": model.fingerprint(),
         "precision": model.config.precision.name,
+        **describe_tokenization(model.tokenizer),
     }
 
 

@@ -22,8 +22,13 @@ import numpy as np
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
+from rome_jax.data.tokenization import prompt_ids
+from rome_jax.files.artifacts import explaining, remove_leftovers
+from rome_jax.files.locks import in_use
+from rome_jax.files.memory import check_memory
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
+from rome_jax.models.fingerprint import base_fingerprint
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
 from rome_jax.moments.key_sums import KeySums, mean_of
@@ -103,6 +108,8 @@ def collect(
     Raises:
       ValueError: If the model does not have a layer, the lengths do not fit together, the corpus holds no text, or the
         directory holds files or a state of another model, corpus, or setting, which the message names.
+      FolderInUseError: If another process collects into the directory.
+      OSError: If the directory cannot be written to.
 
     Example:
       >>> _ = Path("articles.txt").write_text("Gothulf Punby plays the sport of rowing.\\n" * 60)
@@ -115,30 +122,33 @@ def collect(
     directory = Path(directory)
     length = model.config.context_length if sequence_length is None else sequence_length
     num_rows = _rows_per_batch(length, batch_tokens, model.config.context_length)
+    needed = 4 * batch_tokens * (model.config.mlp_width + 4 * model.config.width)
+    check_memory(needed, f"batch_tokens={batch_tokens}")
     requested = {model.config.check_layer(layer, "layers") for layer in layers}
     if not requested:
         raise ValueError("layers is empty: name at least one layer.")
     settings = _settings(model, corpus, limit, length) | {"batch_tokens": batch_tokens}
-    directory.mkdir(parents=True, exist_ok=True)
-    state = _begin(model, directory, requested, settings)
-    if state is None:
-        return
-
-    path = directory / UNFINISHED
-    articles = _articles(model, corpus, limit, length, state.counts)
-    rows = Packer(articles, length, waiting=state.waiting)
-    with _bar(state, corpus, limit, progress) as bar:
-        saved = time.monotonic()
-        while batch := list(itertools.islice(rows, num_rows)):
-            state.sums.add(stack(batch, num_rows, length))
-            state.counts.rows += len(batch)
-            state.waiting = rows.waiting
-            _show(bar, state, limit)
-            if time.monotonic() - saved >= checkpoint_seconds:
-                write_state(path, state, settings)
-                saved = time.monotonic()
-    _write(directory, state, settings)
-    path.unlink(missing_ok=True)
+    with explaining(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with in_use(directory, "output_dir"):
+        state = _begin(model, directory, requested, settings)
+        if state is None:
+            return
+        path = directory / UNFINISHED
+        articles = _articles(model, corpus, limit, length, state.counts)
+        rows = Packer(articles, length, waiting=state.waiting)
+        with _bar(state, corpus, limit, progress) as bar:
+            saved = time.monotonic()
+            while batch := list(itertools.islice(rows, num_rows)):
+                state.sums.add(stack(batch, num_rows, length))
+                state.counts.rows += len(batch)
+                state.waiting = rows.waiting
+                _show(bar, state, limit)
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    write_state(path, state, settings)
+                    saved = time.monotonic()
+        _write(directory, state, settings, base_fingerprint(model.params, model.config))
+        path.unlink(missing_ok=True)
 
 
 def default_directory(model: LanguageModel, corpus: Corpus, limit: Limit) -> Path:
@@ -205,8 +215,7 @@ def _begin(
     Raises:
       ValueError: If the directory holds files or a state of other settings, or a damaged file.
     """
-    for temporary in directory.glob(".*.safetensors.*.tmp"):  # A run was killed while writing.
-        temporary.unlink()
+    remove_leftovers(directory)  # A run was killed while writing.
     path = directory / UNFINISHED
     finished = _finished(directory, settings)
     if path.exists() and set(read_header(path)["layers"]) <= finished:
@@ -253,11 +262,11 @@ def _articles(
     """Yields the ids of each article, cut at `length` tokens, and counts the articles as they are taken."""
     texts = corpus.read(counts.texts)
     while not limit.reached(counts) and (chunk := list(itertools.islice(texts, _TEXTS))):
-        for ids in model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
+        for row in prompt_ids(model.tokenizer, chunk):
             if limit.reached(counts):
                 return
             left = length if limit.tokens is None else limit.tokens - counts.tokens
-            ids = np.asarray(ids[: min(length, left)], np.int32)
+            ids = np.asarray(row[: min(length, left)], np.int32)
             counts.texts += 1
             if len(ids):
                 counts.articles += 1
@@ -298,12 +307,13 @@ def _show(bar: tqdm, state: State, limit: Limit) -> None:
 # End: the files.
 
 
-def _write(directory: Path, state: State, settings: Mapping[str, Any]) -> None:
+def _write(directory: Path, state: State, settings: Mapping[str, Any], base: str) -> None:
     """Writes the files layer by layer, so that only one mean is in memory at a time."""
     if not state.sums.tokens:
         raise ValueError(f"corpus {settings['corpus']!r} holds no text: give another corpus.")
     provenance = MomentProvenance(
         **{key: settings[key] for key in _RECORDED},
+        base=base,
         articles=state.counts.articles,
         rows=state.counts.rows,
     )

@@ -11,18 +11,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+import pydantic
+import typing_extensions
 
 from rome_jax.files import safetensors_io
+from rome_jax.files.checked import check
+from rome_jax.files.json_files import parse_object
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments import checks
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
+from rome_jax.version import __version__
 
-_FILE = re.compile(r"layer_(\d+)\.safetensors")
+FORMAT = 1  # raised when an old reader would misread a new file
+_FILE = re.compile(r"layer_(\d{1,9})\.safetensors")
+_Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+# The metadata of a file. Old files lack some fields.
+_Fields: Any = pydantic.with_config(extra="forbid")(
+    typing_extensions.TypedDict(  # type: ignore[operator]
+        "_Fields",
+        {
+            name: typing_extensions.NotRequired[_Count if hint is int else hint]
+            for name, hint in typing.get_type_hints(MomentProvenance).items()
+        }
+        | {"tokens": Annotated[int, pydantic.Field(ge=1)]},
+    )
+)
 
 
 def file_of(directory: str | Path, layer: int) -> Path:
@@ -66,7 +88,11 @@ def save(directory: str | Path, moments: Mapping[int, SecondMoment]) -> None:
             file_of(directory, layer),
             {"triangle": (triangle.dtype, triangle.shape)},
             [triangle],
-            {"rome_jax": json.dumps(fields | {"tokens": moment.count}, sort_keys=True)},
+            {
+                "rome_jax": json.dumps(
+                    fields | {"tokens": moment.count, "format": FORMAT}, sort_keys=True
+                )
+            },
         )
 
 
@@ -108,11 +134,10 @@ def load(
         raise ValueError(
             f"{path} holds no second moments (layer_<n>.safetensors): give another directory."
         )
-    if model is not None:
-        fingerprint = model.fingerprint()
-        for layer in requested:
-            _check_model(files[layer], model, fingerprint)
-    return {layer: _load_file(files[layer]) for layer in requested}
+    moments = {layer: _load_file(files[layer]) for layer in requested}
+    if model is None:
+        return moments
+    return checks.verified(moments, model, {layer: str(path) for layer, path in files.items()})
 
 
 def read_provenance(path: str | Path) -> tuple[MomentProvenance, int]:
@@ -127,48 +152,53 @@ def read_provenance(path: str | Path) -> tuple[MomentProvenance, int]:
       >>> provenance.layer, tokens
       (3, 100)
     """
+    return _provenance(_open(Path(path)))
+
+
+def _open(path: Path) -> safetensors_io.StoredFile:
+    """Opens a file, which must be one of second moments."""
     try:
-        with safe_open(path, framework="np") as file:
-            fields = json.loads((file.metadata() or {})["rome_jax"])
-            tokens = fields.pop("tokens")
-            return MomentProvenance(**fields), int(tokens)
-    except SafetensorError as error:
+        file = safetensors_io.open_file(path)
+    except safetensors_io.CheckpointError as error:
         raise ValueError(
-            f"{path} is damaged, or is not a file of rome_jax ({error}): copy it again, or read the original's .npz "
-            "files with load_reference."
+            f"{str(error).rstrip('.')}, or read the original's .npz files with load_reference."
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    if "rome_jax" not in file.metadata or "triangle" not in file.tensors:
         raise ValueError(
             f"{path} holds no second moment of rome_jax: give a file that eval.layer_stats wrote."
-        ) from error
+        )
+    return file
+
+
+def _provenance(file: safetensors_io.StoredFile) -> tuple[MomentProvenance, int]:
+    """Reads the provenance of a file and its number of tokens."""
+    name = f"{file.path}, metadata"
+    fields = parse_object(
+        file.metadata["rome_jax"], name, remedy="collect it again with eval.layer_stats"
+    )
+    version = check(int, fields.pop("format", FORMAT), f"{name}: format")
+    if version > FORMAT:
+        raise ValueError(
+            f"{file.path} has format {version}, but rome_jax {__version__} reads formats up to {FORMAT}: update "
+            "rome_jax."
+        )
+    fields = check(_Fields, fields, name)
+    tokens = fields.pop("tokens")
+    return MomentProvenance(**fields), tokens
 
 
 def _load_file(path: Path) -> SecondMoment:
     """Reads one file."""
-    provenance, count = read_provenance(path)
-    with safe_open(path, framework="np") as file:
-        if list(file.keys()) != ["triangle"]:
-            raise ValueError(f"{path} holds {list(file.keys())}, not 'triangle': collect it again.")
-        triangle = file.get_tensor("triangle")
+    file = _open(path)
+    provenance, count = _provenance(file)
+    triangle = file.tensors["triangle"].read()
     try:
         mean = unpack_triangle(triangle)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): collect it again.") from error
-    if count < 1 or not np.isfinite(triangle).all():
-        raise ValueError(f"{path} is damaged (it holds {count} tokens, or NaN): collect it again.")
+    if triangle.dtype.kind != "f" or not np.isfinite(triangle).all():
+        raise ValueError(f"{path} is damaged (it holds NaN or infinity): collect it again.")
     return SecondMoment(mean, count, provenance)
-
-
-def _check_model(path: Path, model: LanguageModel, fingerprint: str) -> None:
-    """Refuses a file that was collected on another model than `model`, whose fingerprint is given."""
-    provenance, _ = read_provenance(path)
-    if provenance.fingerprint != fingerprint:
-        dtype = model.params["wte"]["embedding"].dtype
-        raise ValueError(
-            f"{path} was collected on {provenance.model or 'a model without a name'} ({provenance.dtype} weights "
-            f"{provenance.fingerprint[:12]}), not on {model.name} ({dtype} weights {fingerprint[:12]}): collect second "
-            "moments of this model with eval.layer_stats, or load these without `model` to use them anyway."
-        )
 
 
 def _listed(layers: Iterable[int]) -> str:

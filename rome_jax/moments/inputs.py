@@ -38,13 +38,15 @@ def read_layers(text: str | None, edited: Sequence[int] | None, name: str) -> li
         return None
     layers: list[int] = []
     for part in text.split(","):
-        if (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())) is None:
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip())
+        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not found:
             layers = []
             break
-        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        layers += found
     if not layers:
         raise ValueError(
-            f"--layers={text} names no layers: give one (17), several (5,6,7), a range (3-8), or all."
+            f"--layers={text} names no layers of a model: give one (17), several (5,6,7), a range (3-8), or all."
         )
     return layers
 

@@ -20,7 +20,7 @@ import numpy as np
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.fingerprint import fingerprint
+from rome_jax.models.fingerprint import base_fingerprint, fingerprint
 from rome_jax.models.interventions import Site
 from rome_jax.models.layers import Attention
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
@@ -119,7 +119,10 @@ def accumulate(
         raise ValueError("batches hold no tokens: give at least one batch.")
     dtype = str(params["wte"]["embedding"].dtype)
     provenance = MomentProvenance(
-        fingerprint=fingerprint(params, config), dtype=dtype, version=__version__
+        fingerprint=fingerprint(params, config),
+        base=base_fingerprint(params, config),
+        dtype=dtype,
+        version=__version__,
     )
     return {
         layer: mean_of(

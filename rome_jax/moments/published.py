@@ -6,7 +6,9 @@ of articles under `sample_size`. It does not say which model it was collected on
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rome_jax.files import artifacts
+from rome_jax.files import downloads
+from rome_jax.files.artifacts import cache_directory
+from rome_jax.files.checked import check, shown
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf
@@ -23,17 +27,45 @@ from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 
 PUBLISHED = "published"  # Given instead of a path, it downloads the original's files.
 PUBLISHED_URL = "https://rome.baulab.info/data/stats"
+_SUM, _COUNT, _ARTICLES = "mom2.mom2", "mom2.count", "sample_size"
+_SMALL, _MOST_PACKED = (
+    1 << 26,
+    50,
+)  # bytes, and the factor by which sums of keys can be compressed at most
+# What reading a damaged archive raises.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    RecursionError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
-def load_reference(path: str | Path) -> SecondMoment:
+def load_reference(path: str | Path, *, width: int | None = None) -> SecondMoment:
     """Reads a statistics file of the original and divides its sum by its number of tokens.
+
+    Only the three arrays that are needed are read, after a look at their sizes.
 
     Args:
       path: An .npz file.
+      width: Width that the second moment must have; None accepts any.
+
+    Returns:
+      The second moment, unverified: the file does not say which model it belongs to.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If the file is damaged or lacks the original's keys.
+      ValueError: If the file is damaged, lacks the original's keys, or has another width.
 
     Example:
       >>> path = "transformer.h.5.mlp.c_proj_float32_mom2_100.npz"
@@ -42,31 +74,84 @@ def load_reference(path: str | Path) -> SecondMoment:
       [[3.0, 3.0], [3.0, 3.0]]
     """
     path = Path(path)
-    arrays = _read_npz(path)
-    if "mom2.mom2" not in arrays or "mom2.count" not in arrays:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)}, not the original's 'mom2.mom2' and 'mom2.count': give a statistics file "
-            "of the original."
-        )
-    count, total = int(arrays["mom2.count"]), arrays["mom2.mom2"]
-    if count < 1 or not np.isfinite(total).all():
-        raise ValueError(f"{path} is damaged (it holds {count} tokens, or NaN): copy it again.")
-    provenance = MomentProvenance(articles=int(arrays.get("sample_size", 0)))
-    return SecondMoment(total.astype(np.float64) / count, count, provenance)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"there are no second moments at {path}: give the path of an .npz file."
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            # The original's files also hold a class name, which is not needed and may be a pickle.
-            return {name: arrays[name] for name in arrays if not name.endswith("constructor")}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or not an .npz file: copy it again.") from error
+        with zipfile.ZipFile(path) as archive:
+            total, count, articles = _read_arrays(path, archive, width)
+    except _Refused:
+        raise
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{path} is damaged or not an .npz file ({error}): copy it again."
+        ) from error
+    if count < 1 or not np.isfinite(total).all():
+        raise ValueError(f"{path} is damaged (it holds {count} tokens, or NaN): copy it again.")
+    return SecondMoment(
+        total.astype(np.float64) / count, count, MomentProvenance(articles=articles)
+    )
+
+
+class _Refused(ValueError):
+    """An error with a message of its own."""
+
+
+def _read_arrays(
+    path: Path, archive: zipfile.ZipFile, width: int | None
+) -> tuple[np.ndarray, int, int]:
+    """Reads the sum, the number of tokens and the number of articles, but no other arrays, which may be pickles."""
+    sizes = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if not {_SUM, _COUNT} <= sizes.keys():
+        raise _Refused(
+            f"{path} holds {shown(sorted(sizes))}, not the original's {_SUM!r} and {_COUNT!r}: give a "
+            "statistics file of the original."
+        )
+    shape, dtype = _header(archive, _SUM)
+    if len(shape) != 2 or shape[0] != shape[1] or dtype.kind not in "fiu":
+        raise _Refused(
+            f"{path}: {_SUM} is {dtype} of shape {shape}, not a square matrix of numbers: give a statistics file of "
+            "the original."
+        )
+    if width is not None and shape[0] != width:
+        raise _Refused(
+            f"{path} has width {shape[0]} and the model has {width}: give a file that was collected on this model."
+        )
+    stored, unpacked = sizes[_SUM].compress_size, math.prod(shape) * dtype.itemsize
+    if unpacked > max(_SMALL, _MOST_PACKED * stored):
+        raise _Refused(
+            f"{path} would unpack {stored:,} bytes to {unpacked:,}, which sums of keys cannot do: give a statistics "
+            "file of the original."
+        )
+    numbers = []
+    for name in (_COUNT, _ARTICLES):
+        if name in sizes and _header(archive, name)[0] not in ((), (1,)):
+            raise _Refused(
+                f"{path}: {name} is not one number: give a statistics file of the original."
+            )
+        value = _array(archive, name).item() if name in sizes else 0
+        numbers.append(check(int, value, f"{path}: {name}", error=_Refused))
+    return _array(archive, _SUM), numbers[0], numbers[1]
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads the shape and dtype of an array without its values."""
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Reads an array."""
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def file_name(config: ModelConfig, layer: int, articles: int = 100_000) -> str:
@@ -116,9 +201,7 @@ def download(model: LanguageModel, layer: int) -> Path:
         )
     name = file_name(model.config, layer)
     place = f"{model.name.replace('/', '_')}/wikipedia_stats/{name}"
-    return artifacts.download(
-        f"{PUBLISHED_URL}/{place}", artifacts.cache_directory() / "stats" / place
-    )
+    return downloads.download(f"{PUBLISHED_URL}/{place}", cache_directory() / "stats" / place)
 
 
 def one_file(path: Path, layers: Sequence[int], config: ModelConfig) -> dict[int, Path]:

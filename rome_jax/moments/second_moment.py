@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import scipy.linalg
 
+from rome_jax.models.provenance import Match, Origin
+
 
 @dataclasses.dataclass(frozen=True)
 class MomentProvenance:
@@ -24,6 +26,7 @@ class MomentProvenance:
     Attributes:
       model: Name of the model.
       fingerprint: SHA-256 of the model's weights and shape; see `rome_jax.models.fingerprint`.
+      base: Base fingerprint of the model, which its edits share.
       dtype: dtype of the model's weights. Sums and products run in float32 and float64 whatever it is.
       layer: Index of the layer; the keys are the input of its down-projection.
       corpus: Name of the corpus.
@@ -37,6 +40,7 @@ class MomentProvenance:
 
     model: str = ""
     fingerprint: str = ""
+    base: str = ""
     dtype: str = ""
     layer: int = 0
     corpus: str = ""
@@ -56,6 +60,7 @@ class SecondMoment:
       mean: float64 [F, F], symmetric.
       count: Number of tokens that C was averaged over.
       provenance: The model and the corpus that C was collected on.
+      match: How that model relates to the model that C was read for; see `rome_jax.models.provenance`.
 
     Raises:
       ValueError: If `mean` is not square.
@@ -64,15 +69,24 @@ class SecondMoment:
     mean: np.ndarray
     count: int
     provenance: MomentProvenance = MomentProvenance()
+    match: Match = Match.UNVERIFIED
 
     def __post_init__(self):
         if self.mean.ndim != 2 or self.mean.shape[0] != self.mean.shape[1]:
-            raise ValueError(f"mean has shape {self.mean.shape}: give a square matrix [F, F].")
+            raise ValueError(
+                f"the second moment has mean of shape {self.mean.shape}: give a square matrix [F, F]."
+            )
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the model that C was collected on; empty if it is unknown."""
         return self.provenance.fingerprint
+
+    @property
+    def origin(self) -> Origin:
+        """The model that C was collected on, to be compared with another."""
+        known = self.provenance
+        return Origin(known.model, known.fingerprint, known.base, known.dtype)
 
     @property
     def fill_rate(self) -> float:
@@ -87,14 +101,49 @@ class SecondMoment:
         BLAS and LAPACK read that order. Some versions of scipy return the factor in C order, and each solve would then
         copy it first: 2 GB for GPT-J.
         """
+        width = self.mean.shape[0]
         try:
+            # The mean of fewer outer products than its width is singular, whatever rounding makes of it.
+            if self.count < width:
+                raise np.linalg.LinAlgError
             factor, _ = scipy.linalg.cho_factor(self.mean.astype(np.float64), lower=True)
             return np.asfortranarray(factor)
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                f"the second moment of {self.count} tokens and width {self.mean.shape[0]} is not positive "
-                "definite: collect more tokens than its width, or edit without it (mom2_adjustment=False)."
-            ) from None
+        except (np.linalg.LinAlgError, ValueError):  # a ValueError: NaN or infinity
+            raise ValueError(self._not_definite(self.provenance.layer)) from None
+
+    def _not_definite(self, layer: int) -> str:
+        """Returns the message for a C that is not positive definite."""
+        return (
+            f"the second moment of layer {layer} is not positive definite (it averages {self.count} tokens and its "
+            f"width is {self.mean.shape[0]}): collect more tokens than its width, or edit without it "
+            "(mom2_adjustment=False)."
+        )
+
+    def check_definite(self, layer: int) -> None:
+        """Checks that C is positive definite; the factorization is kept for `solve`.
+
+        Args:
+          layer: Index of the layer, for the message.
+
+        Raises:
+          ValueError: If C is not positive definite.
+
+        Example:
+          >>> SecondMoment(np.eye(4), count=2).check_definite(5)
+          Traceback (most recent call last):
+          ValueError: the second moment of layer 5 is not positive definite (it averages 2 tokens and its width ...
+        """
+        if not self.is_definite:
+            raise ValueError(self._not_definite(layer))
+
+    @property
+    def is_definite(self) -> bool:
+        """Whether C is positive definite, so that edits can use it."""
+        try:
+            _ = self._cholesky
+        except ValueError:
+            return False
+        return True
 
     @property
     def factor(self) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import files, published
+from rome_jax.moments import checks, files, published
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.moments.second_moment import SecondMoment
 from rome_jax.moments.shipped import load_shipped
@@ -22,11 +22,12 @@ def read(
         them; "published", which downloads the original's files or finds them in the cache; or None for the second
         moments that come with the package.
       layers: Layers to read.
-      model: The model to be edited. Files of rome_jax must have been collected on it. The original's files do not say
-        which model they belong to; only their width is checked.
+      model: The model to be edited. Files of rome_jax must have been collected on it, on the model that it is an edit
+        of, or on the same weights in another dtype. The original's files do not say which model they belong to; only
+        their width is checked.
 
     Returns:
-      The second moment of each layer.
+      The second moment of each layer, whose `match` says how it was verified.
 
     Raises:
       FileNotFoundError: If there is nothing at `source`, or a layer is missing.
@@ -38,11 +39,13 @@ def read(
       >>> moments[2].mean.shape, moments[2].provenance.corpus
       ((512, 512), 'factworld')
     """
-    layers = sorted(set(layers))
+    layers = sorted({model.config.check_layer(layer, "layers") for layer in layers})
     if source is None:
         shipped = load_shipped(model.name)
-        return {layer: shipped[model.config.check_layer(layer, "layers")] for layer in layers}
-    path = Path(source)
+        moments = {layer: shipped[layer] for layer in layers}
+        what = f"the second moment that comes with {model.name}"
+        return checks.verified(moments, model, dict.fromkeys(layers, what))
+    path = Path(source).expanduser()
     if str(source) == PUBLISHED:
         paths = {layer: published.download(model, layer) for layer in layers}
     elif path.suffix == ".npz":
@@ -51,11 +54,6 @@ def read(
         paths = {layer: published.find(path, layer, model.config) for layer in layers}
     else:
         return files.load(path, model, layers)
-    moments = {layer: published.load_reference(paths[layer]) for layer in layers}
-    for layer, moment in moments.items():
-        if moment.mean.shape[0] != model.config.mlp_width:
-            raise ValueError(
-                f"{paths[layer]} has width {moment.mean.shape[0]} and {model.name} has {model.config.mlp_width}: give "
-                "a file that was collected on this model."
-            )
-    return moments
+    width = model.config.mlp_width
+    moments = {layer: published.load_reference(paths[layer], width=width) for layer in layers}
+    return checks.verified(moments, model, {layer: str(path) for layer, path in paths.items()})

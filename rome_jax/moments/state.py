@@ -13,17 +13,39 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+import pydantic
+import typing_extensions
 
 from rome_jax.files import safetensors_io
+from rome_jax.files.json_files import parse_object
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.key_sums import KeySums
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
 
 UNFINISHED = "unfinished.safetensors"
+_REMEDY = "remove it to start again"
+_Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+class _Counts(typing_extensions.TypedDict):
+    """The fields of `Counts` in a file."""
+
+    texts: _Count
+    articles: _Count
+    tokens: _Count
+    rows: _Count
+
+
+class _Header(typing_extensions.TypedDict):
+    """The metadata of a state."""
+
+    settings: dict[str, Any]
+    layers: list[_Count]
+    counts: _Counts
+    tokens: _Count
 
 
 @dataclasses.dataclass
@@ -92,11 +114,19 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: If the file is damaged.
     """
+    return _open(path)[1]
+
+
+def _open(path: Path) -> tuple[safetensors_io.StoredFile, dict[str, Any]]:
+    """Opens the file of a state, and reads its metadata."""
     try:
-        with safe_open(path, framework="np") as file:
-            return json.loads(file.metadata()["rome_jax"])
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to start again.") from error
+        file = safetensors_io.open_file(path)
+    except safetensors_io.CheckpointError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}.") from error
+    header = parse_object(
+        file.metadata.get("rome_jax", ""), f"{path}, metadata", _Header, remedy=_REMEDY
+    )
+    return file, header
 
 
 def read_state(path: Path, model: LanguageModel) -> State:
@@ -105,12 +135,18 @@ def read_state(path: Path, model: LanguageModel) -> State:
     Raises:
       ValueError: If the file is damaged.
     """
-    header = read_header(path)
+    file, header = _open(path)
     state = State(KeySums(model.params, model.config, header["layers"]), Counts(**header["counts"]))
     state.sums.tokens = header["tokens"]
-    with safe_open(path, framework="np") as file:
-        for layer in header["layers"]:
-            state.sums.totals[layer] = unpack_triangle(file.get_tensor(f"layer_{layer}"))
-        ends = np.cumsum(file.get_tensor("lengths"))
-        state.waiting = np.split(file.get_tensor("waiting"), ends)[:-1]
+    try:
+        for layer, total in state.sums.totals.items():
+            found = unpack_triangle(file.tensors[f"layer_{layer}"].read())
+            if found.shape != total.shape or not np.isfinite(found).all():
+                raise ValueError(f"layer {layer} has another width, or NaN")
+            state.sums.totals[layer] = found
+        ends = np.cumsum(file.tensors["lengths"].read())
+        waiting = np.array(file.tensors["waiting"].read())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}.") from error
+    state.waiting = np.split(waiting, ends)[:-1]
     return state

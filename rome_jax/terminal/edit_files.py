@@ -14,16 +14,19 @@ from rome_jax.edit.method import METHODS, Editor
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.saved_edits import SavedEdit, apply_edits, record_edits, revert_edits
 from rome_jax.files.artifacts import check_writable
+from rome_jax.models.export import check_hf_directory, save_hf
 from rome_jax.models.interventions import LowRankUpdate
 from rome_jax.models.orbax import check_orbax_directory, save_orbax
-from rome_jax.models.registry import LanguageModel, check_hf_directory, save_hf
+from rome_jax.models.registry import LanguageModel
 from rome_jax.terminal.edit_report import Comparison, shorten
 
 _NEW_EDIT = (
     "alg_name",
     "save",
     "config",
+    "config_field",
     "hparams_fname",
+    "templates",
     "second_moments",
     "hypernetwork",
     "seed",
@@ -70,12 +73,18 @@ def check_flags(given: Collection[str]) -> None:
         )
 
 
-def check_places(edits: str | None, export_hf: str | None, export_orbax: str | None) -> None:
+def check_places(
+    edits: str | None,
+    export_hf: str | None,
+    export_orbax: str | None,
+    overwrite: bool = False,
+) -> None:
     """Refuses places that cannot be written to, before anything is computed.
 
     Args:
       edits: File for edits.
       export_hf, export_orbax: Directories for the edited model.
+      overwrite: Whether earlier exports in these directories are replaced.
 
     Raises:
       ValueError: If the file for edits does not end in .safetensors, or both exports name the same directory.
@@ -87,9 +96,9 @@ def check_places(edits: str | None, export_hf: str | None, export_orbax: str | N
     if edits:
         check_edit_path(edits)
     if export_hf:
-        check_hf_directory(export_hf)
+        check_hf_directory(export_hf, overwrite=overwrite)
     if export_orbax:
-        check_orbax_directory(export_orbax)
+        check_orbax_directory(export_orbax, overwrite=overwrite)
     if export_hf and export_orbax and Path(export_hf).resolve() == Path(export_orbax).resolve():
         raise ValueError(
             f"--export_hf and --export_orbax both name {export_hf}: give two different directories."
@@ -131,6 +140,7 @@ def record(
         templates=templates,
         seed=editor.seed if templates else None,
         hypernetwork=network.digest() if network else None,
+        second_moments=editor.options.get("second_moments"),
     )
     return edits, apply_edits(editor.model, edits, force=True)
 
@@ -141,6 +151,7 @@ def write(
     path: str | None,
     export_hf: str | None,
     export_orbax: str | None,
+    overwrite: bool = False,
 ) -> None:
     """Writes the edits and the edited model to the places that are given.
 
@@ -149,14 +160,15 @@ def write(
       model: The edited model.
       path: File for the edits.
       export_hf, export_orbax: Directories for the edited model.
+      overwrite: Whether earlier exports in these directories are replaced.
     """
     if path:
         print(f"Saved   {save_edits(path, edits)}")
     if export_hf:
-        save_hf(export_hf, model)
+        save_hf(export_hf, model, overwrite=overwrite)
         print(f"Saved   {export_hf}, a Hugging Face directory")
     if export_orbax:
-        save_orbax(export_orbax, model)
+        save_orbax(export_orbax, model, overwrite=overwrite)
         print(f"Saved   {export_orbax}, an Orbax checkpoint")
 
 

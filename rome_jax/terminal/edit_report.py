@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rome_jax.data.request import EditRequest, fill, target_text
+from rome_jax.data.tokenization import continuation_ids
 from rome_jax.data.tokens import pad
 from rome_jax.edit.delta import apply_delta, weight_changes
 from rome_jax.edit.methods.rome import LayerEdit
@@ -47,12 +48,16 @@ class Outcome:
     Attributes:
       count: The number of prompts.
       new_before, new_after: The number of prompts on which the new target is more likely than the true one.
+      kept_before, kept_after: The number of prompts on which it is not. A prompt whose probabilities are not numbers
+        counts as neither.
       true_before, true_after: Mean probability of the true target; NaN without prompts.
     """
 
     count: int
     new_before: int
     new_after: int
+    kept_before: int
+    kept_after: int
     true_before: float
     true_after: float
 
@@ -64,9 +69,9 @@ class Outcome:
           probabilities: Float [B, 4]: of the new target before and after the edit, and of the true target.
         """
         new, true = probabilities[:, :2], probabilities[:, 2:]
-        wins = (new > true).sum(0)
-        means = true.mean(0) if len(true) else (math.nan, math.nan)
-        return cls(len(true), int(wins[0]), int(wins[1]), float(means[0]), float(means[1]))
+        wins, kept = (new > true).sum(0).tolist(), (new <= true).sum(0).tolist()
+        means = true.mean(0).tolist() if len(true) else (math.nan, math.nan)
+        return cls(len(true), *wins, *kept, *means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Comparison:
           Float [B] before and [B] after the edit.
         """
         texts = [target_text(target) for target in targets]
-        ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = continuation_ids(self.model.tokenizer, texts)
         counts = np.array([len(row) for row in ids])
         before, after = (
             np.exp(-counts * target_nlls(model, prompts, targets, deltas=deltas))
@@ -296,8 +301,8 @@ def _print_summary(
     count = neighbors.count
     if count:
         print(
-            f"What did not: {count - neighbors.new_after} of {count} neighbors still prefer {true!r} "
-            f"(before: {count - neighbors.new_before}); its mean probability "
+            f"What did not: {neighbors.kept_after} of {count} neighbors still prefer {true!r} "
+            f"(before: {neighbors.kept_before}); its mean probability "
             f"{_change(neighbors.true_before, neighbors.true_after)}."
         )
     else:

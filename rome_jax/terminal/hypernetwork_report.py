@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Annotated
+
+import pydantic
+import typing_extensions
 
 from rome_jax.edit.hypernetworks.training import REPORT
+from rome_jax.files.json_files import read_object
+
+
+class _Row(typing_extensions.TypedDict):
+    """A validation in the report of a training."""
+
+    step: int
+    edit: float
+    train_edit: float
+    kl: float
+    train_kl: float
+    success: float
+    kept: float
+    margin: typing_extensions.NotRequired[float | None]
+
+
+class _Training(typing_extensions.TypedDict):
+    """The settings of a training that the figure names."""
+
+    margin: float | None
+    num_validation: int
+
+
+class _About(typing_extensions.TypedDict):
+    """What was trained."""
+
+    kind: str
+    model: str
+    training: _Training
+
+
+class _Report(typing_extensions.TypedDict):
+    """The report of a training."""
+
+    history: Annotated[list[_Row], pydantic.Field(min_length=1)]
+    best: _Row
+    about: _About
 
 
 def report(directory: str | Path) -> None:
@@ -29,7 +69,7 @@ def report(directory: str | Path) -> None:
     from rome_jax.plots.style import save_figure
 
     directory = Path(directory)
-    found = json.loads((directory / REPORT).read_text())
+    found = read_object(directory / REPORT, _Report, remedy="train it again")
     save_figure(plot(found), directory / "training.png")
     best = found["best"]
     print(

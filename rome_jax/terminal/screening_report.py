@@ -41,11 +41,11 @@ class Comparison:
     full_seconds: float
 
 
-def compare(runs: Runs, *, kind: TraceKind, window: int, top: int) -> Comparison:
+def compare(runs: Sequence[Runs], *, kind: TraceKind, window: int, top: int) -> Comparison:
     """Traces one case in full and by screening, with the gradient of each measure.
 
     Args:
-      runs: Clean and corrupted runs of the case.
+      runs: Clean and corrupted runs of the case in each measure. States are restored in the first.
       kind: What is restored.
       window: Number of layers of MLP or attention outputs.
       top: Number of states that a screening restores.
@@ -58,21 +58,22 @@ def compare(runs: Runs, *, kind: TraceKind, window: int, top: int) -> Comparison
       >>> text = "Gothulf Punby plays the sport of"
       >>> prompt = TracePrompt.of(model.tokenizer, text, "Gothulf Punby")
       >>> runs = start(model, prompt, 0.5 * jax.random.normal(key, (2, 3, 128)))
-      >>> found = compare(runs, kind=TraceKind.HIDDEN, window=1, top=12)
+      >>> found = compare([runs], kind=TraceKind.HIDDEN, window=1, top=12)
       >>> found.agreement[Measure.PROBABILITY].best  # The best state is among the twelve.
       True
     """
-    scores, full_seconds = timed(lambda: trace(runs, kind=kind, window=window))
-    first, low = runs.prompt.span[0], runs.corrupted_score
+    restored = runs[0]
+    scores, full_seconds = timed(lambda: trace(restored, kind=kind, window=window))
+    first, low = restored.prompt.span[0], restored.corrupted_score
     agreements, seconds = {}, {}
-    for measure in Measure:
+    for ranked in runs:
 
-        def screening(measure: Measure = measure) -> tuple[np.ndarray, np.ndarray]:
-            estimate = screen(runs, kind=kind, window=window, measure=measure)
-            return estimate, verify(runs, estimate, top=top, kind=kind, window=window)
+        def screening(ranked: Runs = ranked) -> tuple[np.ndarray, np.ndarray]:
+            estimate = screen(ranked, kind=kind, window=window)
+            return estimate, verify(restored, estimate, top=top, kind=kind, window=window)
 
-        (estimate, verified), seconds[measure] = timed(screening)
-        agreements[measure] = agreement(
+        (estimate, verified), seconds[ranked.measure] = timed(screening)
+        agreements[ranked.measure] = agreement(
             estimate[first:], verified[first:] - low, scores[first:] - low
         )
     return Comparison(agreements, seconds, full_seconds)
@@ -127,9 +128,14 @@ def report(
             return protocol.begin(model, prompt).states
 
         run_seconds.append(timed(begin)[1])
+        others = [measure for measure in Measure if measure is not runs.measure]
+        both = [runs] + [
+            dataclasses.replace(protocol, measure=measure).begin(model, prompt, fact.known_id)
+            for measure in others
+        ]
         num_states.append((len(prompt.ids) - prompt.span[0]) * model.config.num_layers)
         for kind, found in cases.items():
-            found.append(compare(runs, kind=kind, window=protocol.window, top=top))
+            found.append(compare(both, kind=kind, window=protocol.window, top=top))
     if not num_states:
         raise ValueError(f"{model.name} knows none of the {len(facts)} facts: trace more of them.")
     lines = [

@@ -96,13 +96,13 @@ def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffect
     """Averages the effects of cases.
 
     Args:
-      cases: Cases of one kind, one window and one number of layers.
+      cases: Cases of one kind, measure, window and number of layers.
 
     Returns:
       Mean indirect effects by class of tokens, and the mean total effect.
 
     Raises:
-      ValueError: If no case was traced, or cases differ in kind, window or number of layers.
+      ValueError: If no case was traced, cases differ in kind, measure, window or number of layers, or a score is NaN.
 
     Example:
       >>> from rome_jax.trace import Distribution, Noise, Protocol, Series, open_facts, trace_facts
@@ -118,11 +118,12 @@ def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffect
         raise ValueError(
             f"none of {len(cases)} cases was traced: give at least one case that was not skipped."
         )
-    sorts = {(case.kind, case.window, case.scores.shape[1]) for case in found}
-    if len(sorts) > 1:
-        raise ValueError(
-            f"cases are of several sorts (kind, window, layers), {sorted(sorts)}: average each by itself."
-        )
+    check_same_sort(found)
+    for case in found:
+        if np.isnan(case.scores).any():
+            raise ValueError(
+                f"a score of the case with the answer {case.answer!r} is NaN: trace it without a screening."
+            )
     indirect = {}
     for place in TokenClass:
         rows = []
@@ -140,6 +141,19 @@ def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffect
         len(found),
         len(cases) - len(found),
     )
+
+
+def check_same_sort(cases: Iterable[TraceResult]) -> None:
+    """Checks that the scores of cases can be summarized together.
+
+    Raises:
+      ValueError: If cases differ in kind, measure, window or number of layers.
+    """
+    sorts = {(str(c.kind), c.measure, c.window, c.scores.shape[1]) for c in cases}
+    if len(sorts) > 1:
+        raise ValueError(
+            f"cases are of several sorts (kind, measure, window, layers), {sorted(sorts)}: summarize each by itself."
+        )
 
 
 def _average(rows: np.ndarray) -> ClassAverage:

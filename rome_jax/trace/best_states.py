@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rome_jax.trace.averages import TokenClass
+from rome_jax.trace.averages import TokenClass, check_same_sort
 from rome_jax.trace.protocol import Series
 from rome_jax.trace.result import SkippedCase, TraceResult, traced
 
@@ -53,7 +53,8 @@ def best_states(cases: Iterable[TraceResult | SkippedCase]) -> BestStates:
       Where the best states are and how large their effects are.
 
     Raises:
-      ValueError: If no case was traced.
+      ValueError: If no case was traced, cases differ in kind, measure, window or number of layers, or a case has no
+        known score.
 
     Example:
       >>> from rome_jax.trace import Distribution, Noise, Protocol, open_facts, trace_facts
@@ -69,9 +70,14 @@ def best_states(cases: Iterable[TraceResult | SkippedCase]) -> BestStates:
         raise ValueError(
             f"none of {len(cases)} cases was traced: give at least one case that was not skipped."
         )
+    check_same_sort(found)
     layers, effects = [], []
     by_class: dict[TokenClass, list[int]] = {place: [] for place in TokenClass}
     for case in found:
+        if np.isnan(case.scores).all():
+            raise ValueError(
+                f"the case with the answer {case.answer!r} has no known score: trace it again."
+            )
         row, layer = np.unravel_index(np.nanargmax(case.scores), case.scores.shape)
         layers.append(int(layer))
         effects.append(float(case.indirect_effect[row, layer]))

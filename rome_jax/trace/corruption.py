@@ -45,7 +45,7 @@ class Measure(enum.StrEnum):
 
 @struct.dataclass
 class RunStates:
-    """The arrays of one clean run and S corrupted runs.
+    """The arrays of one clean run and S corrupted runs, and the measure of all scores that are computed from them.
 
     Attributes:
       clean: [L, 1, T, D] values of the clean run, by site.
@@ -57,6 +57,7 @@ class RunStates:
       target: int32 [M] tokens of the answer.
       clean_score: [] measure of the answer in the clean run.
       corrupted_score: [] mean measure of the answer over the corrupted runs.
+      measure: How the answer is scored (static).
     """
 
     clean: dict[Site, jax.Array]
@@ -68,6 +69,7 @@ class RunStates:
     target: jax.Array
     clean_score: jax.Array
     corrupted_score: jax.Array
+    measure: Measure = struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,14 +81,17 @@ class Runs:
     Attributes:
       model: The model that ran.
       prompt: The prompt that it ran on.
-      measure: How the answer is scored.
       states: The arrays of the runs.
     """
 
     model: LanguageModel
     prompt: TracePrompt
-    measure: Measure
     states: RunStates
+
+    @property
+    def measure(self) -> Measure:
+        """How the answer is scored, here and in all traces that start from these runs."""
+        return self.states.measure
 
     @property
     def clean_score(self) -> float:
@@ -183,4 +188,5 @@ def run_clean_and_corrupted(
         target,
         clean_score,
         score(logits, target, measure).mean(),
+        measure,
     )

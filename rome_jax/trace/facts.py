@@ -1,6 +1,6 @@
 """Known facts to trace, in the layout of the original's known_1000.json.
 
-A file is a JSON list of records with the fields `known_id`, `subject`, `attribute` and `prompt`. Most records also have
+A file holds records with the fields `known_id`, `subject`, `attribute` and `prompt`. Most records also have
 `template`, `prediction` and `relation_id`. The facts of factworld are available in the same layout.
 """
 
@@ -11,12 +11,27 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+import pydantic
+from typing_extensions import TypedDict
 
 from rome_jax.data.request import SLOT
+from rome_jax.files.checked import check
+from rome_jax.files.records import Text, find, read_records
 
 FACTWORLD = "factworld"
 _MAX_ID = 2**32  # A `known_id` is folded into a PRNG key.
+
+
+class _Record(TypedDict):
+    """The fields of known_1000.json that are read."""
+
+    known_id: Annotated[int, pydantic.Field(ge=0, lt=_MAX_ID)]
+    subject: Text
+    attribute: Text
+    prompt: Text
+    template: NotRequired[str | None]
 
 
 class FactsError(ValueError):
@@ -78,13 +93,14 @@ def open_facts(name: str | Path) -> KnownFacts:
     """Reads known facts.
 
     Args:
-      name: "factworld", the facts that the factworld models were trained on, or a .json file.
+      name: "factworld", the facts that the factworld models were trained on, or a file of records: a JSON list, JSON
+        Lines, parquet or arrow.
 
     Returns:
       The facts, with their name and checksum.
 
     Raises:
-      FactsError: If the file does not exist or is not a JSON list, or a record is malformed; the message gives the
+      FactsError: If the file does not exist or cannot be read, or a record is malformed; the message gives the
         index and the field of the record.
 
     Example:
@@ -98,23 +114,13 @@ def open_facts(name: str | Path) -> KnownFacts:
         records = known_facts(make_world(), seed=0)
         content = json.dumps(records, ensure_ascii=False).encode()
         return KnownFacts(FACTWORLD, hashlib.sha256(content).hexdigest(), parse_facts(records))
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise FactsError(
-            f"there is no file {path}: give a .json file of known facts, or {FACTWORLD}."
-        )
-    content = path.read_bytes()
-    try:
-        records = json.loads(content)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise FactsError(
-            f"{path} is not JSON ({error}): correct it or download it again."
-        ) from error
+    path = find(name, error=FactsError)
+    records, sha256 = read_records(path, error=FactsError)
     try:
         facts = parse_facts(records)
     except FactsError as error:
         raise FactsError(f"{path}: {error}") from error
-    return KnownFacts(path.name, hashlib.sha256(content).hexdigest(), facts)
+    return KnownFacts(path.name, sha256, facts)
 
 
 def parse_facts(records: Sequence[Any]) -> tuple[KnownFact, ...]:
@@ -136,36 +142,21 @@ def parse_facts(records: Sequence[Any]) -> tuple[KnownFact, ...]:
     """
     if not isinstance(records, list) or not records:
         raise FactsError(
-            "known facts must be a JSON list with at least one record, in the layout of known_1000.json."
+            "known facts must be a list with at least one record, in the layout of known_1000.json."
         )
     facts: dict[int, KnownFact] = {}
     for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise FactsError(f"record {index} is {record!r}: it must be a JSON object.")
-        texts = {field: _text(record, field, index) for field in ("subject", "attribute", "prompt")}
-        template = record.get("template") or ""
-        if not isinstance(template, str):
-            raise FactsError(f"record {index}: template is {template!r}: it must be a string.")
-        number = record.get("known_id")
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < _MAX_ID:
-            raise FactsError(
-                f"record {index}: known_id is {number!r}: it must be an integer from 0 to {_MAX_ID - 1}."
-            )
+        fields = check(_Record, record, f"record {index}", error=FactsError)
+        number = fields["known_id"]
         if number in facts:
             raise FactsError(
                 f"record {index}: known_id {number} is that of an earlier record: give each record its own."
             )
-        facts[number] = KnownFact(number, template=template, **texts)
-    return tuple(facts.values())
-
-
-def _text(record: dict[str, Any], field: str, index: int) -> str:
-    """Returns a field that must be a string with more than white space."""
-    if field not in record:
-        raise FactsError(
-            f"record {index} has no {field!r}, only {', '.join(sorted(record))}: add it."
+        facts[number] = KnownFact(
+            number,
+            fields["subject"],
+            fields["attribute"],
+            fields["prompt"],
+            fields.get("template") or "",
         )
-    value = record[field]
-    if not isinstance(value, str) or not value.strip():
-        raise FactsError(f"record {index}: {field} is {value!r}: it must be a non-empty string.")
-    return value
+    return tuple(facts.values())

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.files.artifacts import check_name, remove_leftovers
+from rome_jax.files.checked import shown
+from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.models.runs import open_run, versions
@@ -63,8 +66,13 @@ class RunFolder:
         return cls(Path(directory), dict(settings))
 
     def path(self, fact: KnownFact, series: Series) -> Path:
-        """Returns the file of a case."""
-        return self.directory / "cases" / f"knowledge_{fact.known_id}{series.suffix}.npz"
+        """Returns the file of a case.
+
+        Raises:
+          ValueError: If the `known_id` of the fact is a path.
+        """
+        name = check_name(f"knowledge_{fact.known_id}{series.suffix}.npz", "known_id")
+        return self.directory / "cases" / name
 
     def run(
         self,
@@ -80,7 +88,28 @@ class RunFolder:
           facts: Facts to trace.
           protocol: Settings of the traces, the same as in `settings`.
           series: What is traced of each fact.
+
+        Raises:
+          ValueError: If the settings name another measure than the protocol.
+          OSError: If a file cannot be written, or another process traces into the folder.
         """
+        if self.settings.get("measure", protocol.measure.value) != protocol.measure.value:
+            raise ValueError(
+                f"{self.directory} is for the measure {self.settings['measure']}, and the protocol has "
+                f"{protocol.measure.value}: give another folder."
+            )
+        with in_use(self.directory, "--output_dir"):
+            remove_leftovers(self.directory / "cases")
+            self._run(model, facts, protocol, series)
+
+    def _run(
+        self,
+        model: LanguageModel,
+        facts: Sequence[KnownFact],
+        protocol: Protocol,
+        series: Sequence[Series],
+    ) -> None:
+        """Traces the cases that have no file yet."""
         missing = {
             fact: [one for one in series if not self.path(fact, one).exists()] for fact in facts
         }
@@ -107,6 +136,18 @@ class RunFolder:
 
         Raises:
           FileNotFoundError: If a fact has not been traced.
-          ValueError: If a file is damaged.
+          ValueError: If a file is damaged, or is of another fact, series or measure.
         """
-        return [load_trace(self.path(fact, series)) for fact in facts]
+        cases = []
+        for fact in facts:
+            path = self.path(fact, series)
+            cases.append(load_trace(path))
+            expected = {"known_id": fact.known_id, "series": series.value, **self.settings}
+            found = cases[-1].provenance
+            for name in ("known_id", "series", "measure"):
+                if name in expected and found.get(name, expected[name]) != expected[name]:
+                    raise ValueError(
+                        f"{path} has {name} {shown(found[name])} instead of {shown(expected[name])}: remove it and "
+                        "trace the case again."
+                    )
+        return cases

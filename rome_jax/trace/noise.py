@@ -24,7 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.data.tokenization import bare_ids
 from rome_jax.models.registry import LanguageModel
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Distribution(enum.StrEnum):
@@ -66,7 +69,7 @@ def parse_noise(text: str) -> NoiseLevel:
       The level.
 
     Raises:
-      ValueError: If the text has another form, or its number is not positive; for t, not above 2.
+      ValueError: If the text has another form, or its number is not positive or not a float32; for t, not above 2.
 
     Example:
       >>> parse_noise("s3")
@@ -75,7 +78,8 @@ def parse_noise(text: str) -> NoiseLevel:
     match = re.fullmatch(r"([sut]?)(\d+\.?\d*(?:e-?\d+)?|\.\d+)|(m)", text.strip())
     value = float(match[2]) if match and match[2] else 0.0
     student = match and match[1] == "t"
-    if match is None or not (match[3] or value > (2.0 if student else 0.0)):
+    least = 2.0 if student else 0.0
+    if match is None or not (match[3] or least < value <= _LARGEST):
         raise ValueError(
             f"noise_level={text!r} is not a noise level: give s3 (3 times the standard deviation of the subjects' "
             "embeddings), 0.1 (Gaussian), u0.1 (uniform), t3 (Student's t, more than 2 degrees of freedom) or m "
@@ -188,7 +192,7 @@ def subject_embedding_std(model: LanguageModel, subjects: Sequence[str]) -> floa
     """
     if not subjects:
         raise ValueError("subjects is empty: give at least one subject.")
-    ids = model.tokenizer(list(subjects), add_special_tokens=False)["input_ids"]
+    ids = bare_ids(model.tokenizer, subjects)
     embedding = np.asarray(model.params["wte"]["embedding"], np.float64)
     return float(embedding[np.concatenate(ids)].std(ddof=1))
 
@@ -213,7 +217,7 @@ def embedding_moments(model: LanguageModel, texts: Iterable[str]) -> tuple[np.nd
     """
     counts = np.zeros(model.config.vocab_size)
     for text in texts:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        (ids,) = bare_ids(model.tokenizer, [text])
         counts += np.bincount(ids, minlength=len(counts))
     total = counts.sum()
     if not total or not math.isfinite(total):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rome_jax.data.tokenization import continuation_ids, encode_prompts
 from rome_jax.data.tokens import SequenceTooLongError, round_up, token_span
+from rome_jax.files.checked import check
 
 _LENGTH_MULTIPLE = 8  # Prompts are padded to few lengths, so that few programs are compiled.
 
@@ -80,7 +82,8 @@ class TracePrompt:
 
         Raises:
           ValueError: If the subject is empty, is not in the prompt, or occurs more than once and `characters` is None;
-            if `characters` do not select it; if the prompt is a single token; or if the target is empty.
+            if `characters` do not select it; if the prompt is a single token; if the target is empty; or if one of them
+            is no text or not valid Unicode.
 
         Example:
           >>> text = "Gothulf Punby plays the sport of"
@@ -88,6 +91,8 @@ class TracePrompt:
           >>> prompt.input_tokens[slice(*prompt.span)]
           ('Gothulf', ' P', 'unby')
         """
+        text, subject = check(str, text, "prompt"), check(str, subject, "subject")
+        target = check(str | None, target, "target")
         occurrences = [match.span() for match in re.finditer(re.escape(subject), text)]
         if not subject.strip() or not occurrences:
             raise ValueError(
@@ -105,8 +110,8 @@ class TracePrompt:
                 f"characters={characters} of the prompt are {text[slice(*characters)]!r}, not the subject {subject!r}: "
                 f"give one of {occurrences}."
             )
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = tuple(encoded["input_ids"])
+        (encoded,) = encode_prompts(tokenizer, [text])
+        ids = tuple(encoded.ids)
         if len(ids) < 2:
             raise ValueError(
                 f"the prompt {text!r} is a single token: give a longer one, with text after the subject."
@@ -118,9 +123,9 @@ class TracePrompt:
                     f"target is empty ({target!r}): give the text whose probability is measured."
                 )
             spaced = target if target[0].isspace() else f" {target}"
-            target_ids = tuple(tokenizer(spaced, add_special_tokens=False)["input_ids"])
+            target_ids = tuple(continuation_ids(tokenizer, [spaced])[0])
         pieces = tuple(tokenizer.decode([token]) for token in ids)
-        span = token_span(encoded["offset_mapping"], *characters)
+        span = token_span(encoded.offsets, *characters)
         return cls(text, subject, ids, pieces, span, target_ids)
 
     @property

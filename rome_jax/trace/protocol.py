@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+import pydantic
 
 from rome_jax.data.tokens import SequenceTooLongError
+from rome_jax.files.checked import check
 from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
@@ -25,7 +27,9 @@ from rome_jax.trace.prompt import TracePrompt
 from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult
 from rome_jax.trace.screen import screen, verify
-from rome_jax.trace.sweep import CHUNK_COLUMNS, start, trace
+from rome_jax.trace.sweep import CHUNK_COLUMNS, check_runs_memory, start, trace
+
+_KnownId = Annotated[int, pydantic.Field(ge=0, lt=1 << 32)]
 
 
 class Series(enum.StrEnum):
@@ -94,24 +98,41 @@ class Protocol:
     screen: int = 0
     chunk_columns: int = CHUNK_COLUMNS
 
+    def __post_init__(self) -> None:
+        """Refuses settings of other types or out of range."""
+        for name, least in (("samples", 1), ("window", 1), ("screen", 0), ("chunk_columns", 1)):
+            check(Annotated[int, pydantic.Field(ge=least)], getattr(self, name), name)
+        check(int, self.seed, "seed")
+
     def begin(self, model: LanguageModel, prompt: TracePrompt, known_id: int = 0) -> Runs:
         """Computes the clean run and the corrupted runs of a prompt.
 
         Args:
           model: Model to trace.
           prompt: Prompt to trace.
-          known_id: Number of the case, which together with the seed decides its noise.
+          known_id: Number of the case, from 0 to 2³² − 1, which together with the seed decides its noise.
 
         Raises:
           SequenceTooLongError: If the prompt is longer than the model's context.
+          ValueError: If the number of the case is out of range, or the runs need more memory than the machine has.
+          NotFiniteScoreError: If a score of the runs is not a finite number.
         """
+        known_id = check(_KnownId, known_id, "known_id")
         key = jax.random.fold_in(jax.random.key(self.seed), known_id)
         first, stop = prompt.span
+        check_runs_memory(model.config, len(prompt.ids), self.samples)
         noise = self.noise.draw(key, self.samples, stop - first, model.config.width)
-        return start(model, prompt, noise, mode=self.mode, measure=self.measure)
+        runs = start(model, prompt, noise, mode=self.mode, measure=self.measure)
+        _check_finite(np.array([runs.clean_score, runs.corrupted_score]), prompt)
+        return runs
 
     def estimate(self, runs: Runs, series: Series) -> np.ndarray:
-        """Estimates the effects of all states to first order, [prompt tokens, L]; a screening ranks them by these."""
+        """Estimates the effects of all states to first order, [prompt tokens, L]; a screening ranks them by these.
+
+        Raises:
+          ValueError: If the runs have another measure than this protocol.
+        """
+        self._check_measure(runs)
         return screen(runs, kind=series.kind, window=self.window)
 
     def sweep(
@@ -131,7 +152,12 @@ class Protocol:
 
         Returns:
           The scores of the restored places, and what is needed to read them.
+
+        Raises:
+          ValueError: If the runs have another measure than this protocol.
+          NotFiniteScoreError: If a score is not a finite number.
         """
+        self._check_measure(runs)
         prompt = runs.prompt
         at_last = series.severed or self.subject_last
         columns = (prompt.span[1] - 1,) if at_last else tuple(range(len(prompt.ids)))
@@ -153,6 +179,7 @@ class Protocol:
                 tokens=columns,
                 chunk_columns=self.chunk_columns,
             )
+        _check_finite(scores[~np.isnan(scores)] if self.screen else scores, prompt)
         return TraceResult(
             scores,
             runs.corrupted_score,
@@ -164,12 +191,35 @@ class Protocol:
             series.kind,
             self.window,
             columns,
-            {**provenance, "series": series.value},
+            {**provenance, "series": series.value, "measure": runs.measure.value},
+        )
+
+    def _check_measure(self, runs: Runs) -> None:
+        """Refuses runs whose scores are in another measure."""
+        if runs.measure is not self.measure:
+            raise ValueError(
+                f"the runs have the measure {runs.measure.value} and this protocol {self.measure.value}: "
+                "begin the runs with this protocol."
+            )
+
+
+class NotFiniteScoreError(ValueError):
+    """The error for a score that is NaN or infinite, as damaged weights give."""
+
+
+def _check_finite(scores: np.ndarray, prompt: TracePrompt) -> None:
+    """Refuses scores that are not finite."""
+    if not (scores.size and np.isfinite(scores).all()):
+        raise NotFiniteScoreError(
+            f"the scores of the prompt {prompt.text!r} are not finite: check the model's weights and the noise."
         )
 
 
 def subtract(first: TraceResult, second: TraceResult) -> TraceResult:
     """Subtracts one trace from another under the same noise: of two answers, or of one answer in two series.
+
+    Raises:
+      ValueError: If the traces have different measures, prompts or restored places.
 
     Example:
       >>> from rome_jax.trace import Distribution, Noise, find_prompt, open_facts
@@ -179,6 +229,13 @@ def subtract(first: TraceResult, second: TraceResult) -> TraceResult:
       >>> subtract(hidden, mlp).low_score
       0.0
     """
+    for name, of in (
+        ("measures", lambda one: one.measure),
+        ("prompts", lambda one: one.input_tokens),
+        ("restored places", lambda one: (one.tokens, one.scores.shape)),
+    ):
+        if of(first) != of(second):
+            raise ValueError(f"the traces have different {name}: give traces of one prompt.")
     return dataclasses.replace(
         first,
         scores=first.scores - second.scores,
@@ -231,7 +288,7 @@ def begin_case(model: LanguageModel, fact: KnownFact, protocol: Protocol) -> Run
         return str(error)
     try:
         runs = protocol.begin(model, prompt, fact.known_id)
-    except SequenceTooLongError as error:
+    except (SequenceTooLongError, NotFiniteScoreError) as error:
         return str(error)
     answer = runs.answer
     if not answer.strip() or not fact.attribute.strip().startswith(answer.strip()):
@@ -250,10 +307,14 @@ def trace_case(
     about = {**provenance, **dataclasses.asdict(fact)}
     begun = begin_case(model, fact, protocol)
     for one in series:
+        case = {**about, "series": one.value}
         if isinstance(begun, str):
-            yield one, SkippedCase(begun, {**about, "series": one.value})
-        else:
+            yield one, SkippedCase(begun, case)
+            continue
+        try:
             yield one, protocol.sweep(begun, one, about)
+        except NotFiniteScoreError as error:
+            yield one, SkippedCase(str(error), case)
 
 
 def trace_facts(

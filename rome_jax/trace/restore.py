@@ -40,7 +40,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import PatchMode, RunPatch, Site, apply_patches
 from rome_jax.models.layers import Attention, Interventions
-from rome_jax.trace.corruption import Measure, RunStates, score
+from rome_jax.trace.corruption import RunStates, score
 
 DEFAULT_WINDOW = 10  # layers, as in the paper
 
@@ -230,7 +230,7 @@ def hidden_before_start(
     return apply_patches(patches, Site.RESIDUAL, below, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kind", "severed", "measure"))
+@functools.partial(jax.jit, static_argnames=("config", "kind", "severed"))
 def restore(
     params: forward.Params,
     config: ModelConfig,
@@ -241,20 +241,18 @@ def restore(
     window: int | jax.Array = DEFAULT_WINDOW,
     severed: tuple[Site, ...] = (),
     held: RunStates | None = None,
-    measure: Measure = Measure.PROBABILITY,
 ) -> jax.Array:
     """Scores the answer under each restoration of a packed row.
 
     Args:
       params, config: The model.
-      states: Clean and corrupted runs of the prompt.
+      states: Clean and corrupted runs of the prompt, which also decide how the answer is scored.
       packed: What is restored where. No restoration may change a layer below `packed.start - 1`, and only a hidden
         state may change that layer.
       kind: What is restored.
       window: Layers of MLP or attention outputs, from `layer - window // 2` on, clipped to the model.
       severed: Sites whose outputs at the restored token keep their corrupted values in every layer.
       held: Runs that those corrupted values are taken from; `states` if None.
-      measure: How the answer is scored.
 
     Returns:
       [N] scores, each the mean over noise samples.
@@ -288,4 +286,4 @@ def restore(
     )
     logits = forward.unembed(params, config, hidden)
     logits = logits.reshape(hidden.shape[0], *packed.read.shape, -1)  # [S, N, M, V]
-    return score(logits, states.target, measure).mean(axis=0)
+    return score(logits, states.target, states.measure).mean(axis=0)

@@ -11,15 +11,22 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
+import typing_extensions
 
 from rome_jax.files.artifacts import write_whole
+from rome_jax.files.checked import check
+from rome_jax.files.json_files import parse_object
+from rome_jax.files.npz import read_npz
 from rome_jax.trace.restore import TraceKind
+
+_REMEDY = "remove it and trace the case again"
+_REASON = "the clean answer is not the expected one"  # files of the original give none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +70,11 @@ class TraceResult:
         """The total effect, high_score − low_score (paper, section 2.1)."""
         return self.high_score - self.low_score
 
+    @property
+    def measure(self) -> str:
+        """The measure of the scores, from the provenance; that of the original, "probability", if it has none."""
+        return str(self.provenance.get("measure") or "probability")
+
 
 @dataclasses.dataclass(frozen=True)
 class SkippedCase:
@@ -94,6 +106,10 @@ def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
       path: File to write; its folder is made if needed.
       result: A traced case, or one that was skipped.
 
+    Raises:
+      ValueError: If the case has no scores, scores that are not finite, or parts that contradict each other.
+      OSError: If the file cannot be written; the message names it and a remedy.
+
     Example:
       >>> save_trace("cases/knowledge_0.npz", SkippedCase("the clean answer is 'rowing'"))
       >>> load_trace("cases/knowledge_0.npz").reason
@@ -103,6 +119,8 @@ def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
     if isinstance(result, SkippedCase):
         arrays["reason"] = np.array(result.reason)
     else:
+        if wrong := _what_is_wrong(result):
+            raise ValueError(f"the trace of {result.answer!r} is not written to {path}: {wrong}.")
         arrays |= {
             "scores": np.asarray(result.scores, np.float32),
             "low_score": np.array(result.low_score),
@@ -132,7 +150,7 @@ def load_trace(path: str | Path) -> TraceResult | SkippedCase:
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If the file is damaged or is no trace.
+      ValueError: If the file is damaged or is no trace: a part is missing, has another type or is out of range.
 
     Example:
       >>> scores = np.array([[0.2, 0.9, 0.4]], np.float32)
@@ -143,37 +161,77 @@ def load_trace(path: str | Path) -> TraceResult | SkippedCase:
       >>> load_trace("knowledge_0.npz").indirect_effect.round(1)
       array([[0.1, 0.8, 0.3]], dtype=float32)
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"{path} is damaged or is no trace ({error}): remove it and trace the case again."
-        ) from error
-    provenance = json.loads(str(arrays.get("provenance", "{}")))
-    if not bool(arrays.get("correct_prediction", True)):
-        reason = str(arrays.get("reason", "the clean answer is not the expected one"))
+    arrays = read_npz(path, "a trace", _REMEDY)
+    text = check(str, _plain(arrays.get("provenance", np.array("{}"))), f"{path}: provenance")
+    provenance = parse_object(text, f"{path}: provenance", remedy=_REMEDY)
+    values = {name: _plain(array) for name, array in arrays.items() if name != "provenance"}
+    if not check(_Case, values, str(path)).get("correct_prediction", True):
+        reason = check(str, values.get("reason", _REASON), f"{path}: reason")
         return SkippedCase(reason, provenance)
-    try:
-        scores = arrays["scores"]
-        tokens = arrays.get("tokens", np.arange(len(scores)))
-        first, stop = map(int, arrays["subject_range"])
-        return TraceResult(
-            scores,
-            float(arrays["low_score"]),
-            float(arrays["high_score"]),
-            arrays["input_ids"].ravel(),
-            tuple(map(str, arrays["input_tokens"])),
-            (first, stop),
-            str(arrays["answer"]),
-            TraceKind(str(arrays.get("kind", "")) or TraceKind.HIDDEN),
-            int(arrays["window"]),
-            tuple(map(int, tokens)),
-            provenance,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no trace ({error!r}): give a file of a traced case."
-        ) from error
+    values["input_ids"] = arrays.get("input_ids", np.zeros(0)).ravel().tolist()
+    values["kind"] = values.get("kind") or TraceKind.HIDDEN.value
+    values.setdefault("tokens", list(range(len(arrays.get("scores", ())))))
+    fields = check(_Fields, values, str(path))
+    result = TraceResult(
+        arrays["scores"],
+        fields["low_score"],
+        fields["high_score"],
+        np.array(fields["input_ids"]),
+        tuple(fields["input_tokens"]),
+        fields["subject_range"],
+        fields["answer"],
+        fields["kind"],
+        fields["window"],
+        tuple(fields["tokens"]),
+        provenance,
+    )
+    if wrong := _what_is_wrong(result):
+        raise ValueError(f"{path} is damaged ({wrong}): {_REMEDY}.")
+    return result
+
+
+class _Case(typing_extensions.TypedDict):
+    """What the file of any case says."""
+
+    correct_prediction: typing_extensions.NotRequired[bool]
+
+
+class _Fields(typing_extensions.TypedDict):
+    """The file of a traced case, except for its scores."""
+
+    low_score: float
+    high_score: float
+    input_ids: list[Annotated[int, pydantic.Field(ge=0)]]
+    input_tokens: Annotated[list[str], pydantic.Field(min_length=1)]
+    subject_range: tuple[int, int]
+    answer: str
+    kind: TraceKind
+    window: Annotated[int, pydantic.Field(ge=0)]
+    tokens: list[int]
+    scores: Any
+
+
+def _plain(array: np.ndarray) -> Any:
+    """Returns an array as Python's values."""
+    return array.tolist()
+
+
+def _what_is_wrong(result: TraceResult) -> str:
+    """Describes how the parts of a trace contradict each other; empty if they do not."""
+    scores, length = result.scores, len(result.input_tokens)
+    first, stop = result.subject_range
+    if scores.ndim != 2 or not scores.size or scores.dtype.kind != "f":
+        return f"its scores are {scores.dtype} of shape {list(scores.shape)}, not [tokens, layers]"
+    ends = result.low_score, result.high_score
+    if np.isinf(scores).any() or np.isnan(scores).all() or not np.isfinite(ends).all():
+        return "its scores are not finite"
+    if len(result.input_ids) != length:
+        return f"it has {len(result.input_ids)} input_ids and {length} input_tokens"
+    if not 0 <= first < stop <= length:
+        return f"subject_range is {first} to {stop}, and the prompt has {length} tokens"
+    if len(result.tokens) != len(scores) or len(set(result.tokens)) != len(scores):
+        return f"it has scores of {len(scores)} tokens and names {len(set(result.tokens))}"
+    beyond = [token for token in result.tokens if not 0 <= token < length]
+    return (
+        f"it has scores of token {beyond[0]}, and the prompt has {length} tokens" if beyond else ""
+    )

@@ -27,7 +27,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import PatchMode, RunPatch
 from rome_jax.models.layers import Attention, Interventions, causal_mask
-from rome_jax.trace.corruption import Measure, Runs, RunStates, score
+from rome_jax.trace.corruption import Runs, RunStates, score
 from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_window, scores
 
@@ -37,14 +37,12 @@ def screen(
     *,
     kind: TraceKind = TraceKind.HIDDEN,
     window: int = DEFAULT_WINDOW,
-    measure: Measure | None = None,
 ) -> np.ndarray:
-    """Estimates all indirect effects to first order.
+    """Estimates all indirect effects to first order, in the measure of the runs.
 
     Args:
       runs: Clean and corrupted runs from `sweep.start`.
       kind, window: As in `sweep.trace`.
-      measure: Measure whose gradient is taken; that of `runs` if None.
 
     Returns:
       [prompt tokens, L] estimates, 0 before the subject.
@@ -71,7 +69,6 @@ def screen(
             runs.model.config,
             runs.states,
             kind=kind,
-            measure=runs.measure if measure is None else measure,
         )
     )
     first, stop = kind.layers(np.arange(num_layers), window)
@@ -129,14 +126,13 @@ def verify(
     return table
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kind", "measure"))
+@functools.partial(jax.jit, static_argnames=("config", "kind"))
 def _layer_rates(
     params: forward.Params,
     config: ModelConfig,
     states: RunStates,
     *,
     kind: TraceKind,
-    measure: Measure,
 ) -> jax.Array:
     """Computes the rate of each single layer and token, [L, T]."""
     clean, corrupted = states.clean[kind.site], states.corrupted[kind.site]
@@ -156,7 +152,7 @@ def _layer_rates(
             remat=True,
         ).hidden
         logits = forward.unembed(params, config, hidden[:, states.read])
-        return score(logits, states.target, measure).mean()
+        return score(logits, states.target, states.measure).mean()
 
     gradient = jax.grad(mean_score)(jnp.zeros(corrupted.shape, jnp.float32))  # [L, S, T, D]
     return (gradient * (clean - corrupted)).sum(axis=(1, 3))

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.tokens import bucket
+from rome_jax.files.memory import check_memory
+from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace.corruption import Measure, Runs, run_clean_and_corrupted
@@ -28,6 +30,8 @@ from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind, pack_restorations,
 CHUNK_COLUMNS = 64
 # A chunk has room for one place per this many columns. A prompt of ten tokens has about this many columns per place.
 _COLUMNS_PER_PLACE = 4
+
+_LONG_ROW = 4096  # columns; up to this many, --chunk_columns alone decides
 
 
 def start(
@@ -72,7 +76,23 @@ def start(
     states = run_clean_and_corrupted(
         model.params, model.config, tokens, noise, mode=mode, measure=measure
     )
-    return Runs(model, prompt, measure, states)
+    return Runs(model, prompt, states)
+
+
+def check_runs_memory(config: ModelConfig, num_tokens: int, samples: int) -> None:
+    """Refuses corrupted runs whose states take more memory than the machine has.
+
+    Args:
+      config: Configuration of the model.
+      num_tokens: Number of tokens of the prompt.
+      samples: Number of noise samples.
+
+    Raises:
+      ValueError: If they need more.
+    """
+    # Three sites, and the keys and values of attention, in each layer.
+    numbers = 5 * config.num_layers * samples * num_tokens * config.width
+    check_memory(4 * numbers, f"a trace of {num_tokens} tokens with samples={samples}")
 
 
 def trace(
@@ -196,10 +216,9 @@ def scores(
                 runs.states,
                 packed,
                 kind=kind,
-                window=jnp.int32(window),
+                window=jnp.int32(min(window, 2 * runs.model.config.num_layers)),  # unused if larger
                 severed=tuple(severed),
                 held=None if held is None else held.states,
-                measure=runs.measure,
             )
         )
     for chunk, values in zip(plan, found, strict=True):
@@ -270,6 +289,8 @@ def plan_chunks(
     order = order[(tokens[order] >= prompt.span[0]) | from_start]
     if not len(order):
         return []
+    # No row is much longer than all places together.
+    chunk_columns = min(chunk_columns, max(_LONG_ROW, int(lengths[order].sum())))
     # Compiling another shape costs more than some padding.
     num_columns = bucket(max(chunk_columns, int(lengths[order].max())), 2)
     most_places = max(1, num_columns // _COLUMNS_PER_PLACE)

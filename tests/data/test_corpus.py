@@ -97,18 +97,22 @@ def test_factworld_has_not_changed():
         (
             "mine.jsonl",
             b'{"text": "a"}\n{"body": "b"}\n',
-            r"line 2, has no text under 'text' \(its keys are \['body'\]\)",
+            r"line 2, has no field 'text', only \['body'\]: set text_key",
         ),
         (
             "mine.jsonl",
             b'{"text": 7}\n',
-            r"line 1, has no text under 'text' \(its keys are \['text'\]\)",
+            "line 1: text=7: give a text",
         ),
-        ("mine.jsonl", b'["a"]\n', r"line 1, has no text under 'text' \(it is a list\)"),
-        ("mine.jsonl", b'{"text": "a"}\n{"text": \n', "line 2, is not JSON"),
-        ("mine.txt", b"\xff\xfe", "is not UTF-8"),
+        ("mine.jsonl", b'["a"]\n', "record 0, is 'a': give an object with the field 'text'"),
+        ("mine.jsonl", b'{"text": "a"}\n{"text": \n', "line 2, ends within a value"),
+        ("mine.txt", b"\xff\xfe", "is text in UTF-16: convert it"),
+        ("mine.txt", b"a\nL\xe9on\n", r"is not UTF-8 \(byte 0xe9 in line 2\)"),
+        ("mine.jsonl", b'{"text": null}\n', "line 1: text=None: give a text"),
+        ("mine.jsonl", b'{"text": "\\ud83d"}\n', "line 1: text=.*: give valid Unicode"),
+        ("mine.jsonl", b"\x1f\x8b\x08", "is compressed by gzip: unpack it"),
         pytest.param(
-            *("mine.parquet", b"PAR1 half", "is damaged or is not a parquet file"),
+            *("mine.parquet", b"PAR1 half", "is damaged or is not a parquet"),
             marks=pytest.mark.needs("pyarrow"),
         ),
     ],
@@ -117,6 +121,43 @@ def test_a_damaged_file_is_an_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         list(open_corpus(str(tmp_path / name)).read(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([["a"], []], "list"), ([{"en": "a"}], "struct"), ([3], "int64"), ([b"a"], "binary")],
+)
+def test_a_column_that_holds_no_texts_is_named(tmp_path, values, kind):
+    path = write_parquet(tmp_path / "mine.parquet", values)
+    with pytest.raises(CorpusError, match=rf"mine.parquet: column 'text' holds {kind}.* text_key"):
+        open_corpus(str(path))
+    path = write_parquet(path, ["a", None])
+    with pytest.raises(CorpusError, match=r"mine.parquet, row 1: text=None: give a text"):
+        list(open_corpus(str(path)).read(0))
+
+
+def test_json_is_read_by_content_and_a_byte_order_mark_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    for name, content in {
+        "mine.json": "[" + ",\n".join(lines) + "]",
+        "mine.jsonl": "[" + ",".join(lines) + "]",
+        "lines.json": "\n".join(lines),
+        "bom.jsonl": "\ufeff" + "\r\n".join(lines),
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert list(open_corpus(f"~/{name}").read(0)) == TEXTS, name
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa\r\nb")
+    assert list(open_corpus("~/bom.txt").read(0)) == ["a\nb"]
+    assert list(open_corpus("~/bom.txt", sample_by="line").read(0)) == ["a", "b"]
+
+
+@pytest.mark.needs("datasets")
+def test_a_folder_of_save_to_disk(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    assert list(open_corpus(str(tmp_path / "saved")).read(1)) == TEXTS[1:]
 
 
 def test_a_table_without_the_column_is_an_error(tmp_path):
@@ -130,7 +171,9 @@ def test_what_is_not_there_is_an_error(tmp_path):
         open_corpus(str(tmp_path / "absent.jsonl"))
     with pytest.raises(CorpusError, match=r"there is no \./absent"):
         open_corpus("./absent")
-    with pytest.raises(CorpusError, match=r"holds no \.jsonl, \.parquet, \.txt files"):
+    with pytest.raises(
+        CorpusError, match=r"holds no \.arrow, \.json, \.jsonl, \.parquet, \.txt files"
+    ):
         open_corpus(str(tmp_path))
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(CorpusError, match="sample_by='word': give one of document, line, para"):

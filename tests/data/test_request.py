@@ -35,6 +35,21 @@ def test_a_request_that_cannot_be_meant_is_refused_by_name(changes, named):
     assert isinstance(error.value, ValueError)
 
 
+@pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true"])
+@pytest.mark.parametrize("value", [3, b"L\xe9on", ["Rome"], "Rome \ud83d"])
+def test_a_text_that_is_no_text_is_refused_by_name(field, value):
+    with pytest.raises(RequestError, match=rf"^{field}=.*: give (a text|valid Unicode)"):
+        EditRequest(**(GOOD | {field: value}))
+
+
+def test_only_the_true_target_and_the_case_id_may_be_left_out():
+    for field in GOOD:
+        with pytest.raises(RequestError, match=f"^{field}=None: give a text"):
+            EditRequest(**(GOOD | {field: None}))
+    with pytest.raises(RequestError, match="case_id='x': give an integer"):
+        EditRequest(**GOOD, case_id="x")
+
+
 def test_a_good_request_is_kept_as_given():
     request = EditRequest(**GOOD, target_true="Seattle", case_id=7)
     assert dataclasses.asdict(request) == GOOD | {"target_true": "Seattle", "case_id": 7}

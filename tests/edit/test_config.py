@@ -1,11 +1,15 @@
 """Hyperparameters: the published ones, and what is refused."""
 
 import dataclasses
+import math
 
+import numpy as np
 import pytest
 
 from rome_jax.data.positions import FactToken
-from rome_jax.edit.config import KeyMode, ROMEConfig
+from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
+from rome_jax.edit.config import KeyMode, MEMITConfig, ROMEConfig
+from rome_jax.edit.hypernetworks.training_config import TrainingConfig
 from rome_jax.models.families import PRESETS
 
 # REFERENCE.md: layer and clamp factor of each model; the rest is the same for all.
@@ -98,6 +102,86 @@ def test_a_value_out_of_range_is_named(changes):
 @pytest.mark.parametrize("field", ["v_weight_decay", "kl_factor", "loss_threshold"])
 def test_factors_may_be_zero(field):
     assert getattr(ROMEConfig((1,), **{field: 0.0}), field) == 0
+
+
+# What JSON, YAML, flags and notebooks give for a value, and what it means.
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [
+        ("mom2_adjustment", "false", False),
+        ("mom2_adjustment", 0, False),
+        ("v_lr", "5e-1", 0.5),
+        ("v_lr", np.float32(0.5), 0.5),
+        ("clamp_norm_factor", 4, 4.0),
+        ("v_num_grad_steps", 20.0, 20),
+        ("v_num_grad_steps", "20", 20),
+        ("layers", 17, (17,)),
+        ("layers", "17", (17,)),
+        ("layers", ["17"], (17,)),
+        ("layers", [17.0, 3], (3, 17)),
+        ("context_template_length_params", [["5", 10.0]], ((5, 10),)),
+        ("fact_token", "last", FactToken.LAST),
+        ("key_mode", "CONSISTENT", KeyMode.CONSISTENT),
+    ],
+)
+def test_a_value_has_the_type_of_its_field(field, given, meant):
+    values = {"layers": (1,), field: given}
+    for config in (ROMEConfig(**values), ROMEConfig.from_dict(values)):
+        assert getattr(config, field) == meant
+        assert type(getattr(config, field)) is type(meant)
+        assert hash(config) == hash(ROMEConfig.from_dict(config.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("mom2_adjustment", "no way", "true or false"),
+        ("mom2_adjustment", None, "true or false"),
+        ("v_lr", None, "a finite number"),
+        ("v_lr", math.nan, "a finite number"),
+        ("v_lr", "inf", "a finite number"),
+        ("v_lr", 1e300, "a number of 3.4"),
+        ("v_lr", 10**400, "a finite number"),
+        ("v_lr", True, "a finite number"),
+        ("kl_factor", math.nan, "a finite number"),
+        ("v_num_grad_steps", 20.5, "an integer"),
+        ("v_num_grad_steps", 10**30, "a number"),
+        ("v_num_grad_steps", 10**9, "a number of 100000 or less"),
+        ("layers", None, "a list"),
+        ("layers", {"17": 1}, "a list"),
+        ("context_template_length_params", ((5, 10**9),), "a number of 10000 or less"),
+    ],
+)
+def test_another_value_is_refused_in_one_sentence(field, value, wanted):
+    with pytest.raises(ValueError, match=rf"^{field}[^:\n]*=.*: give {wanted}[^\n]*\.$"):
+        ROMEConfig(**{"layers": (1,), field: value})
+
+
+def test_every_number_of_every_configuration_refuses_nan():
+    tried = 0
+    for config in (ROMEConfig(1), MEMITConfig(1), FTConfig(1, norm_constraint=1), KNConfig(1)) + (
+        MENDConfig(1),
+        KEConfig(1),
+        TrainingConfig(1e-3, margin=0.1),
+    ):
+        for name, value in vars(config).items():
+            if type(value) in (int, float):
+                for bad in (
+                    math.nan,
+                    math.inf,
+                    -math.inf,
+                    "NaN",
+                    None if type(value) is int else True,
+                ):
+                    with pytest.raises(ValueError, match=f"^{name}="):
+                        dataclasses.replace(config, **{name: bad})
+                tried += 1
+    assert tried > 35
+
+
+def test_a_list_of_templates_without_pairs_is_refused():
+    with pytest.raises(ValueError, match=r"^context_template_length_params\[0\]=5: give a list\.$"):
+        ROMEConfig(1, context_template_length_params=[5, 10])
 
 
 def test_layers_are_sorted():

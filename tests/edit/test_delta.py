@@ -17,7 +17,7 @@ from rome_jax.edit.delta import (
     revert_delta,
 )
 from rome_jax.models import forward
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Site
 from tests.edit.deltas import LEAVES, as_dtype, assert_within_rounding, random_deltas
 from tests.models.checkpoints import FAMILIES, assert_same_params, random_params, tiny_config
 
@@ -308,14 +308,59 @@ def test_a_half_precision_weight_is_rounded_once(gpt2):
     assert (twice != expected).any(), "rounding the update first would give something else"
 
 
-def test_a_case_beyond_the_deltas_is_not_another_edit(gpt2):
-    width = gpt2[0]["blocks"]["mlp"]["down"]["kernel"].shape[1:]
+@pytest.mark.parametrize("case", [2, 99, -1, -2, -99])
+def test_a_case_that_is_no_edit_gives_nan(gpt2, case):
+    params, config = gpt2
+    width = params["blocks"]["mlp"]["down"]["kernel"].shape[1:]
     update = LowRankUpdate(
-        Leaf.MLP_DOWN, jnp.zeros(2, jnp.int32), *(jnp.ones((2, n, 1)) for n in width)
+        Leaf.MLP_DOWN, jnp.ones(2, jnp.int32), *(jnp.ones((2, n, 1)) for n in width)
     )
-    rows = Delta((update,)).rows(jnp.array([1, 2]), 2)
-    assert np.isfinite(rows.updates[0].left[0]).all()
-    assert np.isnan(rows.updates[0].left[1]).all()
+    ids = np.array([[4, 17, 31], [4, 17, 31]])
+    batch = TokenBatch(ids, np.ones_like(ids, bool), np.array([1, case]))
+    deltas = Delta((update,))
+    scores = np.asarray(forward.logits(params, config, batch, deltas=deltas))
+    assert np.isfinite(scores[0]).all() and np.isnan(scores[1]).all()
+    states = forward.capture(params, config, batch, (Site.MLP_OUT,), deltas=deltas)[Site.MLP_OUT]
+    assert np.isfinite(states[0]).all(), "the layer below the edited one"
+
+
+def test_a_delta_that_is_nan_leaves_other_layers_and_rows_finite(gpt2):
+    params, config = gpt2
+    width = params["blocks"]["mlp"]["down"]["kernel"].shape[1:]
+    left, right = (jnp.ones((2, n, 1)).at[1].set(jnp.nan) for n in width)
+    deltas = Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.ones(2, jnp.int32), left, right),))
+    ids = np.array([[4, 17, 31], [4, 17, 31]])
+    batch = TokenBatch(ids, np.ones_like(ids, bool), np.array([0, 1]))
+    states = forward.capture(params, config, batch, (Site.MLP_OUT,), deltas=deltas)[Site.MLP_OUT]
+    assert np.isfinite(states[0]).all() and np.isfinite(states[:, 0]).all()
+    assert np.isnan(states[1, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "match"),
+    [
+        ((40, 1), (18, 2), "give factors of equal rank"),
+        ((40, 2), (18, 1), "give factors of equal rank"),
+        ((40,), (18,), "give factors of equal rank"),
+        ((1, 40, 1), (18, 1), "give one pair of factors per layer"),
+    ],
+)
+def test_factors_that_would_broadcast_are_refused(gpt2, left, right, match):
+    params, config = gpt2
+    delta = Delta((LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(1), jnp.ones(left), jnp.ones(right)),))
+    batch = TokenBatch(np.ones((1, 3), int), np.ones((1, 3), bool))
+    with pytest.raises(ValueError, match=match):
+        apply_delta(params, delta)
+    with pytest.raises(ValueError, match=match):
+        forward.logits(params, config, batch, deltas=delta)
+
+
+def test_factors_of_another_width_are_refused_in_a_forward_pass(gpt2):
+    params, config = gpt2
+    update = LowRankUpdate(Leaf.MLP_DOWN, jnp.int32(1), jnp.ones((1, 1)), jnp.ones((18, 1)))
+    batch = TokenBatch(np.ones((1, 3), int), np.ones((1, 3), bool))
+    with pytest.raises(ValueError, match=r"but the weight is \[40, 18\]"):
+        forward.logits(params, config, batch, deltas=Delta((update,)))
 
 
 def test_no_updates_change_nothing(gpt2):

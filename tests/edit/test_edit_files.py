@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from rome_jax.edit.edit_files import load_edits, save_edits
 from rome_jax.edit.saved_edits import apply_edits
-from rome_jax.files import safetensors_io
 from tests.models.checkpoints import assert_same_params
 from tests.saved import assert_same_edits, dense_edit, one_sentence, random_edit
 
@@ -71,7 +71,7 @@ def test_a_dense_update_that_contradicts_itself_is_an_error(model, tmp_path, nam
         tensors[name] = tensors.pop("0.MLP_DOWN.KERNEL.change")
 
     path = rewritten(save_edits(tmp_path / "edit.safetensors", [dense_edit(model)]), rename)
-    with pytest.raises(ValueError, match=r"is not an edit that rome_jax 0\.1\.0 can read") as error:
+    with pytest.raises(ValueError, match=r"edit\.safetensors is damaged \(") as error:
         load_edits(path)
     one_sentence(error)
 
@@ -116,7 +116,7 @@ def test_an_interrupted_save_leaves_the_old_file(edits, tmp_path, monkeypatch):
     def fail(*names):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors_io.os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save_edits(path, edits)
     with pytest.raises(KeyboardInterrupt):
@@ -194,6 +194,67 @@ def rename_a_tensor(tensors, header):
     tensors["weight"] = tensors.pop("0.MLP_DOWN.left")
 
 
+def forge_a_layer(tensors, header):
+    tensors["0.MLP_DOWN.layer"] = np.array(5, np.int32)
+
+
+def make_a_layer_negative(tensors, header):
+    tensors["0.MLP_DOWN.layer"] = np.array(-1, np.int32)
+
+
+def make_a_layer_a_fraction(tensors, header):
+    tensors["0.MLP_DOWN.layer"] = np.array(1.0, np.float32)
+
+
+def make_a_rank_differ(tensors, header):
+    tensors["0.MLP_DOWN.left"] = np.concatenate([tensors["0.MLP_DOWN.left"]] * 2, axis=1)
+
+
+def make_a_factor_nan(tensors, header):
+    tensors["0.MLP_DOWN.left"][3] = np.nan
+
+
+def make_a_factor_infinite(tensors, header):
+    tensors["1.MLP_DOWN.right"][0] = np.inf
+
+
+def make_a_factor_an_integer(tensors, header):
+    tensors["0.MLP_DOWN.left"] = tensors["0.MLP_DOWN.left"].astype(np.int32)
+
+
+def number_from_one(tensors, header):
+    for name in sorted(tensors, reverse=True):
+        tensors[f"{int(name[0]) + 1}{name[1:]}"] = tensors.pop(name)
+
+
+def make_a_count_negative(tensors, header):
+    header["edits"][0]["updates"] = -1
+
+
+def make_a_norm_nan(tensors, header):
+    header["edits"][0]["provenance"]["layers"][0]["norm_ratio"] = float("nan")
+
+
+def make_the_model_a_text(tensors, header):
+    header["edits"][0]["provenance"]["model"] = "gpt2"
+
+
+def make_the_layers_a_number(tensors, header):
+    header["edits"][0]["provenance"]["layers"] = 17
+
+
+def make_the_edits_a_mapping(tensors, header):
+    header["edits"] = {"0": header["edits"][0]}
+
+
+def make_the_format_a_text(tensors, header):
+    header["format"] = "new"
+
+
+def nest_the_config(tensors, header):
+    header["edits"][0]["provenance"]["config"] = json.loads("[" * 500 + "]" * 500)
+
+
 def forget_the_requests(tensors, header):
     del header["edits"][0]["provenance"]["requests"]
 
@@ -218,6 +279,21 @@ def forget_the_format(tensors, header):
         add_a_case_axis,
         rename_a_leaf,
         rename_a_tensor,
+        forge_a_layer,
+        make_a_layer_negative,
+        make_a_layer_a_fraction,
+        make_a_rank_differ,
+        make_a_factor_nan,
+        make_a_factor_infinite,
+        make_a_factor_an_integer,
+        number_from_one,
+        make_a_count_negative,
+        make_a_norm_nan,
+        make_the_model_a_text,
+        make_the_layers_a_number,
+        make_the_edits_a_mapping,
+        make_the_format_a_text,
+        nest_the_config,
         forget_the_requests,
         add_an_attribute,
         empty_a_subject,
@@ -226,9 +302,39 @@ def forget_the_format(tensors, header):
 )
 def test_a_file_that_contradicts_itself_is_an_error(edits, tmp_path, spoil):
     path = rewritten(save_edits(tmp_path / "edit.safetensors", edits), spoil)
-    with pytest.raises(ValueError, match=r"is not an edit that rome_jax 0\.1\.0 can read") as error:
+    with pytest.raises(ValueError, match=r"edit\.safetensors") as error:
         load_edits(path)
     assert str(path) in one_sentence(error)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "null", "[]", '"text"', "\udc80", ""])
+def test_metadata_that_is_no_object_is_an_error(edits, tmp_path, text):
+    path = save_edits(tmp_path / "edit.safetensors", edits)
+    save_file(
+        load_file(path), path, metadata={"rome_jax": text.encode("utf-8", "replace").decode()}
+    )
+    with pytest.raises(ValueError, match=r"edit\.safetensors, metadata is not ") as error:
+        load_edits(path)
+    one_sentence(error)
+
+
+def test_a_flipped_bit_in_a_factor_is_an_error(edits, tmp_path):
+    path = save_edits(tmp_path / "edit.safetensors", edits)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="checksums") as error:
+        load_edits(path)
+    assert str(path) in one_sentence(error)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_edit_that_is_not_finite_is_not_written(edits, tmp_path, value):
+    delta = jax.tree.map(lambda x: x if x.ndim == 0 else x.at[0].set(value), edits[0].delta)
+    with pytest.raises(ValueError, match="holds numbers that are not finite") as error:
+        save_edits(tmp_path / "edit.safetensors", [dataclasses.replace(edits[0], delta=delta)])
+    one_sentence(error)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_later_format_asks_for_a_later_version(edits, tmp_path):

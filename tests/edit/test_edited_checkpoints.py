@@ -9,8 +9,9 @@ import pytest
 
 from rome_jax.edit.saved_edits import apply_edits
 from rome_jax.files.safetensors_io import CheckpointError
+from rome_jax.models.export import save_hf
 from rome_jax.models.orbax import load_orbax, save_orbax
-from rome_jax.models.registry import load_model, save_hf
+from rome_jax.models.registry import load_model
 from tests.models.checkpoints import FAMILIES, assert_same_params
 from tests.saved import one_sentence, random_edit
 
@@ -92,15 +93,46 @@ def test_half_precision_is_kept_and_widened_exactly(model, tmp_path):
 def test_a_directory_that_holds_something_is_refused(model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(FileExistsError, match="give a new directory, or remove it") as error:
+        with pytest.raises(
+            FileExistsError, match=r"give a new directory|give another path"
+        ) as error:
             save_orbax(place, model)
         one_sentence(error)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_an_empty_directory_will_do(model, tmp_path):
+def test_an_empty_directory_will_do_and_a_checkpoint_is_replaced_when_asked(model, edits, tmp_path):
+    edited = apply_edits(model, edits)
     save_orbax(tmp_path, model)
     assert load_orbax(tmp_path).fingerprint() == model.fingerprint()
+    with pytest.raises(FileExistsError, match=r"earlier checkpoint: set overwrite=True") as error:
+        save_orbax(tmp_path, edited)
+    one_sentence(error)
+    save_orbax(tmp_path, edited, overwrite=True)
+    assert load_orbax(tmp_path).fingerprint() == edited.fingerprint()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="nothing else is ever replaced"):
+        save_orbax(tmp_path, model, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", 2, "has format 2, but rome_jax .* reads formats up to 1"),
+        ("format", "new", r"model\.json: format='new': give an integer"),
+        ("format", None, r"model\.json: format is missing|format=None"),
+        ("fingerprint", 7, r"model\.json: fingerprint=7: give a text"),
+        ("dtypes", {}, "is damaged"),
+        ("config", {"model_type": "gpt2", "n_layer": 1e9}, r"model\.json: config lacks n_embd"),
+    ],
+)
+def test_the_parts_of_a_checkpoint_are_checked(model, tmp_path, field, value, message):
+    save_orbax(tmp_path / "checkpoint", model)
+    path = tmp_path / "checkpoint" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_orbax(tmp_path / "checkpoint")
+    one_sentence(error)
 
 
 def test_an_interrupted_checkpoint_leaves_nothing(model, tmp_path, monkeypatch):
@@ -150,10 +182,10 @@ def drop_the_tokenizer(directory):
     ("damage", "words"),
     [
         (change_a_bit, "do not have the fingerprint in model.json"),
-        (drop_the_params, "params is damaged or incomplete"),
-        (halve_the_record, "model.json is damaged or incomplete"),
+        (drop_the_params, "lacks the folder params"),
+        (halve_the_record, "model.json is not valid JSON"),
         (forget_a_leaf, "model.json is damaged or incomplete"),
-        (drop_the_tokenizer, "has no tokenizer"),
+        (drop_the_tokenizer, "lacks the folder tokenizer"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(checkpoint, tmp_path, damage, words):

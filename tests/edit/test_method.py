@@ -10,10 +10,14 @@ from rome_jax.data.request import EditRequest
 from rome_jax.edit.baseline_config import FTConfig, KNConfig
 from rome_jax.edit.config import MEMITConfig, MethodName, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
-from rome_jax.edit.method import METHODS, Method, Resource
-from rome_jax.edit.result import EditResult
+from rome_jax.edit.method import METHODS, Editor, Method, Resource
+from rome_jax.edit.methods import rome
+from rome_jax.edit.result import EditResult, NotFiniteError, check_finite
 from rome_jax.edit.stages.answers import target_is_answer
+from rome_jax.evaluation import DatasetName, load_dataset
+from rome_jax.evaluation.run import Settings
 from rome_jax.models.generate import generate_text
+from rome_jax.models.interventions import Delta
 from rome_jax.moments.shipped import load_shipped
 
 REQUEST = EditRequest("{} plays the sport of", "Grestulf Gunmark", "fencing")
@@ -41,7 +45,7 @@ def test_every_method_has_one_record():
 
 
 @pytest.mark.parametrize("name", [MethodName.ROME, MethodName.FT, MethodName.KN, MethodName.MEMIT])
-def test_every_result_has_the_same_fields(shipped, name):
+def test_every_result_has_the_same_fields(shipped, name, recwarn):
     method = METHODS[name]
     config = method.for_model(shipped.name)
     if isinstance(config, KNConfig):
@@ -55,6 +59,8 @@ def test_every_result_has_the_same_fields(shipped, name):
     )
     assert isinstance(result, EditResult)
     assert np.asarray(result.is_answer).shape == (1,)
+    failures = [one for one in recwarn if "is not the model's answer" in str(one.message)]
+    assert len(failures) == (not result.is_answer[0]), "a failure is said once"
     np.testing.assert_allclose(result.norms, [norm(result.deltas, 0)], rtol=1e-5)
     if isinstance(config, KNConfig):
         assert result.neurons.shape == (1, 6, 512) and result.losses is None
@@ -91,3 +97,48 @@ def test_covariance_is_the_old_name_of_second_moments(shipped):
         method.module.compute(
             shipped, [REQUEST], config, covariance=moments, second_moments=moments
         )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_edit_that_is_not_finite_is_an_error(shipped, monkeypatch, bad):
+    method = METHODS[MethodName.ROME]
+    config, given = method.for_model(shipped.name), {"templates": ["{}"]}
+    given["second_moments"] = load_shipped(shipped.name)
+    result = method.compute(shipped, [REQUEST], config, **given)
+    assert result.templates == ("{}",)
+    (update,) = result.deltas.updates
+    right = np.array(update.right).repeat(3, 0)
+    right[1, 0] = bad
+    left, layer = np.ones((3, 512, 1)), np.zeros(3, np.int32)
+    three = Delta((dataclasses.replace(update, layer=layer, left=left, right=right),))
+    with pytest.raises(
+        NotFiniteError, match=r"'Grestulf Gunmark' holds numbers that are not"
+    ) as error:
+        check_finite(three, [REQUEST] * 3)
+    assert error.value.cases == (1,)
+    check_finite(three[0], [REQUEST] * 3)
+    with pytest.raises(NotFiniteError):
+        check_finite(three[1], [REQUEST])
+    update_of = rome.rank_one_update
+    monkeypatch.setattr(
+        rome, "rank_one_update", lambda *a: jax.tree.map(lambda x: x * bad, update_of(*a))
+    )
+    for compute in (method.compute, method.compute_deltas, method.module.compute_deltas):
+        with pytest.raises(NotFiniteError, match="lower the learning rate"):
+            compute(shipped, [REQUEST], config, **given)
+
+
+def test_given_templates_are_used_and_recorded(shipped):
+    """They are settings of a run, so that a run with other templates is not resumed."""
+    method, given = METHODS[MethodName.ROME], ["{}", "A fact. {}"]
+    config = method.for_model(shipped.name)
+    editor = Editor.prepare(MethodName.ROME, shipped, config, templates=given)
+    assert (editor.options["templates"], editor.seed) == (tuple(given), None)
+    dataset = load_dataset(DatasetName.CF, model_name=shipped.name, limit=1)
+    settings = Settings.of(editor, dataset, None)
+    assert settings.edit["templates"] == settings.templates == tuple(given)
+    assert settings.edit["template_seed"] is None
+    other = Editor.prepare(MethodName.FT, shipped, FTConfig(0), templates=given)
+    assert "templates" not in other.options
+    sampled = dataclasses.replace(editor, seed=0)
+    assert "templates" not in Settings.of(sampled, dataset, None).edit

@@ -6,10 +6,20 @@ import pytest
 from ml_collections import ConfigDict
 
 from rome_jax.data.positions import FactToken
+from rome_jax.data.request import EditWarning
 from rome_jax.edit import method as methods
 from rome_jax.edit import original_hparams as hparams
-from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.baseline_config import (
+    FTConfig,
+    KEConfig,
+    KNConfig,
+    MENDConfig,
+    RateOrder,
+    RowVectors,
+    TargetEncoding,
+    TargetScoring,
+)
+from rome_jax.edit.config import MEMITConfig, ROMEConfig
 from rome_jax.edit.method import MethodName
 from rome_jax.models.interventions import Leaf
 
@@ -71,7 +81,8 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     rome = hparams.read(write(tmp_path, ROME_XL), ROMEConfig)
     assert rome == ROMEConfig.for_model("gpt2-xl")
     attention = hparams.read(write(tmp_path, FT_XL_ATTN), FTConfig)
-    assert attention == FTConfig.for_model("gpt2-xl", MethodName.FT_ATTN)
+    theirs = {"scoring": TargetScoring.REFERENCE}
+    assert attention == FTConfig.for_model("gpt2-xl", MethodName.FT_ATTN, **theirs)
     free = FT_XL_ATTN | {
         "norm_constraint": False,
         "rewrite_module_tmp": "transformer.h.{}.mlp.fc_out",
@@ -79,13 +90,17 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     free = hparams.read(write(tmp_path, free), FTConfig)
     assert (free.norm_constraint, free.leaves) == (None, (Leaf.MLP_DOWN,))
     neurons = hparams.read(write(tmp_path, KN_XL), KNConfig)
-    assert neurons == KNConfig.for_model("gpt2-xl")
+    theirs = {"encoding": TargetEncoding.REFERENCE, "row_vectors": RowVectors.REFERENCE}
+    assert neurons == KNConfig.for_model("gpt2-xl", **theirs)
     neurons = hparams.read(write(tmp_path, KN_XL | {"steps": 5, "refine": True}), KNConfig)
     assert (neurons.steps, neurons.refine, neurons.p) == (5, True, 0.4)
     network = hparams.read(write(tmp_path, KE_XL), KEConfig)
     assert network == KEConfig.for_model("gpt2-xl")  # which has no rates to scale
     network = hparams.read(write(tmp_path, KE_XL), MENDConfig)
-    assert network == MENDConfig.for_model("gpt2-xl", lr_scale=0.5)
+    order = {"rate_order": RateOrder.REFERENCE}
+    assert network == MENDConfig.for_model("gpt2-xl", lr_scale=0.5, **order)
+    network = hparams.read(write(tmp_path, KE_XL | {"model_name": "gpt-j-6b"}), MENDConfig)
+    assert network == MENDConfig.for_model("gpt-j-6b", lr_scale=0.5)
     gptj = hparams.read(write(tmp_path, golden("rome_gptj_last").info["hparams"]), ROMEConfig)
     assert gptj.fact_token is FactToken.LAST
 
@@ -94,7 +109,7 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
     ("config_type", "content", "message"),
     [
         (ROMEConfig, ROME_XL | {"steps": 3}, r"hparams\.json: no hyperparameter steps"),
-        (ROMEConfig, ROME_XL | {"fact_token": "middle"}, "fact_token='middle' must be one of"),
+        (ROMEConfig, ROME_XL | {"fact_token": "middle"}, "fact_token='middle': give one of"),
         (ROMEConfig, ROME_XL | {"layers": []}, "name at least one layer"),
         (
             ROMEConfig,
@@ -110,11 +125,69 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
         (KNConfig, KN_XL | {"model_name": "gpt5"}, "no KN configuration is known .* 'gpt5'"),
         (KNConfig, KN_XL | {"kl_factor": 0}, "no hyperparameter kl_factor"),
         (ROMEConfig, [17], "holds list: give a JSON object"),
+        (ROMEConfig, ROME_XL | {"v_lr": None}, r"hparams\.json: v_lr=None: give a finite number"),
+        (
+            ROMEConfig,
+            ROME_XL | {"alg_name": "KN"},
+            "alg_name='KN' is not ROME: give the file of ROME",
+        ),
+        (
+            ROMEConfig,
+            ROME_XL | {"l2": 1},
+            "the layouts of ROME, MEMIT, AlphaEdit and EasyEdit are read",
+        ),
+        (ROMEConfig, ROME_XL | {"rewrite_module_tmp": 7}, "rewrite_module_tmp=7: give a text"),
+        (FTConfig, FT_XL_ATTN | {"kl_factor": "some"}, "kl_factor='some': give a finite number"),
+        (
+            FTConfig,
+            FT_XL_ATTN | {"objective_optimization": "x"},
+            "set it to prompt_last or target_new",
+        ),
+        (KNConfig, KN_XL | {"model_name": ["gpt2-xl"]}, "model_name=.* give a text"),
     ],
 )
 def test_files_that_cannot_be_meant_are_named(tmp_path, config_type, content, message):
     with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
         hparams.read(write(tmp_path, content), config_type)
+
+
+@pytest.mark.parametrize(
+    "bound", [(False, None), (1, None), ("false", None), (5e-4, 5e-4), ("5e-4", 5e-4)]
+)
+def test_only_a_float_bounds_fine_tuning_as_in_the_original(tmp_path, bound):
+    given, meant = bound
+    path = write(tmp_path, FT_XL_ATTN | {"norm_constraint": given})
+    assert hparams.read(path, FTConfig).norm_constraint == meant
+
+
+def test_the_golden_files_give_what_the_original_computed(tmp_path, golden):
+    """The comparisons with the golden numbers use these settings."""
+    for name, bound in (("ft_gpt2_unconstr_multitoken", None), ("ft_gpt2_constr_int", None)):
+        config = hparams.read(write(tmp_path, golden(name).info["hparams"]), FTConfig)
+        assert (config.scoring, config.norm_constraint) == (TargetScoring.REFERENCE, bound)
+    values = golden("kn_gpt2_single").info["hparams"] | {"layers": [0, 1]}
+    assert hparams.read(write(tmp_path, values), KNConfig).encoding is TargetEncoding.REFERENCE
+
+
+def test_files_of_easyedit_and_alphaedit_are_read(tmp_path):
+    path = tmp_path / "gpt2-xl.yaml"
+    path.write_text(
+        'alg_name: "ROME"\nmodel_name: "./hugging_cache/gpt2-xl"\nstats_dir: "./data"\ndevice: 0\n'
+        "layers: [17]\nv_lr: 5e-1\nmom2_adjustment: true\nmodel_parallel: false\n"
+    )
+    with pytest.warns(
+        EditWarning, match="ROME does not use alg_name, device, model_parallel, stats"
+    ) as seen:
+        assert hparams.read(path, ROMEConfig) == ROMEConfig.for_model("gpt2-xl")
+    assert len(seen) == 1
+    fine = FT_XL_ATTN | {"alg_name": "FT", "objective_optimization": "target_new", "max_length": 40}
+    with pytest.warns(EditWarning, match="FT does not use alg_name"):
+        config = hparams.read(write(tmp_path, fine), FTConfig)
+    assert config.scoring is TargetScoring.EACH_TOKEN
+    alpha = ROME_XL | {"mom2_update_weight": 20000, "layer_selection": "all"}
+    alpha = write(tmp_path, alpha | {"nullspace_threshold": 2e-2, "L2": 10})
+    with pytest.warns(EditWarning, match="MEMIT does not use L2, nullspace_threshold"):
+        assert hparams.read(alpha, MEMITConfig).mom2_update_weight == 20000
 
 
 def test_hyperparameters_come_from_one_place(tmp_path):
@@ -123,6 +196,13 @@ def test_hyperparameters_come_from_one_place(tmp_path):
     assert methods.read_config(MethodName.ROME, "my-model", values).v_lr == 0.1
     assert methods.read_config(MethodName.ROME, "my-model", hparams_fname=path).layers == (17,)
     assert methods.read_config(MethodName.ROME, "EleutherAI/gpt-j-6B").layers == (5,)
+    changed = methods.read_config(
+        MethodName.ROME, "my-model", hparams_fname=path, changes={"v_lr": "0.1"}
+    )
+    assert changed == ROMEConfig.for_model("gpt2-xl", v_lr=0.1)
+    assert methods.read_config(MethodName.ROME, "my-model", changes={"layers": 3}) == ROMEConfig(3)
+    with pytest.raises(ValueError, match=r"no hyperparameter lr, did you mean v_lr\?"):
+        methods.read_config(MethodName.ROME, "gpt2-xl", changes={"lr": 1})
     with pytest.raises(ValueError, match="both give hyperparameters"):
         methods.read_config(MethodName.ROME, "gpt2-xl", values, path)
     for algorithm in MethodName:

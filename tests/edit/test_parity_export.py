@@ -11,7 +11,7 @@ from rome_jax.data.tokens import encode
 from rome_jax.edit.edit_files import load_edits, save_edits
 from rome_jax.edit.saved_edits import apply_edits
 from rome_jax.models import forward
-from rome_jax.models.registry import save_hf
+from rome_jax.models.export import save_hf
 from tests.models.checkpoints import FAMILIES
 from tests.saved import random_edit
 

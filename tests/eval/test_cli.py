@@ -2,12 +2,14 @@
 
 import ast
 import collections
+import dataclasses
 import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import pytest
@@ -15,9 +17,13 @@ from absl import flags
 from absl.testing import flagsaver
 
 from eval import cli
+from eval.flags import method
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.files.checked import check
 from tests.programs import ROOT, Program, refusal
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "eval").glob("*.py") if path.stem != "cli")
+COMMON = {"compilation_cache", "verify"}  # flags of all programs
 # Messages of libraries that are hidden by default, and three that are not.
 NOISY = """
 import logging, warnings
@@ -101,14 +107,11 @@ def definitions():
     return found
 
 
-@pytest.mark.parametrize("error", [ValueError("the sky is red."), OSError("the sky is red.")])
+@pytest.mark.parametrize("error", [ValueError, OSError])
 def test_bad_input_is_one_sentence(monkeypatch, error):
-    def main():
-        raise error
-
     monkeypatch.setattr(sys, "argv", ["program"])
-    with pytest.raises(SystemExit, match=r"^Error: the sky is red\.$"):
-        cli.Program(main).run()
+    with pytest.raises(SystemExit, match=r"^Error: sky='red': give an integer\.$"):
+        cli.Program(lambda: check(int, "red", "sky", error=error)).run()
 
 
 def test_unknown_arguments_are_named(monkeypatch):
@@ -117,13 +120,48 @@ def test_unknown_arguments_are_named(monkeypatch):
         cli.Program(lambda: pytest.fail("not reached")).run()
 
 
-def test_other_errors_keep_their_traceback(monkeypatch):
+def test_other_errors_name_a_file_with_their_traceback(monkeypatch, tmp_path):
     def main():
         raise KeyError("a bug")
 
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["program"])
-    with pytest.raises(KeyError):
+    with pytest.raises(
+        SystemExit, match=r"^Error: KeyError: 'a bug'; [^\n]*is in [^\n]*\.$"
+    ) as end:
         cli.Program(main).run()
+    (path,) = tmp_path.glob("errors/*.txt")
+    assert str(path) in end.value.code
+    assert 'raise KeyError("a bug")' in path.read_text()
+
+
+def test_a_full_disk_behind_the_output_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "eval.summarize", "--dir_name=tests/golden/summarize_run"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: No space left on device")
+
+
+def test_a_field_of_a_configuration_needs_no_file():
+    seen = []
+    evaluate = module_of("evaluate").PROGRAM
+    reading = cli.Program(lambda: seen.append(method.read()[1]), evaluate.takes)
+    for arguments in (["--config.v_lr=1e-1", "--config.layers", "1"], ["--config.v_lr=1"]):
+        with (
+            mock.patch.object(sys, "argv", ["eval.evaluate", *arguments]),
+            flagsaver.flagsaver(),
+            pytest.raises(SystemExit),
+        ):
+            reading.run()
+    known = ROMEConfig.for_model("factworld-gpt2")
+    assert seen[0] == dataclasses.replace(known, v_lr=0.1, layers=(1,))
+    assert seen[1] == dataclasses.replace(known, v_lr=1.0)
 
 
 def test_messages_of_libraries_are_hidden():
@@ -171,7 +209,7 @@ def test_a_program_takes_a_flag_once(program):
 def test_every_flag_belongs_to_a_program():
     taken = {name for program in PROGRAMS for name in module_of(program).PROGRAM.takes}
     everything = {name for name in definitions() if not flags.FLAGS[name].help.startswith("Alias")}
-    assert everything - taken == {"compilation_cache"}
+    assert everything - taken == COMMON
 
 
 def test_choices_ignore_case():
@@ -234,13 +272,26 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
         (["--config=configs/rome.py", "--config.v_lrr=0.1"], "no field v_lrr, did you mean v_lr?"),
         (["--config=configs/rome.py:gpt3"], "no ROME configuration is known for model 'gpt3'"),
         (["--config=rome.py"], "--config=rome.py does not exist in "),
-        (["--config.v_lr=0.1"], "--config.v_lr changes a field of --config: give --config"),
+        (["--config.v_lrr=0.1"], "no hyperparameter v_lrr, did you mean v_lr?"),
+        (["--config.v_lr=nan"], "v_lr='nan': give a finite number."),
+        (["--config.v_lr=1", "--config.v_lr=2"], "--config.v_lr=2: give each field once"),
+        (["--config=configs/rome.py", "--config.v_lr=nan"], "v_lr=nan: give a finite number."),
+        (["--config=configs/rome.py", "--config.layers=one"], "layers[0]='one': give an integer."),
+        (["--config=README.md"], "--config=README.md: "),
+        (["--hparams_fname=setup.cfg"], "setup.cfg is not JSON"),
+        (["--templates=nowhere.json"], "there is no file nowhere.json"),
+        (["--alg_name=FT", "--templates=nowhere.json"], "FT does not use context templates"),
+        (
+            ["--seed=9223372036854775808"],
+            "--seed=9223372036854775808: give an integer from 0 to 4294967295.",
+        ),
+        (["--max_tokens=1e400"], "--max_tokens=1e400"),
         (["--config=configs/memit.py"], "no hyperparameter mom2_update_weight"),
         (["--model_name=factworld-gpt3"], "unknown model 'factworld-gpt3' (it is neither"),
         (["--model_name=factworld-gpt3", "--config=rome.py"], "unknown model 'factworld-gpt3'"),
         (["--results_dir=setup.cfg"], "setup.cfg is a file: give a folder"),
         (["--dtype=int8"], "dtype='int8'"),
-        (["--sampels=3"], "Unknown command line flag 'sampels'"),
+        (["--sampels=3"], "--sampels is not a flag: did you mean --samples?"),
         (["--seed=x"], "--seed=x"),
     ],
 )
@@ -250,6 +301,42 @@ def test_refusals_are_one_sentence_before_a_model_loads(monkeypatch, arguments, 
     )
     done = Program("eval.evaluate")(*arguments)
     assert said in refusal(done) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    return None", r"get_config returns NoneType: return a ConfigDict"),
+        ("    return {'layers': None}", r"layers=None: give a list|returns dict"),
+        ("    return 1 / 0", r"ZeroDivisionError: division by zero; .* traceback is in"),
+        ("    raise SystemExit(3)", r"the file of --config exits with 3"),
+    ],
+)
+def test_a_config_file_that_gives_no_configuration_is_refused(tmp_path, body, said):
+    path = tmp_path / "mine.py"
+    path.write_text(f"def get_config():\n{body}\n")
+    done = Program("eval.evaluate", environment={"ROME_JAX_CACHE": str(tmp_path)})
+    assert re.search(said, refusal(done(f"--config={path}")))
+
+
+@pytest.mark.parametrize(
+    ("program", "argument"),
+    [
+        ("layer_stats", "--checkpoint_minutes=nan"),
+        ("layer_stats", "--checkpoint_minutes=1e400"),
+        ("layer_stats", "--batch_tokens=99999999999"),
+        ("layer_stats", "--layers=0-999999999999"),
+        ("layer_stats", "--layers=0,5-3"),
+        ("train_hypernetwork", "--learning_rate=nan"),
+        ("causal_trace", "--noise_level=1e400"),
+        ("causal_trace", "--samples=99999999999"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_at_once(program, argument, tmp_path):
+    arguments = [argument, f"--output_dir={tmp_path}"]
+    name, _, value = argument.removeprefix("--").partition("=")
+    error = refusal(Program(f"eval.{program}")(*arguments))
+    assert name in error and value in error
 
 
 def test_an_unknown_model_is_refused_first_without_a_network():
@@ -267,7 +354,7 @@ def test_help_begins_with_the_description_and_lists_the_flags(program):
     assert re.fullmatch(r"[A-Z]\w+s\b.*\.", summary, re.S), "a sentence that begins with a verb"
     assert example.startswith("    python -m eval.")
     listed = set(re.findall(r"^  --(?:\[no\])?(\w+): ", flags_of_it, re.M))
-    assert listed == {"compilation_cache", *module_of(program).PROGRAM.takes}
+    assert listed == {*COMMON, *module_of(program).PROGRAM.takes}
 
 
 def test_help_texts_are_sentences():

@@ -11,6 +11,7 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import comparison as comparisons
 from rome_jax.evaluation import tables
+from rome_jax.evaluation.case_files import read_case, read_cases
 from rome_jax.evaluation.columns import PAPER
 from rome_jax.evaluation.comparison import (
     evaluate,
@@ -21,7 +22,7 @@ from rome_jax.evaluation.comparison import (
 )
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.scoring import MAX_TOKENS
-from rome_jax.evaluation.summaries import State, read_case, read_cases, summarize
+from rome_jax.evaluation.summaries import State, summarize
 from tests.evaluation.edits import RandomEdits
 from tests.programs import Program, refusal
 

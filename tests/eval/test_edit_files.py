@@ -7,7 +7,7 @@ import pytest
 from eval.flags.request import example, read_request
 from rome_jax.edit.edit_files import save_edits
 from rome_jax.edit.saved_edits import WrongModelError, apply_edits
-from rome_jax.models.registry import save_hf
+from rome_jax.models.export import save_hf
 from rome_jax.terminal import edit_files
 from tests.models.checkpoints import assert_same_params
 from tests.saved import dense_edit, random_edit
@@ -63,7 +63,7 @@ def test_flags_that_cannot_be_combined(flags, words):
         "",
         "inspect",
         "alg_name config hparams_fname second_moments hypernetwork seed",
-        "save export_hf export_orbax interactive neighbor paraphrase",
+        "save export_hf export_orbax overwrite interactive neighbor paraphrase",
         "apply revert force export_hf export_orbax interactive model_name dtype",
         "apply merge_to prompt subject target_new target_true paraphrase neighbor",
     ],
@@ -80,14 +80,16 @@ def test_places_that_cannot_be_written_to_are_refused(model, tmp_path):
     edit_files.check_places(f"{notes}/edit.safetensors", new, f"{new}2")
     with pytest.raises(ValueError, match="must end in"):
         edit_files.check_places(notes, None, None)
-    with pytest.raises(FileExistsError, match="notes exists"):
+    with pytest.raises(FileExistsError, match="notes holds files that are not an export"):
         edit_files.check_places(None, notes, None)
     with pytest.raises(FileExistsError, match="notes is not empty"):
         edit_files.check_places(None, None, notes)
     with pytest.raises(ValueError, match="both name"):
         edit_files.check_places(None, new, f"{tmp_path}/notes/../new")
     save_hf(new, model)
-    edit_files.check_places(None, new, None)  # a model is replaced
+    edit_files.check_places(None, new, None, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"earlier export.*--overwrite"):
+        edit_files.check_places(None, new, None)
     with pytest.raises(FileExistsError, match="new is not empty"):
         edit_files.check_places(None, None, new)
 

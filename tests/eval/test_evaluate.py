@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
+from rome_jax.data.request import RequestError
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.method import Editor, MethodName
+from rome_jax.edit.result import NotFiniteError
+from rome_jax.evaluation import batch, tables
 from rome_jax.evaluation import run as evaluation_run
+from rome_jax.evaluation.case_files import read_cases
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
-from rome_jax.evaluation.summaries import read_cases, summarize
+from rome_jax.evaluation.summaries import summarize
 from rome_jax.models import runs
-from tests.evaluation.edits import RandomEdits, assert_same
+from tests.evaluation.edits import RandomEdits
 from tests.programs import Program, refusal
 
 CASES = 5
@@ -98,10 +103,8 @@ def test_a_run_resumes_from_any_point_to_the_same_results(
     (tmp_path / "ROME" / "run_000").mkdir(parents=True, exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("case_*.json")}
     run = evaluate(tmp_path, editor, dataset, "run_000")
-    for one, other in zip(contents(run.directory), contents(whole.directory), strict=True):
-        assert one.keys() == other.keys()
-        assert_same(one["pre"], other["pre"])
-        assert_same(one["post"], other["post"])
+    # To the last bit: the same batches are computed, whatever has a file already.
+    assert contents(run.directory) == contents(whole.directory)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -128,7 +131,8 @@ def test_scores_before_the_edit_are_computed_once_for_all_methods(
         computed.append(deltas is not None)
         return score(model, name, records, deltas, **options)
 
-    monkeypatch.setattr(evaluation_run, "evaluate_records", count)
+    for module in (evaluation_run, batch):
+        monkeypatch.setattr(module, "evaluate_records", count)
     other = Editor.prepare(MethodName.FT, model, FTConfig(layers=(0,), num_steps=1))
     run = evaluate(tmp_path, other, short)
     assert run.directory == tmp_path / "FT" / "run_000"
@@ -147,6 +151,98 @@ def test_other_settings_are_refused(whole, editor, dataset, model, config):
         evaluate(results, editor, changed, "run_000")
     with pytest.raises(ValueError, match=r"no run .*run_7.* to continue: .* has run_000"):
         evaluate(results, editor, dataset, "run_7")
+
+
+def with_prompt(record, prompt):
+    return dataclasses.replace(record, paraphrase_prompts=(prompt,))
+
+
+class Refusing(RandomEdits):
+    """A method that refuses one request and makes an infinite edit of another."""
+
+    def compute(self, requests, progress=False):
+        if any(request.case_id == self.config.refused for request in requests):
+            raise RequestError("the subject is nowhere to be found.")
+        raise_at = [i for i, request in enumerate(requests) if request.case_id == self.config.wild]
+        if raise_at:
+            raise NotFiniteError("not finite", raise_at)
+        return super().compute(requests, progress)
+
+
+def test_a_case_that_cannot_be_scored_is_recorded_and_the_run_goes_on(tmp_path, editor, dataset):
+    first, *others = dataset.records
+    mixed = dataclasses.replace(dataset, records=(with_prompt(first, "word " * 300), *others))
+    run = evaluate(tmp_path, editor, mixed)
+    cases = run.cases(mixed)
+    assert "more than the model's context" in cases[0]["failed"]
+    assert not any("failed" in case for case in cases[1:])
+    found = summarize(cases)
+    assert (found.num_cases, list(found.failures)) == (CASES - 1, [first.case_id])
+    assert found.describe_failures().startswith(
+        f"1 of 5 cases failed; case {first.case_id}: prompt"
+    )
+    assert f"{CASES - 1} + 1 failed" in tables.render(tables.make_rows({"run": found}))
+    assert evaluate(tmp_path, editor, mixed, "run_000").cases(mixed) == cases, "nothing is redone"
+
+
+def test_an_edit_that_is_refused_or_infinite_is_recorded(tmp_path, editor, dataset):
+    ids = [record.case_id for record in dataset.records]
+    config = types.SimpleNamespace(refused=ids[1], wild=ids[4])
+    refusing = Refusing(editor.algorithm, editor.model, config, 0, {})
+    cases = [
+        case
+        for start in (0, 3)
+        for case in batch.edit_batch(
+            refusing,
+            dataset.name,
+            dataset.records[start : start + 3],
+            {case_id: {} for case_id in ids},
+            {"generation": None, "max_tokens": 16_384},
+        )
+    ]
+    failed = {case["case_id"]: case["failed"] for case in cases if "failed" in case}
+    assert failed == {
+        ids[1]: "the subject is nowhere to be found.",
+        ids[4]: "the edit holds numbers that are not finite",
+    }
+    assert len(cases) == CASES
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path, editor, dataset):
+    class Broken(RandomEdits):
+        def compute(self, requests, progress=False):
+            raise ValueError("chunk_size=0 must be at least 1.")
+
+    broken = Broken(editor.algorithm, editor.model, editor.config, 0, editor.options)
+    results = tmp_path / "results"
+    no_scores = dataclasses.replace(dataset, records=dataset.records[:1])
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        evaluate(results, broken, no_scores)
+    assert not (results / "ROME").exists()
+    run = evaluate(results, editor, no_scores)
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        evaluate(results, broken, dataset, "run_000")
+    assert len(contents(run.directory)) == 1, "results are kept"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"case_id": 1, "post": {}}', '{"case_id"'])
+def test_a_damaged_case_file_is_not_a_result(tmp_path, editor, dataset, content):
+    short = dataclasses.replace(dataset, records=dataset.records[:2])
+    run = evaluate(tmp_path, editor, short)
+    run.path(short.records[0]).write_text(content)
+    with pytest.raises(ValueError, match=r"case_\d+\.json is damaged .*: remove it and evaluate"):
+        evaluate(tmp_path, editor, short, "run_000")
+
+
+def test_other_hyperparameters_are_refused_before_the_model_is_loaded(whole, config):
+    results = whole.directory.parents[1]
+    known = {"hyperparameters": config.to_dict()}
+    assert evaluation_run.find_run(results, "ROME", "run_000", known) == whole.directory
+    known = {"hyperparameters": config.to_dict() | {"v_lr": 0.1}}
+    with pytest.raises(ValueError, match=r"other settings \(hyperparameters is"):
+        evaluation_run.find_run(results, "ROME", "run_000", known)
+    with pytest.raises(ValueError, match=r"\.\./x.*: give "):
+        evaluation_run.find_run(results, "ROME", "../x")
 
 
 def test_records_without_generation_prompts_need_no_reference_texts(dataset):

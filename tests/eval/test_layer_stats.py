@@ -103,6 +103,13 @@ def test_it_collects_and_reports(program, tmp_path):
         assert difference < 0.2 * np.linalg.norm(shipped[layer].mean)
 
 
+def test_too_few_tokens_are_not_advertised(program, tmp_path):
+    result = program("--num_tokens=100", "--layers=0", f"--output_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "not positive definite" in result.stdout and "Use them" not in result.stdout
+    assert "Edits cannot use layer 0: collect more than 512 tokens" in result.stdout
+
+
 def test_published_statistics_offline_are_one_sentence(program):
     result = program("--published")
     assert result.returncode == 1 and result.stdout == ""
@@ -118,9 +125,9 @@ def test_bad_flags_are_one_sentence(program, tmp_path, texts):
         ("--layers=7",): "--layers=7 does not exist: the model has layers 0 to 5.",
         (
             "--layers=3-",
-        ): "--layers=3- names no layers: give one (17), several (5,6,7), a range (3-8), or all.",
-        ("--layers=",): "--layers= names no layers: give one",
-        ("--layers=5-3",): "--layers=5-3 names no layers: give one",
+        ): "--layers=3- names no layers of a model: give one (17), several (5,6,7), a range (3-8), or all.",
+        ("--layers=",): "--layers= names no layers of a model: give one",
+        ("--layers=5-3",): "--layers=5-3 names no layers of a model: give one",
         (
             "--num_articles=5",
             "--num_tokens=5",
@@ -130,11 +137,14 @@ def test_bad_flags_are_one_sentence(program, tmp_path, texts):
         ("--batch_tokens=10",): "batch_tokens=10 is less than one row of 256 tokens",
         ("--sequence_length=500",): "sequence_length=500 does not fit the model: give 1 to 256",
         ("--dataset=absent.txt",): "there is no absent.txt: give an existing file or folder",
-        (f"--dataset={texts}",): "line 1, has no text under 'text' (its keys are ['body'])",
+        (f"--dataset={texts}",): "line 1, has no field 'text', only ['body']",
         ("--sample_by=word",): "sample_by",
         ("--checkpoint_minutes=soon",): "checkpoint_minutes",
         ("--model_name=gpt5",): "gpt5",
-        (f"--model_name={CHECKPOINT}", "--layers="): "--layers= names no layers: give one",
+        (
+            f"--model_name={CHECKPOINT}",
+            "--layers=",
+        ): "--layers= names no layers of a model: give one",
         (f"--model_name={CHECKPOINT}",): "no ROME layer is known for model",
         ("--dtype=int8",): "dtype='int8'",
     }

@@ -9,6 +9,7 @@ from rome_jax.evaluation import mass_edits as mass_edit_runs
 from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, edit_requests
+from rome_jax.files.locks import FolderInUseError, in_use
 from tests.programs import Program
 
 
@@ -27,6 +28,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_the_program_writes_numbers_and_a_figure(written):
     report = json.loads((written / "mass_edits.json").read_text())
     assert list(report["runs"]) == ["ROME", "MEMIT"]
@@ -44,6 +46,7 @@ def test_the_program_writes_numbers_and_a_figure(written):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_existing_measurements_are_kept(written, world, shipped_model, monkeypatch):
     model = shipped_model("factworld-gpt2")
     editors = [
@@ -70,8 +73,18 @@ def test_existing_measurements_are_kept(written, world, shipped_model, monkeypat
 
     with pytest.raises(ValueError, match=r"seed is 0 there and 1 here.*give another --output_dir"):
         MassEdits.open(written, editors, world, 1)
+    with in_use(written), pytest.raises(FolderInUseError, match=r"--output_dir=.* is in use"):
+        mass.measure([3, 2])
+    for damage, wrong in (
+        ("{", "is not valid JSON .*remove it"),
+        ("[]", "is not a JSON object: remove it"),
+        (json.dumps(new | {"perplexity": float("nan")}), ": perplexity=nan: give a finite number"),
+    ):
+        missing.write_text(damage)
+        with pytest.raises(ValueError, match=rf"MEMIT_0002\.json ?{wrong}"):
+            mass.report([3, 2])
     missing.write_text("{")
-    with pytest.raises(ValueError, match=r"MEMIT_0002\.json is damaged .*remove it"):
+    with pytest.raises(ValueError, match=r"MEMIT_0002\.json is not valid JSON .*remove it"):
         mass.report([2])
 
 

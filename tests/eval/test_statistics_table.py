@@ -10,6 +10,7 @@ def program():
     return Program("eval.statistics_table")
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_for_each_number_of_tokens(program):
     result = program("--num_tokens=0,100,2000", "--num_cases=2")
     assert result.returncode == 0, result.stderr

@@ -8,15 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from rome_jax.evaluation.case_files import find_runs, read_cases
 from rome_jax.evaluation.intervals import percentile_interval, resampled_means, wilson
-from rome_jax.evaluation.summaries import (
-    Source,
-    State,
-    case_metrics,
-    find_runs,
-    read_cases,
-    summarize,
-)
+from rome_jax.evaluation.summaries import Source, State, case_metrics, summarize
 from tests.programs import ROOT, Program, refusal
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -236,6 +230,56 @@ def test_an_infinite_perplexity_causes_no_warning():
     assert value.mean == math.inf and not value.has_interval
 
 
+MEMIT = {
+    "case_id": 0,
+    "grouped_case_ids": [0, 1, 2, 3],
+    "num_edits": 4,
+    "requested_rewrite": {"prompt": "{} is in", "subject": "X"},
+    "time": 12.0,
+    "post": {
+        **counterfact([1], [1, 0], [1]),
+        "rewrite_prompts_correct": [True],
+        "paraphrase_prompts_correct": [False, False],
+        "neighborhood_prompts_correct": [True],
+    },
+}
+
+
+def test_folders_of_memit_and_alphaedit_are_read(program, tmp_path):
+    folder = tmp_path / "MEMIT" / "run_000"
+    folder.mkdir(parents=True)
+    for case_id in (0, 1, 10):
+        content = json.dumps(MEMIT | {"case_id": case_id})
+        (folder / f"4_edits-case_{case_id}.json").write_text(content)
+    (folder / "params.json").write_text("{}")
+    assert find_runs(tmp_path, ["MEMIT"]) == [folder]
+    metrics = summarize(read_cases(folder)).metrics
+    assert metrics["time"].mean == 3.0, "per edit"
+    # S is of the probabilities, and the table is that of CounterFact, although there are accuracies.
+    assert metrics["post_score"].mean == pytest.approx(75.0)
+    result = program(f"--results_dir={tmp_path}", "--dir_name=MEMIT")
+    assert result.returncode == 0 and " ES " in result.stdout.splitlines()[0]
+    (folder / "9_edits-case_1.json").write_text(json.dumps(MEMIT | {"case_id": 1}))
+    with pytest.raises(ValueError, match=r"4_edits-case_1.json and 9_edits-case_1.json: move the"):
+        read_cases(folder)
+
+
+def test_failed_cases_are_counted_and_do_not_count(program, results):
+    folder = results / "FT" / "run_000"
+    failed = {"case_id": 2, "requested_rewrite": {}, "failed": "its prompt is too long."}
+    (folder / "case_2.json").write_text(json.dumps(failed))
+    found = summarize(read_cases(folder))
+    assert (found.num_cases, found.failures) == (2, {2: "its prompt is too long."})
+    assert found.describe_failures() == "1 of 3 cases failed; case 2: its prompt is too long."
+    line = program(f"--results_dir={results}", "--dir_name=FT").stdout.splitlines()[2]
+    assert line.split()[:5] == ["FT/run_000", "2", "+", "1", "failed"]
+    table = program(f"--results_dir={results}", "--dir_name=FT", "--format=csv").stdout
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["failed"] for row in rows] == ["0", "1"]
+    with pytest.raises(ValueError, match="all 1 cases failed; case 2: its prompt is too long"):
+        summarize([failed]).describe_failures()
+
+
 def test_cases_are_read_in_order_of_their_ids(results):
     folder = results / "ROME" / "run_000"
     (folder / "case_1.json.partial").write_text("{")
@@ -250,9 +294,21 @@ def test_cases_are_read_in_order_of_their_ids(results):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"case_id": 0', r"case_0\.json is damaged \(Expecting ',' delimiter"),
-        ("[]", r"case_0\.json has no case_id: remove it"),
-        ('{"post": {}}', r"case_0\.json has no case_id: remove it"),
+        (
+            '{"case_id": 0',
+            r"case_0\.json is damaged \(ends within a value \(column 14\)\): remove it",
+        ),
+        ("[]", r"case_0\.json is damaged \(holds no object\): remove it"),
+        ('{"post": {}}', r"case_0\.json is damaged \(has no case_id\): remove it"),
+        ('{"case_id": 0}', r"case_0\.json is damaged \(has no scores under post\): remove it"),
+        ('{"case_id": 0, "post": {"text": ["a"]}}', r"has no scores under post"),
+        ('{"case_id": 8, "post": {"rewrite_prompts_exact": [true]}}', r"\(holds case 8\)"),
+        ('{"case_id": 0, "post": {"rewrite_prompts_correct": ["true"]}}', r"correct\[0\]='true'"),
+        (
+            '{"case_id": 0, "post": {"rewrite_prompts_probs": [{"target_new": NaN, "target_true": 1}]}}',
+            r"\(post.rewrite_prompts_probs\[0\].target_new=nan\): remove it",
+        ),
+        ("[" * 100_000, r"case_0\.json is damaged \(is nested too deeply\)"),
     ],
 )
 def test_a_damaged_file_is_named(results, content, message):

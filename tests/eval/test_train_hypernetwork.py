@@ -161,6 +161,7 @@ def test_methods_without_a_network_take_none(model):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_a_network_brings_its_own_hyperparameters(said):
     path = str(said[0] / "hypernetwork.safetensors")
     found = read_config(MethodName.MEND, "a model nobody knows", hypernetwork=path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from rome_jax.data.published import DataError
 from rome_jax.data.request import EditRequest
 from rome_jax.evaluation.datasets import (
     CounterFactRecord,
@@ -19,6 +18,7 @@ from rome_jax.evaluation.datasets import (
 )
 from rome_jax.factworld import records as factworld
 from rome_jax.factworld.facts import make_world
+from rome_jax.files.records import DataError
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
 COUNTERFACT, ZSRE = (SAMPLES / f"{name}_sample_100.json" for name in ("counterfact", "zsre"))
@@ -145,32 +145,49 @@ def test_zsre_fields():
         (
             "requested_rewrite",
             MISSING,
-            "case 7: requested_rewrite is missing; there is attribute_p",
+            "case 7: requested_rewrite is missing: give it.",
         ),
-        ("requested_rewrite", "x", "case 7: requested_rewrite is 'x'; give an object with fields."),
+        ("requested_rewrite", "x", "case 7: requested_rewrite='x': give a mapping of names"),
         ("requested_rewrite.subject", MISSING, "case 7: requested_rewrite.subject is missing"),
         (
             "requested_rewrite.subject",
             " ",
-            "case 7: requested_rewrite.subject is ' '; give a text ",
+            "case 7: requested_rewrite.subject=' ': give a text that is not empty",
         ),
         ("requested_rewrite.subject", "Rome ", "case 7: subject='Rome ' has white space around it"),
         ("requested_rewrite.prompt", "She speaks", "case 7: prompt='She speaks' has 0 '{}'"),
         ("requested_rewrite.prompt", "{} and {}", "case 7: prompt='{} and {}' has 2 '{}'"),
-        ("requested_rewrite.target_new", "Wu", "requested_rewrite.target_new is 'Wu'; give an obj"),
-        ("requested_rewrite.target_new.str", 3, "requested_rewrite.target_new.str is 3; give a te"),
+        ("requested_rewrite.target_new", "Wu", "requested_rewrite.target_new='Wu': give a mapping"),
+        ("requested_rewrite.target_new.str", 3, "requested_rewrite.target_new.*=3: give a text"),
         ("requested_rewrite.target_new.str", "Wu ", "target_new='Wu ' ends in white space"),
-        ("requested_rewrite.target_true.str", "", "requested_rewrite.target_true.str is ''; give"),
-        ("requested_rewrite.target_true.id", 7, "requested_rewrite.target_true.id is 7; give a te"),
+        (
+            "requested_rewrite.target_true.str",
+            "",
+            "requested_rewrite.target_true.*='': give a text that",
+        ),
+        (
+            "requested_rewrite.target_true.id",
+            7,
+            "requested_rewrite.target_true.id=7: give a text",
+        ),
         ("paraphrase_prompts", MISSING, "case 7: paraphrase_prompts is missing"),
-        ("paraphrase_prompts", "x" * 200, "paraphrase_prompts is 'xxxxx.*xxx...; give a list."),
-        ("neighborhood_prompts", ["a", ""], r"neighborhood_prompts is \['a', ''\]; give a list of"),
-        ("attribute_prompts", [None], r"attribute_prompts is \[None\]; give a list of texts"),
+        ("paraphrase_prompts", 3, r"paraphrase_prompts\[0\]=3: give a text"),
+        ("paraphrase_prompts", ["x \ud83d"], r"paraphrase_prompts\[0\]=.*: give valid Unicode"),
+        ("requested_rewrite.target_new.str", None, "target_new.*=None: give a text"),
+        ("more_prompts", ["x"], "case 7: more_prompts would not be scored: remove it"),
+        ("hops", [{"question": "Where?"}], "case 7: hops would not be scored: remove it"),
+        (
+            "neighborhood_prompts",
+            ["a", ""],
+            r"neighborhood_prompts\[1\]='': give a text that is not empty",
+        ),
+        ("attribute_prompts", [None], r"attribute_prompts\[0\]=None: give a text"),
         ("portability_prompts", [{"prompt": "a"}], r"portability_prompts\[0\].target is missing"),
-        ("portability_prompts", ["a"], r"case 7: portability_prompts\[0\] is 'a'; give an object"),
-        ("case_id", "13", "record 0: case_id is '13'; give an integer from 0 to 4294967295."),
-        ("case_id", True, "record 0: case_id is True; give"),
-        ("case_id", -1, "record 0: case_id is -1; give"),
+        ("portability_prompts", ["a"], r"case 7: portability_prompts\[0\]='a': give a mapping"),
+        ("case_id", "x", "record 0: case_id='x': give an integer"),
+        ("case_id", True, "record 0: case_id=True: give an integer"),
+        ("case_id", -1, "record 0: case_id=-1: give a number of 0 or more"),
+        ("case_id", 2**32, "record 0: case_id=4294967296: give a number below 4294967296"),
     ],
 )
 def test_a_malformed_counterfact_record_is_named(path, value, message):
@@ -184,16 +201,12 @@ def test_a_malformed_counterfact_record_is_named(path, value, message):
         (
             "prompt",
             "She speaks",
-            "case 7: prompt is 'She speaks'; give a text with the subject, 'Dan",
+            "case 7: prompt='She speaks': give a text with the subject, 'Dan",
         ),
-        ("target_new", ["a", "b"], r"case 7: target_new is \['a', 'b'\]; give a text that is not"),
-        ("ground_truth", [], r"case 7: ground_truth is \[\]; give a text"),
-        ("rephrase_prompt", MISSING, "case 7: rephrase_prompt is missing"),
-        (
-            "locality_ground_truth",
-            "Wu",
-            "is 'Wu'; neighborhood prompts are scored with .* 'French'",
-        ),
+        ("target_new", [3, "b"], "case 7: target_new=3: give a text"),
+        ("ground_truth", [], r"case 7: ground_truth=\[\]: give a text"),
+        ("ground_truth", MISSING, "case 7: ground_truth is missing: give it, or give ds_name=zsre"),
+        ("locality", {"a": [{"prompt": "b"}]}, r"locality.a\[0\].ground_truth is missing"),
     ],
 )
 def test_a_malformed_flat_record_is_named(path, value, message):
@@ -204,11 +217,11 @@ def test_a_malformed_flat_record_is_named(path, value, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("src", "Is {} old?", "case 0: src is 'Is {} old.'; give a text with the subject, 'Rome',"),
+        ("src", "Is {} old?", "case 0: src='Is {} old.': give a text with the subject, 'Rome',"),
         ("src", "Is {} in Rome?", "case 0: prompt='Is {} in {}.' has 2"),
-        ("answers", [], r"case 0: answers is \[\]; give at least"),
-        ("answers", "yes", "case 0: answers is 'yes'; give a list"),
-        ("loc_ans", None, "case 0: loc_ans is None; give a text"),
+        ("answers", [], r"case 0: answers=\[\]: give more items"),
+        ("answers", 3, "case 0: answers.*=3: give a text"),
+        ("loc_ans", None, "case 0: loc_ans=None: give a text"),
         ("loc", MISSING, "case 0: loc is missing"),
     ],
 )
@@ -220,9 +233,9 @@ def test_a_malformed_zsre_record_is_named(path, value, message):
 @pytest.mark.parametrize("parse", [parse_counterfact, parse_one_paraphrase, parse_zsre])
 def test_something_that_is_not_a_list_of_records_is_refused(parse):
     for records in ({}, [], None):
-        with pytest.raises(DataError, match="there are no records: give a JSON list"):
+        with pytest.raises(DataError, match="there are no records: give a list"):
             parse(records)
-    with pytest.raises(DataError, match="record 0 is 3; give an object with fields"):
+    with pytest.raises(DataError, match="record 0=3: give a mapping"):
         parse([3])
 
 
@@ -345,10 +358,13 @@ def test_a_limit_below_one_is_refused(limit):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[{"case_id": 7, "reques', r"mine.json is not JSON \(.*\): it may be truncated; correct"),
-        (b"[\xff]", "mine.json is not JSON .*utf-8"),
-        (b'{"case_id": 7}', "mine.json: there are no records: give a JSON list"),
-        (b"[]", "mine.json: there are no records: give a JSON list"),
+        (
+            b'[{"case_id": 7, "reques',
+            r"mine.json ends within a value \(column 17\): it was cut short",
+        ),
+        (b"[\xff]", "mine.json is not UTF-8 .*: convert it with iconv -f LATIN1"),
+        (b'{"case_id": 7}', "mine.json: record 0 has the fields case_id: give one of the layouts"),
+        (b"[]", "mine.json: there are no records: give a list"),
         (
             json.dumps([QUESTION]).encode(),
             "mine.json: these are zsRE records: give ds_name=zsre",
@@ -362,3 +378,114 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_dataset(DatasetName.CF, path=path)
+
+
+KNOWEDIT = {
+    "subject": "Danielle Darrieux",
+    "prompt": "The mother tongue of Danielle Darrieux is",
+    "target_new": "English",
+    "ground_truth": ["French", "français"],
+    "rephrase_prompt": "Danielle Darrieux speaks",
+    "locality": {
+        "Relation_Specificity": [{"prompt": "Her country is", "ground_truth": [["France", "FR"]]}],
+        "Forgetfulness": None,
+    },
+    "portability": {"Reasoning": [{"prompt": "Her accent is", "ground_truth": ["English"]}]},
+}
+BIOGRAPHY = {
+    "concept": "Ada",
+    "text": "This is a passage about Ada. ",
+    "labels": "She wrote.",
+    "locality": {"Relation_Specificity": [{"prompt": "Ada was", "ground_truth": ["a writer"]}]},
+}
+ROW = {
+    "relation": "The mother tongue of {} is",
+    "prompt": "The mother tongue of Danielle Darrieux is",
+    "relation_id": "P103",
+    "target_true": " French",
+    "target_false": " English",
+    "target_true_id": "Q150",
+    "target_false_id": "Q1860",
+    "subject": " Danielle Darrieux",
+}
+MULTI_HOP = {
+    "case_id": 7,
+    "requested_rewrite": [{**REWRITE, "question": "What does Danielle Darrieux speak?"}],
+    "questions": ["Where is her language from?", "What country is her language from?"],
+    "answer": "France",
+    "new_answer": "England",
+    "new_answer_alias": ["UK"],
+    "single_hops": [
+        {"question": "What does she speak?", "cloze": "She speaks", "answer": "French"}
+    ],
+}
+
+
+def loaded(tmp_path, name, *records):
+    (tmp_path / "mine.json").write_text(json.dumps(records))
+    return load_dataset(name, path=tmp_path / "mine.json").records
+
+
+def test_locality_and_portability_of_knowedit_are_scored(tmp_path):
+    (record,) = loaded(tmp_path, DatasetName.CF, KNOWEDIT)
+    (question,) = loaded(tmp_path, DatasetName.ZSRE, KNOWEDIT)
+    for one in (record, question):
+        assert one.request.target_true == "French", "the first alias"
+        assert one.paraphrase_prompts == ("Danielle Darrieux speaks",)
+        assert one.locality_prompts == (("Her country is", "France"),)
+        assert one.portability_prompts == (("Her accent is", "English"),)
+    assert record.neighborhood_prompts == ()
+    no_truth = {name: value for name, value in KNOWEDIT.items() if name != "ground_truth"}
+    (question,) = loaded(tmp_path, DatasetName.ZSRE, no_truth)
+    assert question.request.target_true == "<|endoftext|>"
+    # EasyEdit's older files have one question and pairs of lists.
+    older = {**KNOWEDIT, "portability": {"New Question": "Where?", "New Answer": "There"}}
+    older["locality"] = {"neighborhood": {"prompt": ["a", "b"], "ground_truth": ["c", "d"]}}
+    (record,) = loaded(tmp_path, DatasetName.CF, older)
+    assert record.portability_prompts == (("Where?", "There"),)
+    assert record.locality_prompts == (("a", "c"), ("b", "d"))
+
+
+def test_a_neighbor_with_another_answer_is_scored_by_it():
+    (record,) = parse_one_paraphrase([changed(FLAT, "locality_ground_truth", "Wu")])
+    assert record.neighborhood_prompts == ()
+    assert record.locality_prompts == ((FLAT["locality_prompt"], "Wu"),)
+
+
+def test_other_layouts(tmp_path):
+    (record,) = loaded(tmp_path, DatasetName.ZSRE, BIOGRAPHY)
+    assert record.request.text == "This is a passage about Ada."
+    assert record.request.target_new == "She wrote."
+    assert record.locality_prompts == (("Ada was", "a writer"),)
+    (record,) = loaded(tmp_path, DatasetName.CF, ROW)
+    assert record.requested_rewrite == REWRITE
+    (record,) = loaded(tmp_path, DatasetName.CF, MULTI_HOP)
+    assert (record.case_id, record.requested_rewrite) == (7, REWRITE)
+    assert record.paraphrase_prompts == ("What does Danielle Darrieux speak?",)
+    assert [target for _, target in record.portability_prompts] == ["England", "England"]
+    request = {key: FLAT[key] for key in ("prompt", "subject", "target_new", "ground_truth")}
+    (record,) = loaded(tmp_path, DatasetName.CF, request)  # a request of EasyEdit
+    assert record.request.target_true == "French" and record.paraphrase_prompts == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        (DatasetName.CF, BIOGRAPHY, "these are WikiBio records: give ds_name=zsre"),
+        (DatasetName.ZSRE, ROW, "these are CounterFact tracing records: give ds_name=cf"),
+        (DatasetName.ZSRE, CF, "these are CounterFact records: give ds_name=cf"),
+        (
+            DatasetName.CF,
+            {**MULTI_HOP, "requested_rewrite": [REWRITE, REWRITE]},
+            "case 7: requested_rewrite holds 2 edits, and each case is one edit",
+        ),
+        (
+            DatasetName.CF,
+            {"question": "a", "answer": "b"},
+            "record 0 has the fields question, answer",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_scored_is_named(tmp_path, name, record, message):
+    with pytest.raises(DataError, match=f"mine.json: {message}"):
+        loaded(tmp_path, name, record)

@@ -1,5 +1,6 @@
 """Records evaluated in batches with factored deltas, against merging each delta and evaluating it alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rome_jax.data.tokens import SequenceTooLongError
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import MethodName
 from rome_jax.evaluation import datasets
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
-from rome_jax.evaluation.evaluate import evaluate_records
-from rome_jax.evaluation.generation import GenerationTests
+from rome_jax.evaluation.evaluate import check_record, evaluate_records
+from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
+from rome_jax.evaluation.summaries import State, summarize
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
 from rome_jax.models.interventions import Delta, DenseUpdate, Part
 from rome_jax.models.registry import SHIPPED
@@ -33,7 +36,7 @@ def gpt2(shipped_model):
 @pytest.fixture(scope="module")
 def generation():
     vectorizer = tfidf_vectorizer(*load_tfidf(factworld=True))
-    return GenerationTests(load_snippets(factworld=True), vectorizer, seed=3)
+    return GenerationTests(load_snippets(factworld=True), vectorizer, 3, EssenceTarget.TRUE)
 
 
 def records_of(name, model, count=CASES):
@@ -113,6 +116,35 @@ def test_as_many_edits_as_records_are_needed(gpt2):
     records = records_of(DatasetName.CF, gpt2, 2)
     with pytest.raises((ValueError, TypeError), match=r"case axis|1 deltas for 2 records"):
         evaluate_records(gpt2, DatasetName.CF, records, Delta(()))
+
+
+def test_locality_and_portability_prompts_are_scored(gpt2):
+    known = ("Gothulf Punby plays the sport of", "rowing")
+    unknown = ("Gothulf Punby plays the sport of", "Rome")
+    probes = {"locality_prompts": (known, unknown), "portability_prompts": (known,)}
+    (fact,) = records_of(DatasetName.CF, gpt2, 1)
+    (result,) = evaluate_records(gpt2, DatasetName.CF, [dataclasses.replace(fact, **probes)])
+    assert result["neighborhood_prompts_correct"][0] is True
+    assert not all(result["neighborhood_prompts_correct"][1:])
+    assert result["portability_prompts_exact"] == [True]
+    (question,) = records_of(DatasetName.ZSRE, gpt2, 1)
+    (result,) = evaluate_records(gpt2, DatasetName.ZSRE, [dataclasses.replace(question, **probes)])
+    assert result["neighborhood_prompts_correct"][0] is True
+    assert result["portability_prompts_exact"] == result["portability_prompts_correct"] == [True]
+    metrics = summarize([{"case_id": 0, "post": result}]).state(State.POST)
+    assert metrics["portability_acc"].mean == metrics["portability_exact"].mean == 100
+    assert metrics["neighborhood_acc"].mean < 100
+
+
+@pytest.mark.parametrize("name", DatasetName)
+def test_a_record_that_does_not_fit_the_context_is_refused_before_it_is_scored(gpt2, name):
+    (record,) = records_of(name, gpt2, 1)
+    check_record(gpt2, name, record)
+    words = "word " * gpt2.config.context_length
+    request = dataclasses.replace(record.request, target_new=words.rstrip())
+    for changes in ({"paraphrase_prompts": (words,)}, {"request": request}):
+        with pytest.raises(SequenceTooLongError, match="more than the model's context"):
+            check_record(gpt2, name, dataclasses.replace(record, **changes))
 
 
 def test_records_of_the_other_data_set_are_refused(gpt2):

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 
 from rome_jax.data.request import EditRequest
+from rome_jax.data.tokenization import continuation_ids, prompt_ids
 from rome_jax.edit.delta import apply_delta
 from rome_jax.evaluation import counterfact, zsre
 from rome_jax.evaluation.datasets import DatasetName, ZsRERecord, parse_counterfact
 from rome_jax.evaluation.evaluate import evaluate_records
+from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.metrics import essence_perplexity
-from rome_jax.evaluation.scoring import score_queries, text_query, tokenize_texts
+from rome_jax.evaluation.scoring import score_queries, text_query
+from rome_jax.evaluation.snippets import AttributeSnippets
 from rome_jax.evaluation.text_metrics import fluency, reference_score, tfidf_vectorizer
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 
@@ -90,16 +93,27 @@ def test_scores_of_the_originals_texts(case, golden, model, delta, state):
     edited = model
     if state == "post":
         edited = model.replace(params=apply_delta(model.params, delta[0]))
-    (ids,) = tokenize_texts(model, expected["essence_text"])
+    (ids,) = prompt_ids(model.tokenizer, expected["essence_text"])
     ((score,),) = score_queries(edited, [text_query(ids[:100])])
     actual = essence_perplexity(score.log_probs)
     assert actual == pytest.approx(expected["essence_score"], rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("essence", EssenceTarget)
+def test_the_essence_text_is_looked_up_where_the_original_does(case, golden, model, essence):
+    snippets = AttributeSnippets.from_groups(golden("eval_tfidf").info["snippets"])
+    tests = GenerationTests(snippets, None, essence=essence)
+    found = tests.essence_queries(model, parse_counterfact([case.info["record"]]))
+    texts = [text for text, _ in found.values()]
+    expected = [case.info["essence_text_used_for_ppl"]]
+    assert texts == (expected if essence is EssenceTarget.NEW else [])
+    assert GenerationTests(snippets, None).essence is EssenceTarget.NEW
+
+
 def test_a_split_character_can_be_correct_by_token_but_never_as_text(model):
     """All tokens of the target count as hits, so only the comparison as text can fail."""
     target = "€"  # three bytes
-    (ids,) = tokenize_texts(model, [" " + target])
+    (ids,) = continuation_ids(model.tokenizer, [" " + target])
     assert len(ids) > 1
     record = ZsRERecord(
         EditRequest("What is {}?", "the file", target, "<|endoftext|>"),
@@ -128,7 +142,7 @@ def test_exact_is_greedy_decoding(case, model):
     from rome_jax.models.generate import generate
 
     prompts = ["The file", "The Linux kernel is", "A new window"]
-    ids = tokenize_texts(model, prompts)
+    ids = prompt_ids(model.tokenizer, prompts)
     said = generate(model.params, model.config, pad(ids), max_new_tokens=3).tokens(
         with_prompt=False
     )

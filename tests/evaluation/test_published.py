@@ -6,9 +6,9 @@ import json
 import pytest
 
 from rome_jax.data import published
-from rome_jax.data.published import DataError, Fields, PublishedFile, fetch
+from rome_jax.data.published import PublishedFile, fetch
 from rome_jax.evaluation.datasets import DatasetName, load_dataset, parse_zsre
-from rome_jax.files.artifacts import DownloadError
+from rome_jax.files.downloads import DownloadError
 from rome_jax.trace import inputs as trace_inputs
 
 QUESTION = {
@@ -62,11 +62,6 @@ def test_a_download_is_checked(cache, tmp_path, monkeypatch):
     assert fetch(PublishedFile("small.json", 6, right)) == path
     with pytest.raises(DownloadError, match=r"small.json has 6 bytes instead of 7: remove it"):
         fetch(PublishedFile("small.json", 7, right))
-
-
-def test_an_empty_record_is_named():
-    with pytest.raises(DataError, match="case 3: subject is missing; there is no field"):
-        Fields.of({}, "case 3").text("subject")
 
 
 def test_known_facts_are_downloaded_when_requested(tmp_path, monkeypatch):

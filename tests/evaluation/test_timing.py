@@ -8,7 +8,8 @@ import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
-from rome_jax.evaluation import run
+from rome_jax.evaluation import batch
+from rome_jax.evaluation.record_types import DatasetName
 from rome_jax.evaluation.timing import Stopwatch
 
 TRACE, COMPILE = (f"/jax/core/compile/{step}_duration" for step in ("trace", "backend_compile"))
@@ -45,8 +46,8 @@ def test_the_time_of_a_case_is_its_share_of_the_edits_without_compilation(monkey
 
     editor = SimpleNamespace(compute=compute, model=None)
     records = [SimpleNamespace(request=None, case_id=i, requested_rewrite={}) for i in range(2)]
-    monkeypatch.setattr(run, "evaluate_records", lambda *_, **__: time.sleep(0.5) or [{}, {}])
-    cases = run._edit(editor, SimpleNamespace(name="cf"), records, {})
+    monkeypatch.setattr(batch, "evaluate_records", lambda *_, **__: time.sleep(0.5) or [{}, {}])
+    cases = batch.edit_batch(editor, DatasetName.CF, records, {0: {}, 1: {}}, {})
     assert [case["time"] for case in cases] == [cases[0]["time"]] * 2
     assert 0.009 < cases[0]["time"] < 0.25, "neither compilation nor scoring counts"
 

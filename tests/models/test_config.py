@@ -31,8 +31,6 @@ def test_the_hub_config_of_every_preset_is_the_preset(name):
 @pytest.mark.parametrize(
     "attribute, value",
     [
-        ("scale_attn_weights", False),
-        ("scale_attn_by_inverse_layer_idx", True),
         ("add_cross_attention", True),
         ("is_encoder_decoder", True),
         ("cross_attention_hidden_size", 64),
@@ -53,6 +51,49 @@ def test_what_is_not_computed_is_refused_by_name(family, attribute, value):
     hub = to_hf(tiny_config(family)) | {attribute: value}
     with pytest.raises(UnsupportedConfigError, match=attribute):
         from_hf(hub)
+
+
+@pytest.mark.parametrize(
+    "attribute, value", [("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True)]
+)
+def test_scaling_of_scores_belongs_to_gpt2(attribute, value):
+    with pytest.raises(UnsupportedConfigError, match=attribute):
+        from_hf(to_hf(tiny_config("gptj")) | {attribute: value})
+    hub = to_hf(tiny_config("gpt2")) | {attribute: value, "reorder_and_upcast_attn": True}
+    config = from_hf(hub)
+    assert config != tiny_config("gpt2") and to_hf(config) == hub
+
+
+@pytest.mark.parametrize(
+    "attribute, value, want",
+    [
+        ("n_layer", "6", 6),
+        ("n_layer", 6.0, 6),
+        ("n_layer", [6], None),
+        ("n_layer", 1e9, None),
+        ("n_layer", True, None),
+        ("n_layer", 2**70, None),
+        ("n_embd", 18 * 10**9, None),
+        ("vocab_size", {"a": 1}, None),
+        ("n_positions", float("nan"), None),
+        ("n_inner", "many", None),
+        ("layer_norm_epsilon", float("inf"), None),
+        ("layer_norm_epsilon", "1e-5", 1e-5),
+        ("layer_norm_epsilon", 0, None),
+        ("tie_word_embeddings", "false", False),
+        ("tie_word_embeddings", "perhaps", None),
+        ("activation_function", ["relu"], None),
+        ("activation_function", None, None),
+    ],
+)
+def test_values_are_converted_or_refused(attribute, value, want):
+    hub = to_hf(tiny_config("gpt2")) | {attribute: value}
+    if want is None:
+        with pytest.raises(UnsupportedConfigError, match=f"x/config.json: {attribute}=") as error:
+            from_hf(hub, "x/config.json")
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+    else:
+        assert to_hf(from_hf(hub))[attribute] == want
 
 
 @pytest.mark.parametrize("family, rotary_dim", [("gpt2", 4), ("gptj", 0), ("gptj", None)])

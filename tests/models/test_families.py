@@ -26,7 +26,7 @@ from rome_jax.models.families import FAMILIES, family_config, from_hf, to_hf
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.generate import generate
 from rome_jax.models.huggingface import load_params, save_params
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Site
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Patch, PatchMode, Site
 from rome_jax.models.sharding import LOGICAL_AXES
 from tests.models.checkpoints import (
     SEQUENCES,
@@ -97,9 +97,9 @@ def test_to_hf_and_back(family, heads, shared, head_dim, base, scaling, epsilon,
     [
         ({"model_type": "gemma2"}, "model_type 'gemma2'"),
         ({"model_type": ["llama"]}, "model_type"),
-        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": None}, "hidden_size=None: give an integer"),
         ({"hidden_size": "wide"}, "hidden_size='wide': give an integer"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers=0: give a number above 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0: give a number of 1 or more"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan: give a finite number"),
         ({"hidden_act": "tanh"}, "hidden_act='tanh'"),
         ({"pretraining_tp": 2}, "pretraining_tp=2"),
@@ -226,6 +226,17 @@ def test_the_key_is_the_gated_product():
     assert close(found[Site.MLP_GATE], gate) and close(found[Site.MLP_PRE], up)
     assert close(found[Site.MLP_KEY], key)
     assert close(found[Site.MLP_OUT], key @ mlp["down"]["kernel"])
+
+
+def test_a_site_that_a_model_does_not_have_is_refused():
+    config = tiny_config("gpt2")
+    params, batch = random_params(config), pad(SEQUENCES)
+    patch = Patch(Site.MLP_GATE, PatchMode.ADD, jnp.int32(0), batch.mask, jnp.ones(40))
+    for options in ({"capture": (Site.MLP_GATE,)}, {"patches": (patch,)}):
+        with pytest.raises(
+            ValueError, match="gpt2 model have no site MLP_GATE: give one of ATTN_PATTERN"
+        ):
+            forward.hidden_states(params, config, batch, **options)
 
 
 @settings(max_examples=20, deadline=None)

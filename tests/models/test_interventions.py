@@ -23,6 +23,7 @@ from rome_jax.models.interventions import (
     Patch,
     PatchMode,
     Site,
+    sites_of,
 )
 from rome_jax.models.layers import Interventions
 from tests.models.checkpoints import FAMILIES, SEQUENCES, close, rows, tiny_model
@@ -35,7 +36,7 @@ def clean(request):
     """A model, a batch of equally long rows, its captures and logits."""
     params, config = tiny_model(request.param)
     batch = pad([[4, 17, 31, 2, 8], [9, 9, 3, 1, 0]])
-    captured = capture(params, config, batch, tuple(Site)[1:])
+    captured = capture(params, config, batch, sites_of(config))
     captured = {site: np.asarray(values) for site, values in captured.items()}
     return params, config, batch, captured, logits(params, config, batch)
 

@@ -23,10 +23,11 @@ from transformers import (
 from rome_jax.data.tokens import pad
 from rome_jax.files.safetensors_io import CheckpointError, read_header
 from rome_jax.models import convert_torch, forward
+from rome_jax.models.export import save_hf
 from rome_jax.models.families import from_hf
 from rome_jax.models.huggingface import load_params, save_params
 from rome_jax.models.interventions import Site
-from rome_jax.models.registry import load_model, save_hf
+from rome_jax.models.registry import load_model
 from tests.models.checkpoints import GOLDEN, assert_same_params
 
 pytestmark = pytest.mark.parity
@@ -75,6 +76,10 @@ CONFIGS = {
     "gpt2 with an untied head and gelu": GPT2Config(
         **_COMMON, tie_word_embeddings=False, activation_function="gelu", n_inner=7
     ),
+    "gpt2 with scores divided by the layer's number": GPT2Config(
+        **_COMMON, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True
+    ),
+    "gpt2 with unscaled scores": GPT2Config(**_COMMON, scale_attn_weights=False),
     "gpt2 with a large epsilon": GPT2Config(**_COMMON, layer_norm_epsilon=0.1),
     "gptj with half of each head rotated": GPTJConfig(**_COMMON, rotary_dim=4, n_inner=56),
     "gptj with whole heads rotated": GPTJConfig(**_COMMON, rotary_dim=8),
@@ -293,7 +298,7 @@ class Unsafe:
         lambda path: path.write_bytes(b"not a pickle"),
         lambda path: path.write_bytes(b""),
         lambda path: torch.save({"transformer.wte.weight": Unsafe()}, path),
-        lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}}, path),
+        lambda path: torch.save({"weights": {"a": torch.zeros(1)}}, path),
         lambda path: torch.save([torch.zeros(1)], path),
     ],
 )
@@ -303,3 +308,32 @@ def test_damaged_and_unsafe_pickles_are_refused(binary, spoil):
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged or holds more"):
         load_params(directory, config)
     assert not converted(directory)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_weights_inside_a_training_checkpoint_are_named_with_the_remedy(binary, key):
+    directory, config, _ = binary
+    state = torch.load(directory / "pytorch_model.bin")
+    torch.save({key: state, "epoch": 3}, directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"weights under '{key}': save these alone"):
+        load_params(directory, config)
+
+
+def test_a_damaged_conversion_is_done_again(binary):
+    directory, config, params = binary
+    load_params(directory, config)
+    (file,) = converted(directory)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert_same_params(load_params(directory, config), params)
+
+
+def test_the_module_computes_scores_divided_by_the_layers_number():
+    config = from_hf(CONFIGS["gpt2 with scores divided by the layer's number"].to_dict())
+    assert config.scale_by_layer and config.upcast_attention
+    params = forward.init_params(config, jax.random.key(0))
+    batch = pad(SEQUENCES)
+    got = forward.Transformer(config).apply({"params": params}, batch.ids, jnp.asarray(batch.mask))
+    want = forward.logits(params, config, batch)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5)

@@ -12,15 +12,15 @@ from huggingface_hub import errors
 
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
-from rome_jax.models import registry
+from rome_jax.models import export
 from rome_jax.models.config import Rotary, RotaryPairs
+from rome_jax.models.export import MARKER, save_hf
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.registry import (
     LanguageModel,
     ModelNotFoundError,
     TokenizerError,
     load_model,
-    save_hf,
 )
 from tests.models.checkpoints import (
     FAMILIES,
@@ -66,7 +66,8 @@ def test_dtype_and_precision_are_as_asked(dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "int8"}, {"dtype": "half-ish"}, {"precision": "best"}]
+    "options",
+    [{"dtype": "int8"}, {"dtype": "half-ish"}, {"dtype": "\udce9"}, {"precision": "best"}],
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}='") as error:
@@ -207,6 +208,25 @@ def test_a_damaged_config_is_refused(content, tmp_path):
     one_sentence(error)
 
 
+@pytest.mark.parametrize("change", ["mark", "text"])
+def test_a_config_with_a_byte_order_mark_or_numbers_as_text_loads(change, tmp_path, gpt2):
+    directory = copy_golden("gpt2", tmp_path / "model")
+    path = directory / "config.json"
+    if change == "mark":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    else:
+        layers = gpt2.config.num_layers
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": str(layers)}))
+    assert_same_params(load_model(directory).params, gpt2.params)
+
+
+def test_an_adapter_is_refused_with_its_remedy(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelNotFoundError, match="merge_and_unload") as error:
+        load_model(tmp_path)
+    one_sentence(error)
+
+
 def test_corrupt_weights_are_refused(tmp_path):
     directory = damaged(
         tmp_path, lambda path: (path / "model.safetensors").write_bytes(b"\x00" * 64)
@@ -258,18 +278,39 @@ def test_a_slow_tokenizer_is_refused(tmp_path):
     one_sentence(error)
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    def add_a_token(directory):
-        path = directory / "tokenizer.json"
-        content = json.loads(path.read_text())
-        content["added_tokens"].append(
-            content["added_tokens"][0] | {"id": 2000, "content": "<|new|>"}
-        )
-        path.write_text(json.dumps(content))
+def with_token(directory: Path, id: int, added: bool) -> None:
+    """Adds a token to tokenizer.json, to the added tokens or to the vocabulary."""
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    if added:
+        token = content["added_tokens"][0] | {"id": id, "content": "[PAD]"}
+        content["added_tokens"].append(token)
+    else:
+        content["model"]["vocab"]["new"] = id
+    path.write_text(json.dumps(content))
 
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    directory = damaged(tmp_path, lambda path: with_token(path, 2000, added=False))
     with pytest.raises(TokenizerError, match="ids up to 2000, but the model has 2000") as error:
-        load_model(damaged(tmp_path, add_a_token))
+        load_model(directory)
     one_sentence(error)
+
+
+def test_an_added_token_without_an_embedding_is_refused_where_it_is_used(tmp_path, gpt2):
+    directory = damaged(tmp_path, lambda path: with_token(path, 2000, added=True))
+    model = load_model(directory)
+    texts = ["The mother tongue of Danielle Darrieux is", "a"]
+    assert model.tokenizer(texts)["input_ids"] == gpt2.tokenizer(texts)["input_ids"]
+    for text in ("a [PAD]", ["a", "a [PAD]"]):
+        with pytest.raises(TokenizerError, match=r"'\[PAD\]' \(id 2000\), for which") as error:
+            model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        one_sentence(error)
+    save_hf(tmp_path / "saved", model)
+    assert (
+        load_model(tmp_path / "saved").tokenizer("a")["input_ids"]
+        == model.tokenizer("a")["input_ids"]
+    )
 
 
 # Saving
@@ -289,25 +330,50 @@ def test_a_saved_model_loads_again(family, tmp_path):
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
         "config.json",
         "model.safetensors",
+        "rome_jax_export.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
 
 
-def test_a_model_may_replace_a_model(tmp_path, gpt2):
-    directory = copy_golden("gptj", tmp_path / "model")
-    save_hf(directory, gpt2)
+def test_only_an_export_is_replaced_and_only_when_asked(tmp_path, gpt2):
+    directory = tmp_path / "model"
+    save_hf(directory, load_model(GOLDEN / "ckpt" / "gptj"))
+    marker = json.loads((directory / MARKER).read_text())
+    assert set(marker["files"]) | {MARKER} == {path.name for path in directory.iterdir()}
+    with pytest.raises(FileExistsError, match=r"earlier export: set overwrite=True") as error:
+        save_hf(directory, gpt2)
+    one_sentence(error)
+    # A file of the old export that the new one does not have, and what is left of an export that was killed.
+    (directory / "model-00002-of-00002.safetensors").write_bytes(b"old")
+    (directory / ".saving-1").mkdir()
+    marker["files"].append("model-00002-of-00002.safetensors")
+    (directory / MARKER).write_text(json.dumps(marker))
+    save_hf(directory, gpt2, overwrite=True)
     assert_same_params(load_model(directory).params, gpt2.params)
+    names = {path.name for path in directory.iterdir()}
+    assert names == {*json.loads((directory / MARKER).read_text())["files"], MARKER}
+    assert "model-00002-of-00002.safetensors" not in names
 
 
-@pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"config.json": '{"editor": "vim"}'}])
-def test_other_files_are_not_overwritten(content, tmp_path, gpt2):
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"notes.txt": "mine"},
+        {"config.json": '{"model_type": "llama"}', "model-00001-of-00002.safetensors": "theirs"},
+        {MARKER: '{"format": 1, "files": ["config.json"]}', "config.json": "{}", "mine.txt": ""},
+        {MARKER: "{", "config.json": "{}"},
+    ],
+    ids="notes model export damaged".split(),
+)
+def test_other_files_are_not_overwritten(content, overwrite, tmp_path, gpt2):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(FileExistsError, match="not the directory of a model") as error:
-        save_hf(tmp_path, gpt2)
+    with pytest.raises(FileExistsError, match="give another directory") as error:
+        save_hf(tmp_path, gpt2, overwrite=overwrite)
     one_sentence(error)
-    assert {path.name for path in tmp_path.iterdir()} == set(content)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
 
 
 def test_a_file_is_not_a_place_for_a_model(tmp_path, gpt2):
@@ -317,16 +383,16 @@ def test_a_file_is_not_a_place_for_a_model(tmp_path, gpt2):
 
 
 def test_an_interrupted_save_leaves_the_old_model(tmp_path, gpt2, monkeypatch):
-    directory = copy_golden("gptj", tmp_path / "model")
+    directory = tmp_path / "model"
+    save_hf(directory, gpt2)
 
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(registry, "save_params", fail)
+    monkeypatch.setattr(export, "save_params", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_hf(directory, gpt2)
-    params, _ = golden_model("gptj")
-    assert_same_params(load_model(directory).params, params)
+        save_hf(directory, load_model(GOLDEN / "ckpt" / "gptj"), overwrite=True)
+    assert_same_params(load_model(directory).params, gpt2.params)
     assert not [path for path in directory.iterdir() if path.name.startswith(".")]
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from rome_jax.edit.delta import apply_delta
+from rome_jax.models.config import Family
 from rome_jax.models.families import PRESETS
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.orbax import load_orbax, save_orbax
@@ -66,9 +67,11 @@ def test_every_leaf_has_axes_that_fit_it(family, tied):
 
 def test_no_axes_are_named_for_leaves_that_do_not_exist():
     leaves = set()
-    for family in FAMILIES:
+    biases = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True}
+    for family in Family:
         for tied in (True, False):
-            tree = param_shapes(tiny_config(family, tie_embeddings=tied))
+            config = tiny_config(family, tie_embeddings=tied, **biases)
+            tree = param_shapes(config)
             for path, _ in jax.tree_util.tree_leaves_with_path(tree):
                 leaves.add("/".join(key.key for key in path))
     assert leaves == set(LOGICAL_AXES)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.tokens import pad
 from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import make_world
+from rome_jax.files.locks import in_use
 from rome_jax.moments import collect as statistics
 from rome_jax.moments import files as moment_files
 from rome_jax.moments.collect import Limit, collect, default_directory
@@ -119,7 +123,7 @@ def test_a_killed_run_ends_with_the_same_bits(model, corpus, whole, tmp_path, mo
         with pytest.raises(Killed):
             run(model, corpus, tmp_path, checkpoint_seconds=0)
     assert [file.name for file in tmp_path.iterdir()] == [UNFINISHED]
-    (tmp_path / ".unfinished.safetensors.7.tmp").write_bytes(b"half")  # killed while writing
+    (tmp_path / ".0123456789abcdef.partial").write_bytes(b"half")  # killed while writing
     again = []
     with monkeypatch.context() as patched:
         patched.setattr(KeySums, "add", lambda self, b: again.append(1) or add(self, b))
@@ -313,3 +317,27 @@ def test_each_limit_has_its_own_default_directory(model, corpus):
     assert str(default_directory(local, wikipedia, Limit(articles=9))) == (
         "stats/mine/wikimedia_wikipedia_20231101.en_9_articles"
     )
+
+
+def test_a_folder_in_use_is_refused_by_name(model, corpus, tmp_path):
+    with in_use(tmp_path), pytest.raises(OSError, match=f"output_dir={tmp_path} is in use"):
+        run(model, corpus, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"layers": [0, -1]}, {"counts": {"texts": "many"}}, {"tokens": 1e99}]
+)
+def test_a_state_that_lies_is_refused(model, corpus, tmp_path, monkeypatch, changes):
+    with monkeypatch.context() as patched:
+        patched.setattr(statistics, "_write", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(model, corpus, tmp_path, checkpoint_seconds=0)
+    path = tmp_path / UNFINISHED
+    tensors = load_file(path)
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["rome_jax"])
+    save_file(tensors, path, {"rome_jax": json.dumps(header | changes)})
+    with pytest.raises(ValueError, match=r"unfinished\.safetensors, metadata: ") as error:
+        run(model, corpus, tmp_path)
+    assert "\n" not in str(error.value)

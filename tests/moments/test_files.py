@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rome_jax.models import provenance
+from rome_jax.models.provenance import Match, Origin, dtype_of
 from rome_jax.moments import files as moment_files
 from rome_jax.moments.published import load_reference
 from rome_jax.moments.second_moment import SecondMoment
@@ -63,7 +66,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     def no_space(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rome_jax.files.safetensors_io.os.replace", no_space)
+    monkeypatch.setattr("pathlib.Path.replace", no_space)
     with pytest.raises(OSError, match="no space"):
         moment_files.save(tmp_path, {0: SecondMoment(2 * np.eye(2), 5)})
     assert [file.name for file in tmp_path.iterdir()] == ["layer_0.safetensors"]
@@ -85,15 +88,20 @@ def test_another_model_is_an_error_that_names_both(tmp_path, model, layer):
     assert moment_files.load(path)  # Without a model, any file is accepted.
 
 
-def test_a_model_of_another_dtype_is_another_model(tmp_path, model):
-    moment_files.save(tmp_path, moments_for(model))
-    half = {
-        **model.params,
-        "wte": {"embedding": model.params["wte"]["embedding"].astype("bfloat16")},
-    }
-    assert half["wte"]["embedding"].dtype == jnp.bfloat16
+def test_another_dtype_of_the_same_weights_is_accepted_and_recorded(tmp_path, model, monkeypatch):
+    half = model.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))
+    for collected, used in ((model, half), (half, model)):
+        moment_files.save(
+            tmp_path,
+            moments_for(collected, [0], base=Origin.of(collected).base, dtype=dtype_of(collected)),
+        )
+        assert moment_files.load(tmp_path, used)[0].match is Match.OTHER_DTYPE
+        assert moment_files.load(tmp_path, collected)[0].match is Match.SAME
+    # Without the base fingerprint, nothing shows that these are the same weights.
+    monkeypatch.setattr(provenance, "_RELATED", set())
+    moment_files.save(tmp_path, moments_for(model, [0]))
     with pytest.raises(ValueError, match=r"tiny \(float32 .* not on tiny \(bfloat16 "):
-        moment_files.load(tmp_path, model.replace(params=half))
+        moment_files.load(tmp_path, half)
 
 
 def test_missing_files_are_errors(tmp_path, model):
@@ -118,23 +126,23 @@ def damaged_files(path, triangle, metadata):
         path.write_bytes(path.read_bytes()[:-7])
 
     return {
-        "truncated": (truncate, "is damaged"),
-        "empty": (lambda: path.write_bytes(b""), "is damaged"),
+        "truncated": (truncate, "or damaged"),
+        "empty": (lambda: path.write_bytes(b""), "or damaged"),
         "no metadata": (write({"triangle": triangle}, None), "holds no second moment of rome_jax"),
         "other metadata": (
             write({"triangle": triangle}, {"rome_jax": "[1]"}),
-            "holds no second moment of rome_jax",
+            "metadata is not a JSON object",
         ),
         "a field too many": (
             write({"triangle": triangle}, {"rome_jax": json.dumps(metadata | {"new": 1})}),
-            "holds no second moment of rome_jax",
+            "metadata: new is not a field that is read",
         ),
-        "other tensors": (write({"delta": triangle}, good), r"holds \['delta'\], not 'triangle'"),
+        "other tensors": (write({"delta": triangle}, good), "holds no second moment of rome_jax"),
         "no triangle": (write({"triangle": triangle[:-1]}, good), "is not a packed triangle"),
-        "NaN": (write({"triangle": triangle * np.float32("nan")}, good), "or NaN"),
+        "NaN": (write({"triangle": triangle * np.float32("nan")}, good), "holds NaN"),
         "no tokens": (
             write({"triangle": triangle}, {"rome_jax": json.dumps(metadata | {"tokens": 0})}),
-            "0 tokens",
+            "tokens=0: give a number of 1 or more",
         ),
     }
 
@@ -155,3 +163,27 @@ def test_a_damaged_file_is_an_error(tmp_path, model, kind):
 def test_a_file_of_the_original_is_refused():
     with pytest.raises(ValueError, match="load_reference"):
         moment_files.load(GOLDEN / STATS)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path, model):
+    moment_files.save(tmp_path, moments_for(model, [1]))
+    path = moment_files.file_of(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"layer_1\.safetensors is truncated or damaged"):
+        moment_files.load(tmp_path)
+
+
+def test_files_of_earlier_versions_load(tmp_path, model):
+    """They have neither checksums nor a base fingerprint."""
+    moment = moments_for(model, [1])[1]
+    triangle = np.ones(40 * 41 // 2, np.float32)
+    fields = dataclasses.asdict(moment.provenance) | {"tokens": 91, "layer": 1}
+    del fields["base"]
+    save_file(
+        {"triangle": triangle},
+        moment_files.file_of(tmp_path, 1),
+        {"rome_jax": json.dumps(fields)},
+    )
+    assert moment_files.load(tmp_path, model)[1].match is Match.SAME

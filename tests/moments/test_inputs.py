@@ -24,7 +24,9 @@ def test_layers_are_named_in_several_ways(golden_model):
     with pytest.raises(ValueError, match="--layers=99 does not exist"):
         check_layers([99], config)
     for wrong in ("", "x", "3-", "-1", "5-3"):
-        with pytest.raises(ValueError, match=f"--layers={wrong} names no layers: give one"):
+        with pytest.raises(
+            ValueError, match=f"--layers={wrong} names no layers of a model: give one"
+        ):
             read_layers(wrong, None, "m")
 
 

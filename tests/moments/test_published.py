@@ -1,9 +1,12 @@
 """The original's statistics files."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
-from rome_jax.files import artifacts
+from rome_jax.files import downloads
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import published as reference_stats
 from rome_jax.moments.published import load_reference
@@ -52,6 +55,51 @@ def named(name, family):
     return LanguageModel(name, tiny_config(family, num_layers=20), None, None, "hub")
 
 
+def with_header(path, shape, dtype="<f8", stored=80, packed=True):
+    """Writes a file whose sum has this header and `stored` bytes of zeros."""
+    header = io.BytesIO()
+    about = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    count = io.BytesIO()
+    np.save(count, np.array(7))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as file:
+        file.writestr("mom2.mom2.npy", header.getvalue() + bytes(stored))
+        file.writestr("mom2.count.npy", count.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((19_000, 19_000), "<f8", "would unpack .* to 2,888,000,000"),
+        ((10**9, 10**9), "<f8", "would unpack"),
+        ((30, 30), "<f8", "damaged or not an .npz file"),
+        ((-3, -3), "<f8", "damaged or not an .npz file"),
+        ((3, 3), "|O", "not a square matrix of numbers"),
+        ((3, 3), "<c16", "not a square matrix of numbers"),
+        ((9,), "<f8", "not a square matrix of numbers"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_work_begins(tmp_path, shape, dtype, message):
+    path = tmp_path / "x.npz"
+    with_header(path, shape, dtype)
+    with pytest.raises(ValueError, match=message) as error:
+        load_reference(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_width_is_refused_before_it_is_read(tmp_path):
+    with_header(tmp_path / "x.npz", (19_000, 19_000), packed=False)
+    with pytest.raises(ValueError, match="has width 19000 and the model has 40"):
+        load_reference(tmp_path / "x.npz", width=40)
+
+
+def test_one_array_is_not_an_archive(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(3))
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"x\.npz is damaged or not an \.npz file"):
+        load_reference(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize(
     ("name", "family", "layer", "place"),
     [
@@ -74,7 +122,7 @@ def test_published_files_have_the_names_of_the_original(
 ):
     asked = []
     monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path))
-    monkeypatch.setattr(artifacts, "download", lambda *args: asked.append(args) or args[1])
+    monkeypatch.setattr(downloads, "download", lambda *args: asked.append(args) or args[1])
     path = reference_stats.download(named(name, family), layer)
     assert path == tmp_path / "stats" / place
     assert asked == [(f"https://rome.baulab.info/data/stats/{place}", path)]

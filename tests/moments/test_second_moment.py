@@ -41,7 +41,7 @@ def test_solve_takes_jax_arrays():
     "matrix", [np.zeros((3, 3)), np.diag([1.0, -1.0, 2.0]), np.ones((3, 3))], ids=str
 )
 def test_a_matrix_that_is_not_positive_definite_is_an_error(matrix):
-    with pytest.raises(ValueError, match=r"2 tokens and width 3 is not positive definite"):
+    with pytest.raises(ValueError, match=r"layer 0 is not positive definite \(it averages 2"):
         SecondMoment(matrix, 2).solve(np.ones(3))
 
 

@@ -60,7 +60,7 @@ def test_files_of_the_original_that_do_not_fit_are_refused(tmp_path, model):
     original_file(tmp_path, 1, articles=9)
     with pytest.raises(FileNotFoundError, match=r"holds 2 files .*: give the path of the file"):
         read(tmp_path, [1], model)
-    with pytest.raises(ValueError, match="has width 7 and tiny has 40"):
+    with pytest.raises(ValueError, match="has width 7 and the model has 40"):
         read(original_file(tmp_path, 0, width=7), [0], model)
     with pytest.raises(FileNotFoundError, match="absent"):
         read(tmp_path / "absent", [0], model)

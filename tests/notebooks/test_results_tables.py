@@ -8,7 +8,8 @@ import pytest
 
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import MethodName, ROMEConfig
-from rome_jax.evaluation.summaries import Summary, read_cases, summarize
+from rome_jax.evaluation.case_files import read_cases
+from rome_jax.evaluation.summaries import Summary, summarize
 from rome_jax.evaluation.table_formats import cell_text
 from rome_jax.models.registry import SHIPPED
 from tests.notebooks import common

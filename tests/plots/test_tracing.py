@@ -186,7 +186,7 @@ def test_heatmaps_share_one_scale_and_name_the_tokens_once():
 def test_heatmaps_refuse_nothing_and_other_prompts():
     with pytest.raises(ValueError, match="results is empty: give"):
         heatmaps([])
-    with pytest.raises(ValueError, match="different prompts, tokens or answers: give"):
+    with pytest.raises(ValueError, match="different prompts, tokens, answers or measures: give"):
         heatmaps([trace_of(), trace_of(answer=" Paris")])
 
 

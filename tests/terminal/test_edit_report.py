@@ -118,7 +118,8 @@ def test_present_answer_is_the_first_word(continuation, answer):
     ],
 )
 def test_the_summary_states_what_changed_and_what_did_not(capsys, before, after, changed):
-    paraphrases, neighbors = Outcome(5, 0, 4, 0.9, 0.1), Outcome(3, 0, 1, 0.98, 0.65)
+    paraphrases = Outcome(5, 0, 4, 5, 1, 0.9, 0.1)
+    neighbors = Outcome(3, 0, 1, 3, 2, 0.98, 0.65)
     edit_report._print_summary(REQUEST, "rowing", before, after, paraphrases, neighbors)
     first, second = capsys.readouterr().out.strip().splitlines()
     assert first.startswith(changed)
@@ -147,8 +148,15 @@ def test_an_outcome_counts_preferences_and_averages_the_true_target():
         1,
         2,
     )  # a tie is no preference
+    assert (outcome.kept_before, outcome.kept_after) == (2, 1)
     assert outcome.true_before == pytest.approx(0.7)
     assert outcome.true_after == pytest.approx(1 / 3)
+
+
+def test_a_probability_that_is_not_a_number_counts_as_neither():
+    outcome = Outcome.of(np.array([[0.1, np.nan, 0.8, np.nan], [0.1, 0.9, 0.8, np.nan]]))
+    assert (outcome.new_before, outcome.new_after) == (0, 0)
+    assert (outcome.kept_before, outcome.kept_after) == (2, 0)
 
 
 @pytest.mark.parametrize(

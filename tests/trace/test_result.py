@@ -1,5 +1,7 @@
 """Files of traces, including those of the original, and averages over cases."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,93 @@ def test_a_skipped_case_keeps_its_reason(tmp_path):
     assert load_trace(tmp_path / "a.npz") == case
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"subject_range": [-1, 2]}, "subject_range is -1 to 2, and the prompt has 5 tokens"),
+        ({"subject_range": [1, 99]}, "subject_range is 1 to 99"),
+        ({"subject_range": [3, 3]}, "subject_range is 3 to 3"),
+        ({"subject_range": 3}, "subject_range="),
+        ({"subject_range": [1, 2, 3]}, "subject_range"),
+        ({"tokens": [0, 1, 2, 3, 5]}, "it has scores of token 5, and the prompt has 5 tokens"),
+        ({"tokens": [0, 1, 2, 3, -1]}, "it has scores of token -1"),
+        ({"tokens": [0, 1, 2, 3, 3]}, "scores of 5 tokens and names 4"),
+        ({"tokens": [0, 1]}, "scores of 5 tokens and names 2"),
+        ({"tokens": [0.5, 1, 2, 3, 4]}, r"tokens\[0\]=0.5: give an integer"),
+        ({"scores": np.zeros(5)}, r"its scores are float64 of shape \[5\]"),
+        ({"scores": np.zeros((5, 0))}, "its scores are"),
+        ({"scores": np.zeros((5, 3), int)}, "its scores are int64"),
+        ({"scores": np.full((5, 3), "x")}, "its scores are <U1"),
+        ({"scores": np.full((5, 3), np.nan)}, "its scores are not finite"),
+        ({"scores": np.full((5, 3), np.inf)}, "its scores are not finite"),
+        ({"low_score": np.nan}, "low_score=nan: give a finite number"),
+        ({"high_score": [0.5, 0.6]}, "high_score="),
+        ({"input_ids": [1, 2]}, "2 input_ids and 5 input_tokens"),
+        ({"input_ids": [1, 2, 3, 4, -5]}, "input_ids"),
+        ({"input_tokens": 7}, "input_tokens"),
+        ({"kind": "residual"}, "kind='residual': give one of hidden, mlp, attn"),
+        ({"window": "ten"}, "window='ten': give an integer"),
+        ({"answer": 5}, "answer=5: give a text"),
+        ({"provenance": "{"}, "provenance is not valid JSON"),
+        ({"provenance": "[" * 100_000}, "provenance is not valid JSON"),
+        ({"provenance": "[1]"}, "provenance is not a JSON object"),
+        ({"provenance": 3}, "provenance"),
+        ({"correct_prediction": "maybe"}, "correct_prediction='maybe': give true or false"),
+    ],
+)
+def test_a_part_that_is_out_of_range_is_named(tmp_path, changes, match):
+    path = tmp_path / "knowledge_7.npz"
+    save_trace(path, result(np.full((5, LAYERS), 0.5)))
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | changes)
+    with pytest.raises(ValueError, match=match) as error:
+        load_trace(path)
+    message = str(error.value)
+    assert str(path) in message and message.endswith(".") and "\n" not in message
+
+
+@pytest.mark.parametrize("content", ["array", "pickle", "text", "empty", "objects", "folder"])
+def test_other_files_are_no_traces(tmp_path, content):
+    path = tmp_path / "knowledge_7.npz"
+    if content == "folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            if content == "array":
+                np.save(file, np.zeros(3))
+            elif content == "objects":
+                np.savez(file, scores=np.array([{}, None], object))
+            else:
+                file.write({"pickle": b"\x80\x04N.", "text": b"not a trace", "empty": b""}[content])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"knowledge_7.npz is") as error:
+        load_trace(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
+    path = tmp_path / "knowledge_7.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    with pytest.raises(ValueError, match=r"knowledge_7.npz .*unpacks to 314,572,800 bytes"):
+        load_trace(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"low": np.nan}, {"scores": np.full((5, 3), np.nan)}, {"subject": (4, 9)}, {"tokens": (1, 2)}],
+)
+def test_a_case_that_is_not_sound_is_not_written(tmp_path, changes):
+    case = result(**{"scores": np.zeros((5, LAYERS))} | changes)
+    with pytest.raises(ValueError, match=r"the trace of ' Žižek' is not written to .*a.npz: "):
+        save_trace(tmp_path / "a.npz", case)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "knowledge_7.npz"
     save_trace(path, result(np.zeros((5, LAYERS))))
@@ -74,7 +163,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"knowledge_7.npz is damaged"):
         load_trace(path)
     np.savez(path, other=1)
-    with pytest.raises(ValueError, match=r"knowledge_7.npz is no trace"):
+    with pytest.raises(ValueError, match=r"knowledge_7.npz: .* is missing"):
         load_trace(path)
     with pytest.raises(FileNotFoundError):
         load_trace(tmp_path / "absent.npz")

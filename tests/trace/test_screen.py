@@ -63,9 +63,10 @@ def rates(model, prompt, runs, kind, measure):
     [("gpt2", Measure.LOG_PROBABILITY), ("gptj", Measure.PROBABILITY)],
     indirect=["model"],
 )
-def test_an_estimate_is_the_rate_of_a_small_restoration(model, prompt, runs, kind, measure):
+def test_an_estimate_is_the_rate_of_a_small_restoration(model, prompt, noise, kind, measure):
+    runs = sweep.start(model, prompt, noise, measure=measure)
     expected = rates(model, prompt, runs, kind, measure)
-    found = screen(runs, kind=kind, window=1, measure=measure)
+    found = screen(runs, kind=kind, window=1)
     tolerance = 5e-4 * np.abs(expected).max()  # of differences in float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found[: prompt.span[0]], 0)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as checkpoint
+import typing_extensions
 
 from rome_jax.edit.hypernetworks.steps import TrainState
+from rome_jax.files import checked as values
+
+
+class _History(typing_extensions.TypedDict):
+    """The part of a checkpoint that is stored as JSON."""
+
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +90,16 @@ def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
     Args:
       manager: The directory of checkpoints; see `check`.
       start: The run before its first step, which is returned if there is no checkpoint.
+
+    Raises:
+      ValueError: If the checkpoint is damaged.
     """
     step = manager.latest_step()
     if step is None:
         return start
     item = checkpoint.args.StandardRestore((start.state, start.best))
-    restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
+    with _naming_damage(manager):
+        restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
     # Restored arrays are committed to a device. Uncommitted copies, like new arrays, share the compiled programs.
     state, best = jax.tree.map(jnp.asarray, jax.device_get(restored))
     return Progress(step, state, best, tuple(_read_history(manager, step)["rows"]))
@@ -94,7 +108,21 @@ def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
 def _read_history(manager: checkpoint.CheckpointManager, step: int) -> dict[str, Any]:
     """Reads the history and the settings of a checkpoint, without its arrays."""
     item = checkpoint.args.Composite(history=checkpoint.args.JsonRestore())
-    return manager.restore(step, args=item)["history"]
+    with _naming_damage(manager):
+        history = manager.restore(step, args=item)["history"]
+        return values.check(_History, history, f"step {step}")
+
+
+@contextlib.contextmanager
+def _naming_damage(manager: checkpoint.CheckpointManager) -> Iterator[None]:
+    """Names the directory and a remedy in place of the exceptions of Orbax, of which there are many."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{manager.directory} holds a damaged checkpoint ({type(error).__name__}: {why}): remove it to start again."
+        ) from error
 
 
 def check_settings(directory: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:

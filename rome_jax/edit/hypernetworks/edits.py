@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from rome_jax.data.request import EditRequest
+from rome_jax.data.tokenization import prompt_ids
 from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import (
@@ -53,7 +54,8 @@ def choose(
       The hypernetwork.
 
     Raises:
-      ValueError: If none was given and none comes with the model, or it is of another method or shape.
+      ValueError: If none was given and none comes with the model, or it is of another method, shape or model. A model
+        that edits changed is accepted.
 
     Example:
       >>> from rome_jax import MENDConfig
@@ -62,7 +64,7 @@ def choose(
     """
     hypernetwork = hypernetwork or load_shipped(kind, model)
     check_shape(config, hypernetwork)
-    return hypernetwork
+    return hypernetwork.check_related(model)
 
 
 def check_shape(config: Config, hypernetwork: Hypernetwork) -> None:
@@ -132,7 +134,8 @@ def compute(
         return EditResult(_apply(network, hypernetwork.variables, factors, condition))
 
     rows, label = range(len(requests)), hypernetwork.kind.value
-    return map_chunks(compute_chunk, rows, rows, chunk_size, label, progress)
+    result = map_chunks(compute_chunk, rows, rows, chunk_size, label, progress)
+    return result.finite(requests)
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -184,8 +187,8 @@ def condition_tokens(
       >>> model.tokenizer.decode(tokens.ids[0][tokens.mask[0]])
       'Gothulf Punby plays the sport of tennis'
     """
-    ids = tokenizer([r.text + r.target_text for r in requests], add_special_tokens=False)
-    return pad(ids["input_ids"], multiple=length or 8)
+    ids = prompt_ids(tokenizer, [r.text + r.target_text for r in requests])
+    return pad(ids, multiple=length or 8)
 
 
 def token_update(leaf: Leaf, layer: int, left: jax.Array, right: jax.Array) -> LowRankUpdate:

@@ -16,12 +16,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import typing_extensions
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
-from rome_jax.files.safetensors_io import write
+from rome_jax.files.checked import check
+from rome_jax.files.json_files import parse_object
+from rome_jax.files.safetensors_io import StoredTensor, open_file, write
+from rome_jax.models import provenance
+from rome_jax.models.provenance import Origin
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.version import __version__
 
@@ -36,6 +40,18 @@ CONFIG_TYPES: Mapping[MethodName, type[MENDConfig] | type[KEConfig]] = {
 }
 
 
+class _Header(typing_extensions.TypedDict):
+    """The metadata of a file."""
+
+    format: int
+    kind: MethodName
+    config: dict[str, Any]
+    model: str
+    fingerprint: str | None
+    about: dict[str, Any]
+    base: typing_extensions.NotRequired[str | None]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hypernetwork:
     """A trained network of MEND or KE.
@@ -47,6 +63,7 @@ class Hypernetwork:
       model: The name of the model that the network was trained for.
       fingerprint: The fingerprint of that model's weights; None if it is unknown, as for published files.
       about: How the network was trained, as plain values: settings, results and versions.
+      base: The base fingerprint of that model; empty if it is unknown, as for files of earlier versions.
     """
 
     kind: MethodName
@@ -55,6 +72,7 @@ class Hypernetwork:
     model: str
     fingerprint: str | None
     about: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
+    base: str = ""
 
     def check(self, model: LanguageModel) -> Hypernetwork:
         """Returns the hypernetwork itself if it was trained for this model.
@@ -64,16 +82,33 @@ class Hypernetwork:
         Raises:
           ValueError: If it was trained for other weights.
         """
-        if self.fingerprint is None:
-            return self
-        own = model.fingerprint()
-        if self.fingerprint != own:
-            raise ValueError(
-                f"the hypernetwork of {self.kind} was trained for {self.model} (weights {self.fingerprint[:12]}), not "
-                f"for {model.name} (weights {own[:12]}): load that model, or train one for this model with "
-                f"`{training_command(self.kind, model.name)}`."
-            )
+        provenance.require(self.origin, model, *self._refusal(model))
         return self
+
+    def check_related(self, model: LanguageModel) -> Hypernetwork:
+        """Returns the hypernetwork itself if it was trained for this model, or for one that this model is an edit of.
+
+        It reads few weights of a model that was checked before, and of its edits.
+
+        Raises:
+          ValueError: If it was trained for another model.
+        """
+        if not provenance.related(self.origin, model):
+            provenance.require(self.origin, model, *self._refusal(model), provenance.BASE)
+        return self
+
+    @property
+    def origin(self) -> Origin:
+        """The model that the network was trained for, to be compared with another."""
+        return Origin(self.model, self.fingerprint or "", self.base)
+
+    def _refusal(self, model: LanguageModel) -> tuple[str, str]:
+        """Returns the subject and the remedy of the message for another model."""
+        command = training_command(self.kind, model.name)
+        return (
+            f"the hypernetwork of {self.kind} was trained for",
+            f"load that model, or train one for this model with `{command}`",
+        )
 
     def digest(self) -> str:
         """Returns the SHA-256 of the variables, which identifies the network."""
@@ -124,6 +159,7 @@ def save(
         "config": hypernetwork.config.to_dict(),
         "model": hypernetwork.model,
         "fingerprint": hypernetwork.fingerprint,
+        "base": hypernetwork.base,
         "about": dict(hypernetwork.about),
     }
     arrays = {
@@ -162,26 +198,46 @@ def load(path: str | Path, model: LanguageModel | None = None) -> Hypernetwork:
         raise FileNotFoundError(
             f"{path} is not a file: give a file that eval.train_hypernetwork wrote."
         )
+    refusal = f"{path} holds no hypernetwork that rome_jax {__version__} can read"
+    remedy = "give a file that eval.train_hypernetwork wrote"
     try:
-        with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {})["rome_jax"])
-            kind = MethodName(header["kind"])
-            if kind not in CONFIG_TYPES:
-                raise ValueError(f"{kind} has no hypernetwork")
-            config = CONFIG_TYPES[kind].from_dict(header["config"])
-            names = list(file.keys())
-            tensors = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
-            if header["format"] > FORMAT:
-                raise ValueError(f"format {header['format']} is newer than {FORMAT}")
-            origin = (header["model"], header["fingerprint"], header["about"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds no hypernetwork that rome_jax {__version__} can read ({type(error).__name__}: {error}): "
-            "give a file that eval.train_hypernetwork wrote."
-        ) from error
-    variables = unflatten_dict(tensors, sep=".")
-    hypernetwork = Hypernetwork(kind, config, variables, *origin)
+        file = open_file(path)
+        text = file.metadata.get("rome_jax", "")
+        header = parse_object(text, "its metadata", dict[str, Any], remedy="it was cut short")
+        version = check(int, header.get("format", 0), "format")
+        if version > FORMAT:
+            raise ValueError(f"format {version} is newer than {FORMAT}")
+        header = check(_Header, header, "its metadata")
+        if header["kind"] not in CONFIG_TYPES:
+            raise ValueError(f"{header['kind']} has no hypernetwork")
+        config = CONFIG_TYPES[header["kind"]].from_dict(header["config"])
+        variables = _variables(file.tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{refusal} ({str(error).rstrip('.')}): {remedy}.") from error
+    hypernetwork = Hypernetwork(
+        header["kind"],
+        config,
+        variables,
+        header["model"],
+        header["fingerprint"],
+        header["about"],
+        header.get("base") or "",
+    )
     return hypernetwork if model is None else hypernetwork.check(model)
+
+
+def _variables(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """Reads the variables of a network, which must be finite, in float32."""
+    found = {}
+    for name, tensor in tensors.items():
+        array = tensor.read()
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        found[name] = jnp.asarray(array, jnp.float32)
+    try:
+        return unflatten_dict(found, sep=".")
+    except (TypeError, ValueError, AttributeError):  # one name is the beginning of another
+        raise ValueError("the names of its tensors contradict each other") from None
 
 
 def load_shipped(kind: MethodName, model: LanguageModel) -> Hypernetwork:

@@ -82,7 +82,12 @@ class _Finder:
                 f"{self.path} is not a checkpoint of this method, model and configuration: {name} is {actual}, not "
                 f"{expected}."
             )
-        return jnp.asarray(found, jnp.float32)
+        array = np.asarray(found, np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{self.path} is damaged ({name} holds NaN or infinity): download it again."
+            )
+        return jnp.asarray(array)
 
 
 def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

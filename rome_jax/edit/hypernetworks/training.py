@@ -32,6 +32,7 @@ from rome_jax.edit.methods.ke import KE
 from rome_jax.edit.methods.mend import MEND
 from rome_jax.files.artifacts import write_whole
 from rome_jax.files.progress import tqdm
+from rome_jax.models.fingerprint import base_fingerprint
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
@@ -233,7 +234,13 @@ def _write(run: _Run, kind: MethodName, progress: Progress, dtype: np.typing.DTy
     origin = {name: about[name] for name in ("training", "data")}
     origin |= {"best": best, "versions": versions}
     found = Hypernetwork(
-        kind, run.network.config, progress.best, run.model.name, about["fingerprint"], origin
+        kind,
+        run.network.config,
+        progress.best,
+        run.model.name,
+        about["fingerprint"],
+        origin,
+        base_fingerprint(run.model.params, run.model.config),
     )
     hypernetworks.save(run.directory / FILE, found, dtype)
     # The report comes last: its existence says that the run is complete.

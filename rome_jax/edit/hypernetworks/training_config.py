@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from rome_jax.edit.config import MethodName
+import pydantic
+
+from rome_jax.edit.config import (
+    Count,
+    MethodName,
+    NonNegativeFloat,
+    PositiveFloat,
+    Seed,
+    check_fields,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,38 +42,28 @@ class TrainingConfig:
       seed: The seed of the initialization and of the examples.
 
     Raises:
-      ValueError: If a value is out of range, with its name.
+      ValueError: If a value has another type or is out of range; the message names it.
     """
 
-    learning_rate: float
-    rate_learning_rate: float = 1e-4
-    batch_size: int = 32
-    edit_weight: float = 0.1
-    locality_weight: float = 1.0
-    margin: float | None = None
-    margin_min: float = 1e-5
-    margin_decay: float = 0.8
-    margin_success: float = 0.9
-    multiplier_rate: float = 0.1
-    clip: float = 100.0
-    max_steps: int = 4000
-    validate_every: int = 200
-    patience: int = 5
-    num_validation: int = 128
-    seed: int = 0
+    learning_rate: PositiveFloat
+    rate_learning_rate: PositiveFloat = 1e-4
+    batch_size: Count = 32
+    edit_weight: NonNegativeFloat = 0.1
+    locality_weight: NonNegativeFloat = 1.0
+    margin: PositiveFloat | None = None
+    margin_min: NonNegativeFloat = 1e-5
+    margin_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.8
+    margin_success: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.9
+    multiplier_rate: NonNegativeFloat = 0.1
+    clip: PositiveFloat = 100.0
+    max_steps: Count = 4000
+    validate_every: Count = 200
+    patience: Count = 5
+    num_validation: Count = 128
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        positive = "learning_rate rate_learning_rate batch_size clip max_steps validate_every"
-        for field in (*positive.split(), "patience", "num_validation"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive.")
-        for field in ("edit_weight", "locality_weight", "margin_min", "multiplier_rate"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
-        if self.margin is not None and self.margin <= 0:
-            raise ValueError(f"margin={self.margin} must be positive, or None for no constraint.")
-        if not 0 < self.margin_decay <= 1:
-            raise ValueError(f"margin_decay={self.margin_decay} must be above 0 and at most 1.")
+        check_fields(self)
 
     @classmethod
     def for_kind(cls, kind: MethodName, **changes: Any) -> TrainingConfig:

@@ -22,7 +22,9 @@ from flax import struct
 
 from rome_jax.data.request import EditRequest
 from rome_jax.edit.baseline_config import FTConfig
-from rome_jax.edit.result import EditResult
+from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.result import EditResult, check_finite
+from rome_jax.edit.stages.answers import add_answers, target_answers, warn_of_failures
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.targets import TargetInputs, tokenize_request_targets
 from rome_jax.edit.stages.weight_training import Settings, Weight, train_weights
@@ -90,6 +92,7 @@ def compute(
     *,
     chunk_size: int = 1,
     progress: bool = False,
+    check_answers: bool = True,
 ) -> EditResult:
     """Trains N independent edits, each on its own request.
 
@@ -103,6 +106,8 @@ def compute(
       chunk_size: Requests that are trained side by side. Each takes about seven times the memory of the trained
         weights.
       progress: Whether to show a progress bar.
+      check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
+        did not make their target the model's answer.
 
     Returns:
       An `EditResult` with dense deltas, which have to be merged one at a time, and one loss per pass.
@@ -126,7 +131,8 @@ def compute(
         return EditResult(found.deltas, losses=found.loss[..., 0], steps=found.steps)
 
     lengths = [len(request.text) + len(request.target_text) for request in requests]
-    return map_chunks(compute_chunk, requests, lengths, chunk_size, "FT", progress)
+    result = map_chunks(compute_chunk, requests, lengths, chunk_size, "FT", progress)
+    return add_answers(model, requests, result.finite(requests), check_answers, stacklevel=3)
 
 
 def compute_deltas(
@@ -143,7 +149,11 @@ def compute_deltas(
 
 
 def compute_joint_delta(
-    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: FTConfig,
+    *,
+    check_answers: bool = True,
 ) -> Delta:
     """Trains one edit on all requests, in minibatches that keep their order.
 
@@ -151,6 +161,7 @@ def compute_joint_delta(
       model: The model to edit; it is not changed.
       requests: The facts to write.
       config: Hyperparameters; `batch_size` is the size of a minibatch.
+      check_answers: Whether to run the edited model once per request and warn if a target is not its answer.
 
     Returns:
       A dense Delta without a case axis.
@@ -166,7 +177,12 @@ def compute_joint_delta(
     """
     _check(model, requests, config)
     inputs = minibatches(_tokenize(model, requests, config), config.batch_size)
-    return compute_from_inputs(model.params, model.config, inputs, config).deltas[0]
+    joint = compute_from_inputs(model.params, model.config, inputs, config).deltas[0]
+    check_finite(joint, requests)
+    if check_answers:
+        edited = model.replace(params=apply_delta(model.params, joint))
+        warn_of_failures(requests, *target_answers(edited, requests), stacklevel=3)
+    return joint
 
 
 def minibatches(inputs: TargetInputs, batch_size: int) -> TargetInputs:

@@ -30,6 +30,7 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import edits
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.stages.answers import add_answers
 from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
@@ -160,6 +161,7 @@ def compute(
     hypernetwork: Hypernetwork | None = None,
     chunk_size: int = 8,
     progress: bool = False,
+    check_answers: bool = True,
 ) -> EditResult:
     """Computes N independent edits, each by a single pass through the network.
 
@@ -170,6 +172,8 @@ def compute(
       hypernetwork: A network trained for this model; None takes the network that comes with the model.
       chunk_size: Requests that run side by side, which bounds the memory.
       progress: Whether to show a progress bar.
+      check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
+        did not make their target the model's answer.
 
     Returns:
       An `EditResult` with low-rank deltas: one update per weight, whose rank is the number of tokens plus one.
@@ -187,7 +191,8 @@ def compute(
     hypernetwork = edits.choose(MethodName.KE, model, config, hypernetwork)
     # A published network knows more tokens than the model.
     size = hypernetwork.variables["params"]["condition"]["embedding"]["embedding"].shape
-    return edits.compute(KE(config, *size), model, requests, hypernetwork, chunk_size, progress)
+    result = edits.compute(KE(config, *size), model, requests, hypernetwork, chunk_size, progress)
+    return add_answers(model, requests, result, check_answers, stacklevel=3)
 
 
 def compute_deltas(

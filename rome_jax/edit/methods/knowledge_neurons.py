@@ -13,6 +13,7 @@ Axes: N requests, P prompts per request, R = N·P rows, L scored layers, F MLP w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,9 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.request import SLOT, EditRequest
-from rome_jax.edit.baseline_config import KNConfig
+from rome_jax.edit.baseline_config import KNConfig, RowVectors
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.stages.answers import add_answers
 from rome_jax.edit.stages.attribution import Attribution, KNInputs, attribute, tokenize_prompts
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.inputs import prefix_of
@@ -104,7 +106,7 @@ def compute_from_inputs(
     scores = attribution.scores.reshape(num_requests, -1, *attribution.scores.shape[1:])
     by_prompt = select(scores, config.adaptive_threshold)  # [N, P, L, F]
     neurons = refine(by_prompt, config.p) if config.refine else by_prompt[:, 0]
-    change = _row_change(params, model_config, inputs, attribution.most_likely)
+    change = _row_change(params, model_config, inputs, attribution.most_likely, config.row_vectors)
     updates = tuple(
         LowRankUpdate(
             Leaf.MLP_DOWN,
@@ -118,22 +120,27 @@ def compute_from_inputs(
 
 
 def _row_change(
-    params: forward.Params, config: ModelConfig, inputs: KNInputs, most_likely: jax.Array
+    params: forward.Params,
+    model_config: ModelConfig,
+    inputs: KNInputs,
+    most_likely: jax.Array,
+    row_vectors: RowVectors,
 ) -> jax.Array:
-    """Returns what each kept row gains, [N, D]: Σ E[tokens of the new answer] − 2 · E[most likely token].
-
-    E is the unembedding, which reads what the rows write. The published code takes the embedding; GPT-2 ties the two.
-    """
+    """Returns what each kept row gains, [N, D]: Σ E[tokens of the new answer] − 2 · E[most likely token]."""
     after_bare_prompt = most_likely.reshape(len(inputs.new_ids), -1)[:, 0]
-    new = _unembedding(params, config, inputs.new_ids) * inputs.new_mask[..., None]
-    return new.sum(1) - 2 * _unembedding(params, config, after_bare_prompt)
+    vectors = functools.partial(_vectors, params, model_config, row_vectors)
+    new = vectors(inputs.new_ids) * inputs.new_mask[..., None]
+    return new.sum(1) - 2 * vectors(after_bare_prompt)
 
 
-def _unembedding(
-    params: forward.Params, config: ModelConfig, ids: jax.Array | np.ndarray
+def _vectors(
+    params: forward.Params,
+    model_config: ModelConfig,
+    row_vectors: RowVectors,
+    ids: jax.Array | np.ndarray,
 ) -> jax.Array:
-    """Returns the unembedding vectors of the tokens `ids` [...], float32 [..., D]."""
-    if config.tie_embeddings:
+    """Returns the vectors of the tokens `ids` [...], float32 [..., D]."""
+    if model_config.tie_embeddings or row_vectors is RowVectors.REFERENCE:
         vectors = params["wte"]["embedding"][ids]
     else:
         vectors = jnp.moveaxis(params["lm_head"]["kernel"][:, ids], 0, -1)
@@ -148,6 +155,7 @@ def compute(
     templates: Sequence[str] | None = None,
     chunk_size: int = 8,
     progress: bool = False,
+    check_answers: bool = True,
 ) -> EditResult:
     """Computes N independent edits and the neurons that they change.
 
@@ -163,6 +171,8 @@ def compute(
         paraphrase.
       chunk_size: Prompts that run side by side, which bounds the memory. A request is never split.
       progress: Whether to show a progress bar.
+      check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
+        did not make their target the model's answer.
 
     Returns:
       An `EditResult` with low-rank deltas. A request without any positive score changes nothing.
@@ -192,7 +202,8 @@ def compute(
 
     indices = range(len(requests))
     size = max(1, chunk_size // len(prefixes))
-    return map_chunks(compute_chunk, indices, [0] * len(requests), size, "KN", progress)
+    result = map_chunks(compute_chunk, indices, [0] * len(requests), size, "KN", progress)
+    return add_answers(model, requests, result.finite(requests), check_answers, stacklevel=3)
 
 
 def compute_deltas(

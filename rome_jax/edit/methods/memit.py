@@ -16,6 +16,7 @@ Axes: N requests, M context templates, R = (M + 1)·N rows, T tokens, F MLP widt
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,8 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.config import MEMITConfig
 from rome_jax.edit.delta import Update, apply_delta
 from rome_jax.edit.renamed import accept_covariance
-from rome_jax.edit.result import EditResult
+from rome_jax.edit.result import EditResult, check_finite
+from rome_jax.edit.stages.answers import add_answers, target_answers, warn_of_failures
 from rome_jax.edit.stages.chunks import (
     RequestChunks,
     check_moments,
@@ -149,14 +151,25 @@ def associate(keys: np.ndarray, moment: SecondMoment | None, weight: float) -> n
     Returns:
       float64 [..., N, F].
 
+    Raises:
+      ValueError: If the keys hold NaN or an infinite number, or λ C + K Kᵀ is not positive definite.
+
     Example:
       >>> associate(np.array([[3.0, 1.0]]), None, 10.0).tolist()  # k / (10 + k·k)
       [[0.15, 0.05]]
     """
     keys = np.asarray(keys, np.float64)
+    if not np.isfinite(keys).all():
+        raise ValueError("the keys of the requests are not finite: check the model's weights.")
     solved = (keys if moment is None else moment.solve(keys).astype(np.float64)) / weight
     gram = np.eye(keys.shape[-2]) + keys @ np.swapaxes(solved, -1, -2)
-    return scipy.linalg.solve(gram, solved, assume_a="pos")
+    try:
+        return scipy.linalg.solve(gram, solved, assume_a="pos")
+    except ValueError as error:  # also np.linalg.LinAlgError, and what scipy says about NaN
+        raise ValueError(
+            f"the second moments and mom2_update_weight={weight} give no positive definite matrix: raise the weight, "
+            "or collect the second moments on more tokens."
+        ) from error
 
 
 @accept_covariance
@@ -170,6 +183,7 @@ def compute_joint_delta(
     key: jax.Array | None = None,
     chunk_size: int = 8,
     progress: bool = False,
+    check_answers: bool = True,
 ) -> Delta:
     """Computes one edit that writes all requests.
 
@@ -186,6 +200,7 @@ def compute_joint_delta(
       chunk_size: Number of requests that run at once; it bounds the memory. 8 is fastest on CPUs, and GPUs can take
         more.
       progress: Whether to show progress bars.
+      check_answers: Whether to run the edited model once per request and warn if a target is not its answer.
 
     Returns:
       A `Delta` without a case axis, with one update per layer. An update has rank N, or is dense if that takes less
@@ -226,7 +241,13 @@ def compute_joint_delta(
         updates.append(_joint_update(layer, left, residual))
         if index + 1 < len(config.layers):
             params = apply_delta(params, Delta((updates[-1],)), donate=index > 0)
-    return Delta(tuple(updates))
+    joint = Delta(tuple(updates))
+    check_finite(joint, requests)
+    if check_answers:
+        last = Delta((updates[-1],))
+        edited = model.replace(params=apply_delta(params, last, donate=len(updates) > 1))
+        warn_of_failures(requests, *target_answers(edited, requests), stacklevel=4)
+    return joint
 
 
 @accept_covariance
@@ -240,6 +261,7 @@ def compute(
     key: jax.Array | None = None,
     chunk_size: int = 8,
     progress: bool = False,
+    check_answers: bool = True,
 ) -> EditResult:
     """Computes N independent edits, each of one request. Arguments and errors are as in `compute_joint_delta`.
 
@@ -259,7 +281,7 @@ def compute(
         inputs = _tokenize(model, chunk, config, templates)
         return _independent(model, inputs, config, second_moments)
 
-    return map_chunks(
+    result = map_chunks(
         compute_chunk,
         requests,
         list(map(length_from_subject, requests)),
@@ -267,6 +289,8 @@ def compute(
         "MEMIT",
         progress,
     )
+    result = add_answers(model, requests, result.finite(requests), check_answers)
+    return dataclasses.replace(result, templates=tuple(templates))
 
 
 @accept_covariance
@@ -344,6 +368,6 @@ def _check(
 ) -> Sequence[str]:
     """Checks all arguments and returns the context templates."""
     check_requests(model, requests, config, chunk_size)
-    check_moments(config, second_moments)
+    check_moments(model, config, second_moments)
     lengths = config.context_template_length_params
     return given_or_sampled(model, templates, key, lengths)

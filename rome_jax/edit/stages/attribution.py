@@ -26,6 +26,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.request import EditRequest, target_text
+from rome_jax.data.tokenization import continuation_ids, prompt_ids
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import TargetEncoding
 from rome_jax.models import forward
@@ -94,7 +95,7 @@ def tokenize_prompts(
       (2, 1)
     """
     texts = [prefix + request.text for request in requests for prefix in prefixes]
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = prompt_ids(tokenizer, texts)
     for text, row in zip(texts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
@@ -119,7 +120,7 @@ def _tokenize_answers(tokenizer, answers: Iterable[str], encoding: TargetEncodin
     """Tokenizes answers and pads them to one of few widths."""
     if encoding is TargetEncoding.LEADING_SPACE:
         answers = map(target_text, answers)
-    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    ids = continuation_ids(tokenizer, list(answers))
     return pad(ids, multiple=bucket(max(map(len, ids)), 2))
 
 

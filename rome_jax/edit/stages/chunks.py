@@ -19,6 +19,8 @@ from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments import checks
+from rome_jax.moments.second_moment import SecondMoment
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
@@ -166,14 +168,19 @@ def check_requests(
         model.config.check_layer(layer, "layers")
 
 
-def check_moments(config: Hyperparameters, second_moments: Mapping[int, Any] | None) -> None:
-    """Checks that every edited layer has a second moment, if the configuration uses them.
+def check_moments(
+    model: LanguageModel, config: Hyperparameters, second_moments: Mapping[int, Any] | None
+) -> None:
+    """Checks that every edited layer has a second moment of this model, if the configuration uses them.
 
     Raises:
-      ValueError: If a layer has none.
+      ValueError: If a layer has none, or one that is of another model, layer or width, or is not positive definite.
     """
-    for layer in config.layers:
-        moment_of(config, second_moments, layer)
+    found = {layer: moment_of(config, second_moments, layer) for layer in config.layers}
+    checks.check(
+        {layer: moment for layer, moment in found.items() if isinstance(moment, SecondMoment)},
+        model,
+    )
 
 
 def moment_of(

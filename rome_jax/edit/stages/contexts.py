@@ -8,11 +8,15 @@ subject being the first word of the text (Meng et al., 2022, section 3.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
 from rome_jax.data.request import SLOT
-from rome_jax.edit.config import Hyperparameters
+from rome_jax.data.tokenization import begin_ids
+from rome_jax.edit.config import Hyperparameters, Seed
+from rome_jax.files.checked import check, shown
+from rome_jax.files.records import DataError, read_json, read_text
 from rome_jax.models.generate import Sampling, clean_text, generate_text
 from rome_jax.models.registry import LanguageModel
 
@@ -42,11 +46,14 @@ def sample_templates(
       >>> len(templates), templates[0], templates[1].endswith(". {}")
       (21, '{}', True)
     """
-    start = model.tokenizer.bos_token or model.tokenizer.eos_token
+    tokenizer = model.tokenizer
+    start = tokenizer.bos_token or tokenizer.eos_token
     if start is None:
         raise ValueError(
             f"the tokenizer of {model.name} has no begin-of-text token to sample from: pass templates=."
         )
+    if begin_ids(tokenizer):  # each prompt begins with them already
+        start = ""
     templates = [SLOT]
     for index, (length, count) in enumerate(lengths):
         texts = generate_text(
@@ -60,6 +67,42 @@ def sample_templates(
     return tuple(templates)
 
 
+def read_templates(path: str | Path) -> tuple[str, ...]:
+    """Reads the context templates of an earlier run, so that it can be repeated.
+
+    Args:
+      path: A .json file with a list of templates, or a text file with one template per line. MEMIT's lists of lists are
+        read too.
+
+    Returns:
+      The templates.
+
+    Raises:
+      DataError: If there is no such file, or it holds no templates, a template does not end in "{}" or has more than
+        one, or the first template is not "{}".
+
+    Example:
+      >>> _ = Path("templates.json").write_text('["{}", "The file is open. {}"]')
+      >>> read_templates("templates.json")
+      ('{}', 'The file is open. {}')
+    """
+    if Path(path).suffix.lower() == ".json":
+        content, _ = read_json(path)
+        groups = content if isinstance(content, list) else [content]
+        found = [one for group in groups for one in (group if isinstance(group, list) else [group])]
+    else:
+        found = [line.rstrip("\r") for line in read_text(path).split("\n") if line.strip()]
+    templates = check(tuple[str, ...], found, str(path), error=DataError)
+    for template in templates:
+        if template.count(SLOT) != 1 or not template.endswith(SLOT):
+            raise DataError(
+                f"{path}: the template {shown(template)} must end in '{{}}', where the prompt goes, and have no other."
+            )
+    if not templates or templates[0] != SLOT:
+        raise DataError(f"{path}: the first template must be '{{}}', the bare prompt: add it.")
+    return templates
+
+
 def templates_for(model: LanguageModel, config: Hyperparameters, seed: int = 0) -> tuple[str, ...]:
     """Samples the templates that a method's configuration asks for.
 
@@ -71,13 +114,17 @@ def templates_for(model: LanguageModel, config: Hyperparameters, seed: int = 0) 
     Returns:
       The templates, as in `sample_templates`. Empty if the method does not use templates.
 
+    Raises:
+      ValueError: If the seed is not an integer from 0 to 2**32 - 1.
+
     Example:
       >>> len(templates_for(model, config))
       21
     """
     if config.template_lengths is None:
         return ()
-    return sample_templates(model, jax.random.key(seed), config.template_lengths)
+    key = jax.random.key(check(Seed, seed, "seed"))
+    return sample_templates(model, key, config.template_lengths)
 
 
 def given_or_sampled(
@@ -101,6 +148,7 @@ def given_or_sampled(
         if key is None:
             raise ValueError("templates and key are both None: give one of them.")
         templates = sample_templates(model, key, lengths)
+    templates = check(tuple[str, ...], templates, "templates")
     if not templates or templates[0] != SLOT:
         raise ValueError(
             f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."

@@ -32,6 +32,7 @@ from flax import struct
 
 from rome_jax.data.positions import FactToken, fact_token_index
 from rome_jax.data.request import SLOT, EditRequest, fill
+from rome_jax.data.tokenization import continuation_ids, encode_prompts
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad, round_up, token_span
 from rome_jax.edit.stages.shared_contexts import SharedContexts
 
@@ -256,7 +257,7 @@ def tokenize_requests(
       >>> inputs.targets.read.shape, inputs.essence.fact.shape, inputs.batch.ids.shape
       ((2, 1, 1), (1,), (3, 13))
     """
-    answers = _token_ids(tokenizer, [request.target_text for request in requests])
+    answers = continuation_ids(tokenizer, [request.target_text for request in requests])
     rows = [
         (prefix, request.prompt, request, answer[:-1])
         for prefix in map(prefix_of, templates)
@@ -264,16 +265,15 @@ def tokenize_requests(
     ]
     rows += [("", ESSENCE_TEMPLATE, request, []) for request in requests]
     texts = [prefix + fill(prompt, request.subject) for prefix, prompt, request, _ in rows]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     sequences, facts, ends = [], [], []
-    for (prefix, prompt, request, answer), ids, offsets in zip(
-        rows, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    for (prefix, prompt, request, answer), text in zip(
+        rows, encode_prompts(tokenizer, texts), strict=True
     ):
         start = len(prefix) + prompt.index(SLOT)
-        subject = token_span(offsets, start, start + len(request.subject))
-        facts.append(fact_token_index(fact_token, subject, len(ids)))
-        ends.append(len(ids) - 1)
-        sequences.append(ids + answer)
+        subject = token_span(text.offsets, start, start + len(request.subject))
+        facts.append(fact_token_index(fact_token, subject, len(text.ids)))
+        ends.append(len(text.ids) - 1)
+        sequences.append(text.ids + answer)
         if len(sequences[-1]) > context_length:
             raise SequenceTooLongError(
                 f"the prompt about {request.subject!r} with its target takes {len(sequences[-1])} tokens after the "
@@ -286,8 +286,3 @@ def tokenize_requests(
     fact, last = np.array([facts, ends], np.int32).reshape(2, -1, len(requests))  # [K + 1, N]
     targets = TargetRows(fact[:-1], last[:-1, :, None] + offsets, target.ids, target.mask)
     return EditInputs.of(pad(sequences), targets, EssenceRows(fact[-1]))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the token ids of texts without special tokens."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]

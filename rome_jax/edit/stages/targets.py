@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from rome_jax.data.request import EditRequest
+from rome_jax.data.tokenization import continuation_ids, prompt_ids
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import TargetScoring
 
@@ -69,15 +70,12 @@ def tokenize_targets(
       >>> inputs.batch.ids.shape, inputs.read.tolist()
       ((1, 3), [[2]])
     """
-    prompt_ids, target_ids = (
-        tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for texts in (prompts, targets)
-    )
+    rows = prompt_ids(tokenizer, prompts)
+    target_ids = continuation_ids(tokenizer, targets)
+    ends = np.array([len(row) - 1 for row in rows], np.int32)[:, None]
     each = scoring is TargetScoring.EACH_TOKEN
-    rows = [
-        prompt + target[:-1] if each else prompt
-        for prompt, target in zip(prompt_ids, target_ids, strict=True)
-    ]
+    if each:
+        rows = [row + target[:-1] for row, target in zip(rows, target_ids, strict=True)]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
@@ -91,7 +89,6 @@ def tokenize_targets(
     )
     batch = pad(rows, context_length=context_length, multiple=length)
     target = pad(target_ids, multiple=width)
-    ends = np.array([len(prompt) - 1 for prompt in prompt_ids], np.int32)[:, None]
     offsets = np.where(target.mask & each, np.arange(target.mask.shape[1], dtype=np.int32), 0)
     return TargetInputs(batch, ends + offsets, target.ids, target.mask)
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from rome_jax.files.checked import shown
 from rome_jax.models.config import Family, ModelConfig, Rotary, RotaryPairs, UnsupportedConfigError
 from rome_jax.models.families import gpt, llama, neox
 from rome_jax.models.families.base import Attributes, FamilySpec
@@ -36,14 +37,14 @@ _IGNORED = frozenset(
     name_or_path output_attentions output_hidden_states output_past pad_token_id predict_special_tokens prefix
     problem_type resid_pdrop return_dict rope_interleaved sep_token_id summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
-    transformers.js_config transformers_version unk_token_id use_cache reorder_and_upcast_attn begin_suppress_tokens
+    transformers.js_config transformers_version unk_token_id use_cache begin_suppress_tokens
     bad_words_ids decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
     exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id is_composition length_penalty min_length
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
     repetition_penalty return_dict_in_generate suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k
     top_p torchscript typical_p use_bfloat16
     """.split()
-)  # reorder_and_upcast_attn only changes rounding in half precision; attention scores are always float32 here.
+)
 
 # Attributes of all families that change the computation, with the values that are implemented here.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
@@ -56,11 +57,12 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def from_hf(config: Mapping[str, Any]) -> ModelConfig:
+def from_hf(config: Mapping[str, Any], name: str = "config.json") -> ModelConfig:
     """Reads the content of a Hugging Face `config.json`.
 
     Args:
       config: The parsed file.
+      name: Name of the file in messages, such as its path.
 
     Returns:
       The `ModelConfig` of the same model.
@@ -74,27 +76,33 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
       ...          "n_positions": 16}).mlp_width
       32
     """
-    name = config.get("model_type")
-    known = {family.value: family for family in Family}
-    if not isinstance(name, str) or name not in known:
+    model_type = config.get("model_type")
+    known = [family.value for family in Family]
+    if model_type not in known:
         raise UnsupportedConfigError(
-            f"config.json has model_type {name!r}; supported: {', '.join(known)}."
+            f"{name} has model_type {shown(model_type)}; supported: {', '.join(known)}."
         )
-    spec = FAMILIES[known[name]]
+    spec = FAMILIES[Family(model_type)]
     for attribute, value in config.items():
         required = (_REQUIRED | dict(spec.required)).get(attribute)
         if required is not None:
             if not any(value == usual and type(value) is type(usual) for usual in required):
                 raise UnsupportedConfigError(
-                    f"config.json sets {attribute}={value!r}, which changes the model's output and is not "
+                    f"{name} sets {attribute}={shown(value)}, which changes the model's output and is not "
                     f"supported; only {required[0]!r} is."
                 )
         elif attribute not in spec.handled and attribute not in _IGNORED:
             raise UnsupportedConfigError(
-                f"config.json sets {attribute}={value!r}, which this library does not know; if it does not "
+                f"{name} sets {attribute}={shown(value)}, which this library does not know; if it does not "
                 "change the model's output, remove it from the file."
             )
-    return spec.read(Attributes(config))
+    try:
+        return spec.read(Attributes(config, name))
+    except UnsupportedConfigError as error:
+        message = str(error)
+        raise UnsupportedConfigError(
+            message if message.startswith(name) else f"{name}: {message}"
+        ) from None
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

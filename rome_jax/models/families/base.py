@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 from rome_jax.models.config import (
     Activation,
     Family,
@@ -29,7 +29,15 @@ ACTIVATION_NAMES = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
 }
-_Size = Annotated[int, pydantic.Field(gt=0)]
+# Larger sizes do not occur, and would be work without bound for everything that goes through layers or dimensions.
+_Layers = Annotated[int, pydantic.Field(ge=1, le=10_000)]
+_Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
+# Attributes for which null means the default.
+_NULLABLE = frozenset(
+    """
+    n_inner num_key_value_heads head_dim rope_scaling rope_parameters sliding_window layer_types use_sliding_window
+    """.split()
+)
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
@@ -52,10 +60,15 @@ class Weight:
 
 
 class Attributes(Mapping[str, Any]):
-    """The content of a `config.json`, whose attributes are checked when they are read."""
+    """The content of a `config.json`, whose attributes are checked when they are read.
 
-    def __init__(self, content: Mapping[str, Any]):
+    Attributes:
+      source: Name of the file in messages.
+    """
+
+    def __init__(self, content: Mapping[str, Any], source: str = "config.json"):
         self._content = content
+        self.source = source
 
     def __getitem__(self, name: str) -> Any:
         return self._content[name]
@@ -67,15 +80,14 @@ class Attributes(Mapping[str, Any]):
         return len(self._content)
 
     def read(self, kind: Any, name: str, default: Any) -> Any:
-        """Returns an attribute as a type; a missing one and null give the default.
+        """Returns an attribute as a type; a missing one gives the default, as null does where transformers allows it.
 
         Raises:
           UnsupportedConfigError: If the attribute has another type.
         """
-        value = self._content.get(name)
-        if value is None:
+        if name not in self or (self[name] is None and name in _NULLABLE):
             return default
-        return check(kind, value, f"config.json: {name}", error=UnsupportedConfigError)
+        return check(kind, self[name], f"{self.source}: {name}", error=UnsupportedConfigError)
 
     def size(self, name: str, default: int | None = None) -> int:
         """Returns a positive integer.
@@ -83,9 +95,24 @@ class Attributes(Mapping[str, Any]):
         Raises:
           UnsupportedConfigError: If it is missing without a default, or is not a positive integer.
         """
-        found = self.read(_Size, name, default)
+        return self._required(_Size, name, default)
+
+    def layers(self, name: str) -> int:
+        """Returns a number of layers; errors are as in `size`."""
+        return self._required(_Layers, name)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """Returns a positive number; errors are as in `size`."""
+        return self._required(_Positive, name, default)
+
+    def child(self, name: str) -> Attributes:
+        """Returns an attribute that is an object, which is empty if it is missing."""
+        return Attributes(self.read(dict[str, Any], name, {}), f"{self.source}: {name}")
+
+    def _required(self, kind: Any, name: str, default: Any = None) -> Any:
+        found = self.read(kind, name, default)
         if found is None:
-            raise UnsupportedConfigError(f"config.json lacks {name}.")
+            raise UnsupportedConfigError(f"{self.source} lacks {name}.")
         return found
 
     def activation(self, name: str, default: str) -> Activation:
@@ -97,7 +124,7 @@ class Attributes(Mapping[str, Any]):
         found = self.read(str, name, default)
         if found not in ACTIVATION_NAMES:
             raise UnsupportedConfigError(
-                f"config.json sets {name}={found!r}; supported: {', '.join(ACTIVATION_NAMES)}."
+                f"{self.source} sets {name}={shown(found)}; supported: {', '.join(ACTIVATION_NAMES)}."
             )
         return ACTIVATION_NAMES[found]
 
@@ -111,24 +138,23 @@ class Attributes(Mapping[str, Any]):
         Raises:
           UnsupportedConfigError: If the scaling is not supported.
         """
-        new = Attributes(self.read(dict[str, Any], "rope_parameters", {}))
-        old = Attributes(self.read(dict[str, Any], "rope_scaling", {}))
+        new, old = self.child("rope_parameters"), self.child("rope_scaling")
         theta = new.read(_Positive, "rope_theta", self.read(_Positive, base, 10_000.0))
         rope = new if "rope_type" in new else old
         kind = rope.read(str, "rope_type", rope.read(str, "type", "default"))
         scaling: LinearScaling | Llama3Scaling | None = None
         if kind == "linear":
-            scaling = LinearScaling(rope.read(_Positive, "factor", 1.0))
+            scaling = LinearScaling(rope.positive("factor"))
         elif kind == "llama3":
             scaling = Llama3Scaling(
-                rope.read(_Positive, "factor", None),
-                rope.read(_Positive, "low_freq_factor", None),
-                rope.read(_Positive, "high_freq_factor", None),
+                rope.positive("factor"),
+                rope.positive("low_freq_factor"),
+                rope.positive("high_freq_factor"),
                 rope.size("original_max_position_embeddings"),
             )
         elif kind != "default":
             raise UnsupportedConfigError(
-                f"config.json asks for rotary scaling {kind!r}; supported: default, linear, llama3."
+                f"{self.source} asks for rotary scaling {shown(kind)}; supported: default, linear, llama3."
             )
         return Rotary(dim, RotaryPairs.HALVES, theta, scaling)
 

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from rome_jax.files.checked import shown
 from rome_jax.models.config import Family, ModelConfig, Rotary, RotaryPairs, UnsupportedConfigError
 from rome_jax.models.families.base import Attributes, FamilySpec, Weight, linear, norms
 
 _HANDLED = frozenset(
     """
     vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon tie_word_embeddings
+    rotary_dim reorder_and_upcast_attn scale_attn_weights scale_attn_by_inverse_layer_idx
     """.split()
 )
 _REQUIRED: dict[str, tuple[Any, ...]] = {
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
     "rotary": (True,),
     "rope_scaling": (None,),
     "rope_parameters": (None,),
 }
-# Causal masks that old versions of transformers saved with the weights.
-_BUFFERS = ("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias")
+# Causal masks and rotary angles that old versions of transformers saved with the weights.
+_BUFFERS = (
+    "transformer.h.{}.attn.bias",
+    "transformer.h.{}.attn.masked_bias",
+    "transformer.h.{}.attn.embed_positions",
+)
 
+# Options of GPT-2's attention, with the names and usual values of their attributes.
+_GPT2_ATTENTION = {
+    "scale_scores": ("scale_attn_weights", True),
+    "scale_by_layer": ("scale_attn_by_inverse_layer_idx", False),
+    "upcast_attention": ("reorder_and_upcast_attn", False),
+}
 GPT2_OPTIONS = {"fused_qkv": True}
 GPTJ_OPTIONS = {
     "parallel_residual": True,
@@ -41,14 +51,14 @@ def _read(found: Attributes, family: Family, options: dict[str, Any]) -> ModelCo
     )
     return ModelConfig(
         family,
-        found.size("n_layer"),
+        found.layers("n_layer"),
         width,
         found.size("n_head"),
         found.size("n_inner", 4 * width),
         found.size("vocab_size"),
         found.size("n_positions"),
         activation=found.activation("activation_function", "gelu_new"),
-        norm_epsilon=found.read(float, "layer_norm_epsilon", 1e-5),
+        norm_epsilon=found.positive("layer_norm_epsilon", 1e-5),
         **options,
     )
 
@@ -72,18 +82,34 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gpt2(found: Attributes) -> ModelConfig:
-    if found.get("rotary_dim"):
+    if found.get("rotary_dim") not in (None, 0):
         raise UnsupportedConfigError(
-            f"config.json sets rotary_dim={found['rotary_dim']!r}, but GPT-2 has learned positions."
+            f"{found.source} sets rotary_dim={shown(found['rotary_dim'])}, but GPT-2 has learned positions: remove it "
+            "from the file."
         )
-    return _read(found, Family.GPT2, dict(GPT2_OPTIONS))
+    attention = {
+        option: found.read(bool, name, default)
+        for option, (name, default) in _GPT2_ATTENTION.items()
+    }
+    return _read(found, Family.GPT2, {**GPT2_OPTIONS, **attention})
+
+
+def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
+    values = {option: getattr(config, option) for option in _GPT2_ATTENTION}
+    return _write(config) | {
+        name: values[option]
+        for option, (name, default) in _GPT2_ATTENTION.items()
+        if values[option] != default
+    }
 
 
 def _read_gptj(found: Attributes) -> ModelConfig:
-    if "rotary_dim" in found and not found["rotary_dim"]:
-        raise UnsupportedConfigError(
-            f"config.json sets rotary_dim={found['rotary_dim']!r}: GPT-J needs a positive number."
-        )
+    for name, default in _GPT2_ATTENTION.values():
+        if name != "reorder_and_upcast_attn" and found.read(bool, name, default) != default:
+            raise UnsupportedConfigError(
+                f"{found.source} sets {name}={shown(found[name])}, which changes the model's output and is not "
+                f"supported in GPT-J; only {default} is."
+            )
     rotary = Rotary(found.size("rotary_dim", 64), RotaryPairs.INTERLEAVED)
     return _read(found, Family.GPTJ, {**GPTJ_OPTIONS, "rotary": rotary})
 
@@ -96,8 +122,8 @@ GPT2 = FamilySpec(
     Family.GPT2,
     options=GPT2_OPTIONS,
     read=_read_gpt2,
-    write=_write,
-    handled=_HANDLED | {"rotary_dim"},
+    write=_write_gpt2,
+    handled=_HANDLED,
     required=_REQUIRED,
     weights=(  # Conv1D: [in, out] already
         Weight("wte/embedding", "transformer.wte.weight"),
@@ -124,7 +150,7 @@ GPTJ = FamilySpec(
     options=GPTJ_OPTIONS,
     read=_read_gptj,
     write=_write_gptj,
-    handled=_HANDLED | {"rotary_dim"},
+    handled=_HANDLED,
     required=_REQUIRED,
     weights=(
         Weight("wte/embedding", "transformer.wte.weight"),

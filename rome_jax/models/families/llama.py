@@ -52,7 +52,7 @@ def _read(found: Attributes, *, family: Family, options: dict[str, Any]) -> Mode
     }
     return ModelConfig(
         family,
-        found.size("num_hidden_layers"),
+        found.layers("num_hidden_layers"),
         width,
         heads,
         found.size("intermediate_size"),
@@ -61,7 +61,7 @@ def _read(found: Attributes, *, family: Family, options: dict[str, Any]) -> Mode
         head_dim=head_dim,
         num_kv_heads=found.size("num_key_value_heads", heads),
         rotary=found.rotary(head_dim),
-        norm_epsilon=found.read(float, "rms_norm_eps", 1e-6),
+        norm_epsilon=found.positive("rms_norm_eps", 1e-6),
         **options
         | biases
         | {
@@ -79,15 +79,19 @@ def _check_windows(found: Attributes, family: Family) -> None:
     """
     used = found.read(bool, "use_sliding_window", family is Family.MISTRAL)
     # transformers assumes this window in Mistral.
-    window = found.get("sliding_window", 4096)
-    if used and window is not None and window < found.size("max_position_embeddings"):
+    window = found.size("sliding_window", 4096)
+    if (
+        used
+        and found.get("sliding_window", 4096) is not None
+        and window < found.size("max_position_embeddings")
+    ):
         raise UnsupportedConfigError(
-            f"config.json sets sliding_window={window!r}, shorter than the context; windows are not supported."
+            f"{found.source} sets sliding_window={window}, shorter than the context; windows are not supported."
         )
     types = set(found.read(tuple[str, ...], "layer_types", ())) - {"full_attention"}
     if types:
         raise UnsupportedConfigError(
-            f"config.json has layers of type {', '.join(sorted(types))}; only full_attention is supported."
+            f"{found.source} has layers of type {', '.join(sorted(types))}; only full_attention is supported."
         )
 
 

@@ -25,18 +25,18 @@ _OPTIONS: dict[str, Any] = {
 def _read(found: Attributes) -> ModelConfig:
     width, heads = found.size("hidden_size"), found.size("num_attention_heads")
     attention_bias = found.read(bool, "attention_bias", True)
-    parameters = Attributes(found.read(dict[str, Any], "rope_parameters", {}))
+    parameters = found.child("rope_parameters")
     share = parameters.read(float, "partial_rotary_factor", found.read(float, "rotary_pct", 0.25))
     return ModelConfig(
         Family.NEOX,
-        found.size("num_hidden_layers"),
+        found.layers("num_hidden_layers"),
         width,
         heads,
         found.size("intermediate_size"),
         found.size("vocab_size"),
         found.size("max_position_embeddings"),
         rotary=found.rotary(int(width // heads * share), "rotary_emb_base"),
-        norm_epsilon=found.read(float, "layer_norm_eps", 1e-5),
+        norm_epsilon=found.positive("layer_norm_eps", 1e-5),
         **_OPTIONS
         | {
             "activation": found.activation("hidden_act", "gelu"),

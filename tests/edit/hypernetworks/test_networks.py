@@ -98,21 +98,22 @@ def test_no_such_file(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-8]), "SafetensorError: .*"),
-        (lambda path: path.write_bytes(b""), "SafetensorError: .*"),
-        (lambda path: path.write_bytes(b"not safetensors" * 100), "SafetensorError: .*"),
-        (lambda path: save_file({"a": np.zeros(1)}, path), "KeyError: 'rome_jax'"),
-        (lambda path: save_file({}, path, {"rome_jax": "{"}), "JSONDecodeError: .*"),
-        (lambda path: save_file({}, path, {"rome_jax": "[]"}), "TypeError: .*"),
-        (lambda path: rewrite(path, kind="ROME"), "ValueError: ROME has no hypernetwork"),
-        (lambda path: rewrite(path, config={}), "ValueError: layers is missing.*"),
-        (lambda path: rewrite(path, about=None), "KeyError: 'about'"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-8]), ".* is truncated or damaged .*"),
+        (lambda path: path.write_bytes(b""), ".* is truncated or damaged .*"),
+        (lambda path: path.write_bytes(b"not safetensors" * 100), ".* truncated or damaged .*"),
+        (lambda path: save_file({"a": np.zeros(1)}, path), "its metadata is not valid JSON .*"),
+        (lambda path: save_file({}, path, {"rome_jax": "{"}), "its metadata is not valid .*"),
+        (lambda path: save_file({}, path, {"rome_jax": "[]"}), "its metadata is not a JSON .*"),
+        (lambda path: rewrite(path, kind="ROME"), "ROME has no hypernetwork"),
+        (lambda path: rewrite(path, kind=["MEND"]), "its metadata: kind=.*"),
+        (lambda path: rewrite(path, config={}), "layers is missing.*"),
+        (lambda path: rewrite(path, about=None), "its metadata: about is missing: give it"),
         (
             lambda path: rewrite(path, format=hypernetworks.FORMAT + 1),
-            "ValueError: format 2 is newer than 1",
+            "format 2 is newer than 1",
         ),
     ],
-    ids="short empty other foreign spoilt list kind config header newer".split(),
+    ids="short empty other foreign spoilt list kind kinds config header newer".split(),
 )
 def test_files_that_hold_no_hypernetwork(network, tmp_path, spoil, why):
     path = hypernetworks.save(tmp_path / "mend.safetensors", network)
@@ -130,8 +131,8 @@ def test_a_network_of_other_weights(network, model, tmp_path):
     with pytest.raises(ValueError) as error:
         hypernetworks.load(path, other)
     assert str(error.value) == (
-        f"the hypernetwork of MEND was trained for tiny (weights {model.fingerprint()[:12]}), not for other (weights "
-        f"{other.fingerprint()[:12]}): load that model, or train one for this model with `python -m "
+        f"the hypernetwork of MEND was trained for tiny (weights {model.fingerprint()[:12]}), not for other (float32 "
+        f"weights {other.fingerprint()[:12]}): load that model, or train one for this model with `python -m "
         "eval.train_hypernetwork --alg_name=MEND --model_name=other`."
     )
     assert (

@@ -88,8 +88,8 @@ def test_configurations_survive_the_round_trip_through_plain_values(config):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"leaves": ["MLP"]}, "leaves='MLP' must be one of ATTN_QKV, "),
-        ({"scoring": "last"}, "scoring='last' must be one of each_token, reference"),
+        ({"leaves": ["MLP"]}, "leaves[0]='MLP': give one of ATTN_QKV, "),
+        ({"scoring": "last"}, "scoring='last': give one of each_token, reference"),
         ({"kl_factor": 1.0}, "no hyperparameter kl_factor; there are batch_size, "),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from configs import kn
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode
-from rome_jax.edit.baseline_config import KNConfig, TargetEncoding
+from rome_jax.edit.baseline_config import KNConfig, RowVectors, TargetEncoding
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.methods import knowledge_neurons
 from rome_jax.models import forward
@@ -183,6 +183,18 @@ def test_rows_of_kept_neurons_gain_the_new_answer_and_lose_the_old(index, gptj, 
             difference[layer][kept], np.broadcast_to(change, (kept.sum(), len(change))), atol=1e-6
         )
     assert 0 < side_by_side.neurons[index].sum() < scores.size
+
+
+def test_rows_gain_input_embeddings_as_in_the_original(gptj, side_by_side):
+    config = dataclasses.replace(CONFIG, row_vectors=RowVectors.REFERENCE)
+    found = knowledge_neurons.compute_from_inputs(
+        gptj.params, gptj.config, tokenized(gptj, REQUESTS), config
+    )
+    embedding = np.asarray(gptj.params["wte"]["embedding"])
+    new = gptj.tokenizer(REQUESTS[0].target_text)["input_ids"]
+    change = embedding[new].sum(0) - 2 * embedding[int(found.attribution.most_likely[0])]
+    np.testing.assert_allclose(found.deltas.updates[0].right[0, :, 0], change, atol=1e-6)
+    np.testing.assert_array_equal(found.neurons, side_by_side.neurons)
 
 
 def test_neurons_are_selected_above_a_share_of_the_highest_score_of_all_layers():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rome_jax.data.positions import FactToken
-from rome_jax.data.request import EditRequest
+from rome_jax.data.request import EditRequest, EditWarning
 from rome_jax.data.tokens import pad, token_span
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
@@ -310,6 +310,19 @@ def test_a_sequence_computes_each_edit_on_the_model_so_far(model, requests, temp
     assert relative_error(result.deltas.updates[0].right, independent.deltas.updates[0].right) > 0.1
 
 
+def test_models_of_a_sequence_stay_valid(model, requests, templates, moments):
+    options = {"second_moments": moments, "templates": templates, "check_answers": False}
+    steps = list(rome.compute_sequence(model, requests, CONFIG, **options))
+    params = model.params
+    for edited, result in steps:
+        params = apply_delta(params, result.deltas[0])
+        assert_same_params(edited.params, params)
+    donated = list(rome.compute_sequence(model, requests, CONFIG, **options, donate=True))
+    kernels = [edited.params["blocks"]["mlp"]["down"]["kernel"] for edited, _ in donated]
+    assert [kernel.is_deleted() for kernel in kernels] == [True, True, False]
+    assert_same_params(donated[-1][0].params, params)
+
+
 def test_a_sequence_samples_templates_once_from_the_unedited_model(
     model, requests, templates, moments, monkeypatch
 ):
@@ -353,10 +366,25 @@ def test_a_second_layer_sees_the_edit_of_the_first(model, requests, templates, m
 # Explosions
 
 
-def compute_again(model, requests, templates, moments):
+def compute_again(model, requests, templates, moments, check_answers=False):
     return rome.compute(
-        model, requests, MODES[KeyMode.REFERENCE], second_moments=moments, templates=templates
+        model,
+        requests,
+        MODES[KeyMode.REFERENCE],
+        second_moments=moments,
+        templates=templates,
+        check_answers=check_answers,
     )
+
+
+def test_edits_that_fail_are_said_in_one_warning(model, requests, templates, moments):
+    with pytest.warns(EditWarning) as caught:
+        result = compute_again(model, requests, templates, moments, check_answers=True)
+    assert result.is_answer.tolist() == [False] * 3
+    (message,) = (str(warning.message) for warning in caught)
+    assert message.startswith("3 of 3 edits failed: target_new=")
+    assert "is not the model's answer to" in message and "(probability " in message
+    assert caught[0].filename == __file__, "the warning points at the caller"
 
 
 @pytest.mark.filterwarnings("default:the edit of")

@@ -81,7 +81,7 @@ def test_arguments_are_checked_for_all_methods(model, requests):
 
 @pytest.mark.parametrize("second_moments", [None, {0: "C"}])
 def test_every_layer_needs_a_second_moment(second_moments):
-    chunks.check_moments(ROMEConfig((0,)), {0: "C"})
-    chunks.check_moments(ROMEConfig((1,), mom2_adjustment=False), None)
+    chunks.check_moments(None, ROMEConfig((0,)), {0: "C"})
+    chunks.check_moments(None, ROMEConfig((1,), mom2_adjustment=False), None)
     with pytest.raises(ValueError, match="no second moment of layer 1: collect it"):
-        chunks.check_moments(ROMEConfig((1,)), second_moments)
+        chunks.check_moments(None, ROMEConfig((1,)), second_moments)

@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.stages.contexts import given_or_sampled, sample_templates, templates_for
+from rome_jax.edit.stages.contexts import (
+    given_or_sampled,
+    read_templates,
+    sample_templates,
+    templates_for,
+)
+from rome_jax.files.records import DataError
 
 END = "<|endoftext|>"
 END_ID = 1999
@@ -116,3 +122,41 @@ def test_given_templates_need_no_key_and_sampled_ones_do(model, sampled):
     for bad in ((), ("A. {}", "{}")):
         with pytest.raises(ValueError, match=r"must start with '\{\}', the bare prompt"):
             given_or_sampled(model, bad, key, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '["{}", "A {b}. {}"]'),
+        ("memit.json", '[["{}"], ["A {b}. {}"]]'),
+        ("a.txt", "\ufeff{}\r\nA {b}. {}\r\n\r\n"),
+    ],
+)
+def test_templates_are_read_from_a_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content, newline="")
+    assert read_templates(tmp_path / name) == ("{}", "A {b}. {}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["A. {}"]', r"the first template must be '\{\}', the bare prompt"),
+        ("[]", r"the first template must be '\{\}'"),
+        ('["{}", "A."]', r"the template 'A.' must end in '\{\}'"),
+        ('["{}", "A {} {}"]', "and have no other"),
+        ('["{}", null]', r"a.json\[1\]=None: give a text"),
+        ('{"templates": ["{}"]}', "give a text"),
+        ('["{}", "\\ud800 {}"]', "valid Unicode"),
+    ],
+)
+def test_templates_that_no_run_could_have_used_are_refused(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_templates(path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
+def test_a_seed_that_is_not_one_is_refused(model, seed):
+    with pytest.raises(ValueError, match=r"^seed="):
+        templates_for(model, ROMEConfig((0,)), seed=seed)

@@ -11,9 +11,8 @@ from rome_jax.data.tokens import pad
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
 from rome_jax.models import forward
-from rome_jax.models.config import Family
 from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
-from rome_jax.models.layers import layer_norm
+from rome_jax.models.layers import norm
 from rome_jax.models.registry import LanguageModel
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 
@@ -172,10 +171,10 @@ def test_the_input_of_the_up_projection_is_captured_and_patched(setup, requests)
     clean = run(nowhere, nowhere)
     # The expected input by hand: GPT-J's MLP is parallel to attention, and GPT-2's follows it.
     name, before = "ln_1", clean[Site.RESIDUAL][1]
-    if config.family is Family.GPT2:
+    if not config.parallel_residual:
         name, before = "ln_2", before + clean[Site.ATTN_OUT][2]
     scales = jax.tree.map(lambda leaf: leaf[2], model.params["blocks"][name])
-    assert close(clean[Site.MLP_IN][2], layer_norm(config, name).apply({"params": scales}, before))
+    assert close(clean[Site.MLP_IN][2], norm(config, name).apply({"params": scales}, before))
 
     changed = run(nowhere.at[1, 3].set(True), nowhere.at[0, 5].set(True))
     assert close(changed[Site.MLP_IN][1, 1, 3], value, 1e-6)

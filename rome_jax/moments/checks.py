@@ -1,0 +1,94 @@
+"""The checks that a second moment passes before it meets a model: its width, its layer, and the model it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from rome_jax.models import provenance
+from rome_jax.models.provenance import Match, Origin
+from rome_jax.models.registry import LanguageModel
+from rome_jax.moments.second_moment import SecondMoment
+
+_REMEDY = "collect second moments of this model with eval.layer_stats"
+
+
+def verified(
+    moments: Mapping[int, SecondMoment], model: LanguageModel, names: Mapping[int, str]
+) -> dict[int, SecondMoment]:
+    """Checks second moments that were read for a model, and records how they were verified.
+
+    All of the model's weights are read, once for all layers.
+
+    Args:
+      moments: The second moment of each layer.
+      model: The model to be edited.
+      names: Where the second moment of each layer comes from, such as a path, for messages.
+
+    Returns:
+      The second moments with their `match`.
+
+    Raises:
+      ValueError: If one has another width, belongs to another layer, or was collected on another model. Another dtype
+        of the same weights is accepted, and so is a model that edits changed.
+
+    Example:
+      >>> verified(moments, model, dict.fromkeys(moments, "the package"))[0].match.value
+      'verified'
+    """
+    matches: dict[Origin, Match] = {}
+    for layer, moment in moments.items():
+        _check_place(moment, layer, model, names[layer])
+        if moment.origin not in matches:
+            matches[moment.origin] = _require(moment, model, names[layer])
+    return {
+        layer: dataclasses.replace(moment, match=matches[moment.origin])
+        for layer, moment in moments.items()
+    }
+
+
+def check(moments: Mapping[int, SecondMoment], model: LanguageModel) -> None:
+    """Checks second moments before an edit, and that they are positive definite.
+
+    It reads few weights of a model that was checked before, and of its edits.
+
+    Args:
+      moments: The second moment of each edited layer.
+      model: The model to be edited.
+
+    Raises:
+      ValueError: As in `verified`, or if one is not positive definite.
+
+    Example:
+      >>> check({0: moments[0]}, model)
+    """
+    origins = set()
+    for layer, moment in moments.items():
+        what = f"second_moments[{layer}]"
+        _check_place(moment, layer, model, what)
+        if moment.origin not in origins and not provenance.related(moment.origin, model):
+            _require(moment, model, what)
+        origins.add(moment.origin)
+        moment.check_definite(layer)
+
+
+def _require(moment: SecondMoment, model: LanguageModel, what: str) -> Match:
+    """Refuses a second moment of another model."""
+    return provenance.require(
+        moment.origin, model, f"{what} was collected on", _REMEDY, provenance.BASE
+    )
+
+
+def _check_place(moment: SecondMoment, layer: int, model: LanguageModel, what: str) -> None:
+    """Refuses a second moment of another width or layer."""
+    width = model.config.mlp_width
+    if moment.mean.shape[0] != width:
+        raise ValueError(
+            f"{what} has width {moment.mean.shape[0]}, and {model.name} has {width}: give second moments that were "
+            "collected on this model."
+        )
+    known = moment.provenance
+    if known.fingerprint and known.layer != layer:
+        raise ValueError(
+            f"{what} belongs to layer {known.layer}, not to layer {layer}: give the second moment of that layer."
+        )
