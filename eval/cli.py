@@ -172,8 +172,20 @@ class Program:
         print("\nStopped.", file=sys.stderr)
         if self.resumable:
             line = [argument for argument in sys.argv[1:] if argument not in more]
-            command = shlex.join(["python", "-m", self.name, *line, *more])
+            command = command_line(self.name, [*line, *more])
             print(f"To resume: {command}", file=sys.stderr)
+
+
+def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
+    """Returns the command that runs a program.
+
+    Args:
+      program: Name of its module, such as eval.edit.
+      arguments: Its arguments; by default those of this process.
+    """
+    return shlex.join(
+        ["python", "-m", program, *(sys.argv[1:] if arguments is None else arguments)]
+    )
 
 
 def given() -> set[str]:

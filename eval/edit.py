@@ -4,10 +4,11 @@
     python -m eval.edit --alg_name=FT-L
     python -m eval.edit --prompt="{} works as a" --subject="Grestulf Tuldmark" --target_new=painter --interactive
     python -m eval.edit --save=edits/sport.safetensors
+    python -m eval.edit --model_name=smollm2-135m
     python -m eval.edit --model_name=gpt2-xl --second_moments=published --prompt=... --subject=... --target_new=...
 
-Without flags it applies ROME to an example fact of a factworld model. Paraphrases and neighbors are known for the facts
-of factworld; for other facts give them with --paraphrase and --neighbor.
+Without further flags it applies ROME to an example fact of a factworld model or of smollm2-135m. Paraphrases and
+neighbors are known for the facts of factworld; for other facts give them with --paraphrase and --neighbor.
 
 The flags --inspect, --apply and --revert work on saved edits, as in eval.edits.
 """

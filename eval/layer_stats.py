@@ -3,6 +3,7 @@
     python -m eval.layer_stats
     python -m eval.layer_stats --model_name=gpt2-xl --layers=17 --dataset=wikipedia
     python -m eval.layer_stats --model_name=gpt2-xl --layers=all --dataset=texts.jsonl --num_tokens=1000000
+    python -m eval.layer_stats --model_name=gpt2-xl --layers=17 --dataset=self --until_error=0.05
     python -m eval.layer_stats --model_name=gpt2-xl --layers=17 --published
 
 Without flags it reads the corpus of a factworld model. If it is killed, the same command resumes from the last saved
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from eval import cli
 from eval.flags import method, model, running, statistics
-from rome_jax.moments import inputs
+from rome_jax.moments import inputs, own_texts
 from rome_jax.moments.collect import collect, default_directory
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.moments.sources import read
@@ -26,17 +27,37 @@ def main() -> None:
     name = model.check()
     named = inputs.read_layers(statistics.LAYERS.value, method.rome_layers(name), name)
     running.check_output("stats")
-    corpus = None if statistics.PUBLISHED.value else statistics.open_dataset(name)
-    limit = corpus and inputs.read_limit(statistics.ARTICLES.value, statistics.TOKENS.value, corpus)
+    collecting, dataset, corpus = (
+        not statistics.PUBLISHED.value,
+        statistics.dataset_name(name),
+        None,
+    )
+    if collecting and dataset != own_texts.NAME:
+        corpus = statistics.open_dataset(dataset)
+    limit = inputs.read_limit(
+        statistics.ARTICLES.value,
+        statistics.TOKENS.value,
+        corpus.default_articles if corpus else own_texts.DEFAULT_DOCUMENTS,
+        statistics.UNTIL_ERROR.value,
+    )
     loaded = model.load()
     layers = inputs.check_layers(named, loaded.config)
     source = PUBLISHED
-    if corpus is not None:
+    if collecting:
+        corpus = corpus or own_texts.self_corpus(loaded, seed=running.SEED.value)
         directory = running.check_output(default_directory(loaded, corpus, limit))
-        sizes = {"limit": limit, "sequence_length": statistics.LENGTH.value}
-        sizes |= {"batch_tokens": statistics.BATCH.value}
-        seconds = 60 * statistics.CHECKPOINT.value
-        collect(loaded, corpus, layers, directory, **sizes, checkpoint_seconds=seconds)
+        collect(
+            loaded,
+            corpus,
+            layers,
+            directory,
+            limit=limit,
+            sequence_length=statistics.LENGTH.value,
+            batch_tokens=statistics.BATCH.value,
+            checkpoint_seconds=60 * statistics.CHECKPOINT.value,
+            dtype=statistics.FILE_DTYPE.value,
+            command=cli.command_line(PROGRAM.name),
+        )
         source = str(directory)
     singular = []
     for layer in layers:  # One at a time, because they are large.
@@ -53,7 +74,8 @@ PROGRAM = cli.Program(
     main,
     takes=(
         "model_name dtype precision layers dataset dataset_config dataset_split dataset_revision text_key sample_by "
-        "num_articles num_tokens sequence_length batch_tokens output_dir checkpoint_minutes published to_collect"
+        "num_articles num_tokens until_error sequence_length batch_tokens seed output_dir checkpoint_minutes "
+        "file_dtype published to_collect"
     ).split(),
     resumable=True,
 )

@@ -228,8 +228,8 @@ def test_extras_bring_what_their_users_need():
         name: {line for line in text.splitlines() if line and not line.startswith("#")}
         for name, text in config["options.extras_require"].items()
     }
-    assert extras["eval"] | extras["plot"] <= extras["notebooks"]
-    assert extras["eval"] | extras["plot"] | extras["data"] <= extras["test"]
+    assert extras["eval"] | extras["plot"] | extras["gguf"] <= extras["notebooks"]
+    assert extras["eval"] | extras["plot"] | extras["gguf"] | extras["data"] <= extras["test"]
     makefile = (ROOT / "Makefile").read_text()
     assert "REQUIREMENTS_table := -e '.[eval,plot]'" in makefile
     assert "REQUIREMENTS_test := -e '.[test]'" in makefile

@@ -53,7 +53,7 @@ def gpu_or_torch(names: set[str]) -> list[str]:
     return sorted(name for name in names if any(mark in name for mark in marks))
 
 
-@pytest.mark.parametrize("extra", [None, "eval", "notebooks", "plot", "test"])
+@pytest.mark.parametrize("extra", [None, "eval", "gguf", "notebooks", "plot", "test"])
 def test_plain_installs_include_no_torch_and_no_cuda(extra):
     wanted = requirements() + (requirements(extra) if extra else [])
     assert not any(need.extras for need in wanted)

@@ -25,9 +25,9 @@ DATASET = flags.DEFINE_enum(
 PATH = flags.DEFINE_string(
     "data_path",
     None,
-    "File of records (JSON, JSON Lines, parquet or arrow; docs/evaluation.md lists the layouts), or a folder of "
-    "Dataset.save_to_disk. Default: factworld's records for the factworld models, otherwise the published file, which "
-    "is downloaded once.",
+    "The word sample for 20 records of CounterFact, a file of records (JSON, JSON Lines, parquet or arrow; "
+    "docs/evaluation.md lists the layouts), or a folder of Dataset.save_to_disk. Default: factworld's records for the "
+    "factworld models, sample for smollm2-135m, otherwise the published file, which is downloaded once.",
 )
 SNIPPETS = flags.DEFINE_string(
     "snippets_path",

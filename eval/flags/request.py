@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from absl import flags
 
+from rome_jax.data import samples
 from rome_jax.data.request import EditRequest
 from rome_jax.files.checked import check
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import IN_WHEELS, SHIPPED
 from rome_jax.terminal.edit_report import Prompts
 
-# A held-out fact of factworld, which both embedded models know.
-EXAMPLE = ("{} plays the sport of", "Gothulf Punby", "tennis")
+# Default requests: a held-out fact of factworld, which both shipped models know, and a fact of the real world.
+_FACTWORLD = ("{} plays the sport of", "Gothulf Punby", "tennis")
+_REAL = (samples.EXAMPLE.prompt, samples.EXAMPLE.subject, samples.EXAMPLE.target_new)
+EXAMPLES = dict.fromkeys(SHIPPED, _FACTWORLD) | dict.fromkeys(IN_WHEELS, _REAL)
 
 PROMPT = flags.DEFINE_string(
     "prompt", None, "Prompt with {} in place of the subject, such as '{} plays the sport of'."
@@ -28,12 +31,13 @@ PARAPHRASES = flags.DEFINE_multi_string(
     "paraphrase",
     [],
     "Another wording of the prompt, subject included, that the edit should change too. Default: the known paraphrases "
-    "of a factworld fact",
+    "of a factworld fact, or of the default request.",
 )
 NEIGHBORS = flags.DEFINE_multi_string(
     "neighbor",
     [],
-    "A prompt about another subject that the edit should not change. Default: the known neighbors of a factworld fact",
+    "A prompt about another subject that the edit should not change. Default: the known neighbors of a factworld fact, "
+    "or of the default request.",
 )
 TARGET = flags.DEFINE_string(
     "target",
@@ -88,11 +92,11 @@ def read_request(
 
 
 def example(model_name: str, target_true: str | None) -> EditRequest:
-    """Returns the default request of a factworld model.
+    """Returns the default request of a model that loads without the Hugging Face hub.
 
     Raises:
       ValueError: If the model is another one, which has no default request.
     """
-    if model_name not in SHIPPED:
+    if model_name not in EXAMPLES:
         raise ValueError("give --prompt, --subject and --target_new together.")
-    return EditRequest(*EXAMPLE, target_true=target_true)
+    return EditRequest(*EXAMPLES[model_name], target_true=target_true)

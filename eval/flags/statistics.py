@@ -6,7 +6,10 @@ from absl import flags
 
 from eval.flags import define
 from rome_jax.data.corpus import Corpus, open_corpus
+from rome_jax.models.locate import IN_WHEELS
 from rome_jax.models.registry import SHIPPED
+from rome_jax.moments import own_texts
+from rome_jax.moments.files import DTYPES
 
 LAYERS = flags.DEFINE_string(
     "layers",
@@ -18,8 +21,8 @@ DATASET = flags.DEFINE_string(
     "dataset",
     None,
     "Corpus: factworld; a .txt, .json, .jsonl, .parquet or .arrow file, or a folder of them; wikipedia "
-    "(wikimedia/wikipedia 20231101.en); or another dataset of the Hugging Face hub. Default: factworld for the "
-    "factworld models, wikipedia for others.",
+    "(wikimedia/wikipedia 20231101.en); another dataset of the Hugging Face hub; or self, texts that the model "
+    "samples. Default: factworld for the factworld models, self for smollm2-135m, wikipedia for others.",
 )
 DATASET_CONFIG = flags.DEFINE_string(
     "dataset_config",
@@ -46,7 +49,7 @@ ARTICLES = flags.DEFINE_string(
     "num_articles",
     None,
     "Number of articles to read; 0 or all reads everything. Default: 100,000 of a dataset of the hub, as in the "
-    "original, and everything of other corpora.",
+    "original; 192 of self; and everything of other corpora.",
 )
 define.alias("num_articles", "sample_size")
 TOKENS = flags.DEFINE_list(
@@ -55,10 +58,19 @@ TOKENS = flags.DEFINE_list(
     "Number of tokens to read, instead of --num_articles. eval.statistics_table takes several numbers; there 0 means "
     "the identity in place of C, and all means the whole corpus.",
 )
+UNTIL_ERROR = flags.DEFINE_float(
+    "until_error",
+    None,
+    "Error of C, between 0 and 1, at which the collection stops before --num_articles or --num_tokens are reached: 1 "
+    "minus the cosine of the angle by which the direction C⁻¹ k is off. Default: no such limit.",
+    lower_bound=0,
+    upper_bound=1,
+)
+define.finite(UNTIL_ERROR)
 LENGTH = flags.DEFINE_integer(
     "sequence_length",
     None,
-    "Number of tokens after which an article is cut. Default: the model's context length.",
+    "Number of tokens after which an article is cut. Default: the model's context length, at most 2,048.",
     lower_bound=1,
     upper_bound=define.MOST,
 )
@@ -77,6 +89,13 @@ CHECKPOINT = flags.DEFINE_float(
     upper_bound=1e6,
 )
 define.finite(CHECKPOINT)
+FILE_DTYPE = flags.DEFINE_enum(
+    "file_dtype",
+    "float32",
+    list(DTYPES),
+    "Type of the numbers in the written files. float16 halves the files; C is scaled to a diagonal of ones first.",
+    case_sensitive=False,
+)
 PUBLISHED = flags.DEFINE_bool(
     "published",
     False,
@@ -92,17 +111,28 @@ COLLECTED = flags.DEFINE_enum(
 )
 
 
-def open_dataset(model_name: str) -> Corpus:
-    """Opens the corpus of --dataset, or the default corpus of a model.
+def dataset_name(model_name: str) -> str:
+    """Returns the name of --dataset, or of the default corpus of a model."""
+    if DATASET.value is not None:
+        return DATASET.value
+    if model_name in IN_WHEELS:
+        return own_texts.NAME
+    return "factworld" if model_name in SHIPPED else "wikipedia"
+
+
+def open_dataset(name: str) -> Corpus:
+    """Opens a corpus other than self, which needs the model.
 
     Args:
-      model_name: Name of the model.
+      name: Name of the corpus; see `dataset_name`.
 
     Raises:
-      ValueError: If there is no such corpus, or it cannot be read.
+      ValueError: If there is no such corpus, it cannot be read, or --seed is given.
     """
+    if flags.FLAGS["seed"].present:
+        raise ValueError(f"--seed is only for --dataset={own_texts.NAME}: leave it out.")
     return open_corpus(
-        DATASET.value or ("factworld" if model_name in SHIPPED else "wikipedia"),
+        name,
         config=DATASET_CONFIG.value,
         split=SPLIT.value,
         revision=REVISION.value,

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Corpus:
       size: Approximate number of articles, for progress bars; None if it is unknown.
       read: A function; read(n) yields the articles, beginning with index n.
       default_articles: Number of articles to use by default; None means all.
+      recipe: How generated articles are made, as JSON values; empty for texts that exist.
+      read_ahead: Number of articles to read before the first are used, at most; small if reading is slow.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Corpus:
     size: int | None
     read: Callable[[int], Iterator[str]]
     default_articles: int | None = None
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    read_ahead: int = 1024
 
 
 def open_corpus(

@@ -121,6 +121,14 @@ _FINE_TUNING: Mapping[tuple[str, MethodName], Mapping[str, Any]] = {
     },
     ("gpt-j-6b", MethodName.FT): {"layers": (21,)},
     ("gpt-j-6b", MethodName.FT_L): {"layers": (0,), "norm_constraint": 5e-5},
+    ("smollm2-135m", MethodName.FT): {"layers": (4,)},
+    ("smollm2-135m", MethodName.FT_L): {"layers": (4,), "norm_constraint": 2e-3},
+    ("smollm2-135m", MethodName.FT_ATTN): {
+        "layers": (4,),
+        "leaves": (Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE),
+        "lr": 1e-3,
+        "norm_constraint": 1e-3,
+    },
     # Chosen on tuning requests, never on those that results are reported for. FT makes the model produce every new
     # target. FT-L does so for nearly all of them and changes fewer neighbors.
     ("factworld-gpt2", MethodName.FT): {"layers": (0,)},
@@ -168,6 +176,7 @@ class RowVectors(enum.Enum):
 
 _KNOWLEDGE_NEURONS: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": tuple(range(48))},
+    "smollm2-135m": {"layers": tuple(range(30))},
     # The thresholds with the best score S on tuning requests, never on those that results are reported for. The
     # published threshold keeps about 25 neurons per edit, which also changes most neighbors.
     "factworld-gpt2": {"layers": tuple(range(6)), "adaptive_threshold": 0.5},
@@ -240,7 +249,7 @@ class MENDConfig(Hyperparameters):
 
     Attributes:
       layers: Edited layers, in ascending order.
-      leaves: Edited weights of the MLP.
+      leaves: Edited weights of the MLP: MLP_UP, MLP_DOWN and, in a gated MLP, MLP_GATE.
       rank: Largest rank of each matrix of the network.
       num_hidden: Number of hidden layers; the network has one more layer.
       lr_scale: Factor of the learned rates.
@@ -290,7 +299,7 @@ class KEConfig(Hyperparameters):
 
     Attributes:
       layers: Edited layers, in ascending order.
-      leaves: Edited weights of the MLP.
+      leaves: Edited weights of the MLP: MLP_UP, MLP_DOWN and, in a gated MLP, MLP_GATE.
       lstm_width: Width of each direction of the LSTM.
       condition_width: Width of the representation of an edit's tokens.
       hidden_width: Width of the conditioner of each weight.
@@ -319,7 +328,9 @@ class KEConfig(Hyperparameters):
 
 def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:
     """Checks that the weights are projections of the MLP, each given once."""
-    known = (Leaf.MLP_UP, Leaf.MLP_DOWN)
+    known = (Leaf.MLP_UP, Leaf.MLP_GATE, Leaf.MLP_DOWN)
     if not leaves or len(set(leaves)) != len(leaves) or not set(leaves) <= set(known):
         names = ", ".join(leaf.name for leaf in leaves)
-        raise ValueError(f"leaves=({names}): name MLP_UP, MLP_DOWN or both, each once.")
+        raise ValueError(
+            f"leaves=({names}): name at least one of {', '.join(leaf.name for leaf in known)}, each once."
+        )

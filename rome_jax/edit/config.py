@@ -237,6 +237,7 @@ _ROME: Mapping[str, Mapping[str, Any]] = {
     "gpt2-large": {"layers": (12,)},
     "gpt2-xl": {"layers": (17,)},
     "gpt-j-6b": {"layers": (5,)},
+    "smollm2-135m": {"layers": (4,)},
     # Chosen on tuning requests, never on those that results are reported for. The MLP outputs of the shipped models
     # above layer 0 are short compared with the residual stream, so v* needs a wide ball.
     "factworld-gpt2": {"layers": (0,), "clamp_norm_factor": 20.0},
@@ -300,6 +301,7 @@ _MEMIT: Mapping[str, Mapping[str, Any]] = {
         "mom2_update_weight": 20_000.0,
     },
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
+    "smollm2-135m": {"layers": (2, 3, 4)},
     # Chosen on tuning requests. In a model this small, a layer delivers half of its share or less for a fact among
     # hundreds. A z that goes further than the target needs makes up for that.
     "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},

@@ -20,7 +20,13 @@ from rome_jax.edit.baseline_config import (
     KNConfig,
     MENDConfig,
 )
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEConfig
+from rome_jax.edit.config import (
+    Hyperparameters,
+    MEMITConfig,
+    MethodName,
+    ROMEConfig,
+    model_key,
+)
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks import released as released_hypernetworks
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
@@ -31,6 +37,7 @@ from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.moments import sources
 from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.moments.shipped import is_shipped
 
 
 class Resource(enum.Enum):
@@ -237,10 +244,11 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
     Raises:
       ValueError: If the edit needs second moments, none are shipped with the model, and `source` is None.
     """
-    if config.needs_second_moments and source is None and model_name not in SHIPPED:
+    if config.needs_second_moments and source is None and not is_shipped(model_name):
+        name = model_name if model_key(model_name) in config.published else "gpt2-xl"
         raise ValueError(
             f"no second moments come with model {model_name!r}: give --second_moments=..., or edit without them, "
-            f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:gpt2-xl "
+            f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:{name} "
             "--config.mom2_adjustment=False."
         )
 

@@ -12,15 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rome_jax.data import published
+from rome_jax.data import published, samples
 from rome_jax.data.published import PUBLISHED
+from rome_jax.data.samples import SAMPLE
 from rome_jax.evaluation import layouts
 from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, Record, ZsRERecord
 from rome_jax.factworld import records as factworld
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role
 from rome_jax.files.records import DataError, find, read_records
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import IN_WHEELS, SHIPPED
 
 __all__ = [
     "FACTWORLD",
@@ -44,7 +45,7 @@ class Dataset:
 
     Attributes:
       name: Which of the two data sets.
-      source: "factworld", the name of a file or folder, or "published".
+      source: "factworld", "sample", the name of a file or folder, or "published".
       sha256: Checksum of the content, or of all of factworld's records as JSON; a limit does not change it.
       records: Records of one type, in the order of the file.
     """
@@ -64,14 +65,15 @@ def load_dataset(
     role: Role = Role.HELD_OUT,
     seed: int = 0,
 ) -> Dataset:
-    """Loads records: from `path` if given, else factworld's own for its models, else from the published file.
+    """Loads records: from `path` if given, else those that come with the model, else from the published file.
 
     Args:
       name: How the records are scored: by probabilities against a true target, as CounterFact, or by accuracies, as
         zsRE.
-      path: A file with a JSON list, JSON Lines, parquet or arrow, or a folder of `Dataset.save_to_disk`, in one of the
-        layouts of `rome_jax.evaluation.layouts`.
-      model_name: Name of the model; a factworld model gets factworld's own requests.
+      path: "sample", 20 records of CounterFact that come with the package; or a file with a JSON list, JSON Lines,
+        parquet or arrow, or a folder of `Dataset.save_to_disk`, in one of the layouts of `rome_jax.evaluation.layouts`.
+      model_name: Name of the model. A factworld model gets factworld's own requests, and a pretrained one that loads
+        without the Hugging Face hub gets the sample of CounterFact.
       limit: Load only the first `limit` records; by default all. Further records are not checked.
       role: Which of factworld's requests to load.
       seed: Seed of factworld's split and targets; it has no effect on a file.
@@ -97,7 +99,11 @@ def load_dataset(
         sha256 = hashlib.sha256(canonical).hexdigest()
         parsed = layouts.recognize(records).parse(records[:limit], name)
         return Dataset(name, FACTWORLD, sha256, parsed)
-    if path is None:
+    if path is None and model_name in IN_WHEELS and name is DatasetName.CF:
+        path = SAMPLE
+    if str(path) == SAMPLE:
+        path, source = samples.COUNTERFACT, SAMPLE
+    elif path is None:
         file = published.COUNTERFACT if name is DatasetName.CF else published.ZSRE
         path, source = published.fetch(file), PUBLISHED
     else:

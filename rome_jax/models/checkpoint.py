@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory: finding them, and matching them with the weights of a model.
+"""The tensors of a stored model: finding them, and matching them with the weights of a model.
 
 Matching is strict: it fails unless every tensor of the model is there in the right shape. Tensors that are known not to
 belong to the language model, such as the head of a reward model, are ignored with a warning.
@@ -22,8 +22,10 @@ from rome_jax.files.safetensors_io import (
     StoredTensor,
     read_header,
 )
+from rome_jax.models import gguf_files
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import FAMILIES
+from rome_jax.models.gguf_files import QuantizedTensor
 from rome_jax.models.weights import Slot, slots_of
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,13 +46,27 @@ class _Index(typing_extensions.TypedDict):
     weight_map: dict[str, str]
 
 
-def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
-    """Finds the tensors of a directory by name, without reading them. Headers and sizes of all files are checked.
+Tensor = StoredTensor | QuantizedTensor
+
+
+def open_checkpoint(place: Path, config: ModelConfig) -> Mapping[str, Tensor]:
+    """Finds the tensors of a stored model by name, without reading them. Headers and sizes of all files are checked.
+
+    Args:
+      place: A Hugging Face directory or a GGUF file.
+      config: The model's config.
 
     Raises:
       CheckpointError: If there are no weights, a shard is missing, a file is damaged, or a tensor is stored twice.
       MissingPackageError: If the weights are in PyTorch's format and torch is not installed.
     """
+    if gguf_files.is_gguf(place):
+        return gguf_files.open_tensors(gguf_files.open_model(place), config)
+    return _open_directory(place)
+
+
+def _open_directory(directory: Path) -> dict[str, StoredTensor]:
+    """Finds the tensors of a directory; errors are as in `open_checkpoint`."""
     if (directory / _SINGLE).is_file():
         return read_header(directory / _SINGLE)
     index = directory / _INDEX
@@ -97,14 +113,14 @@ def shard_paths(index: Path) -> list[Path]:
 
 
 def match(
-    tensors: Mapping[str, StoredTensor], config: ModelConfig, directory: Path
-) -> list[tuple[Slot, StoredTensor]]:
+    tensors: Mapping[str, Tensor], config: ModelConfig, place: Path
+) -> list[tuple[Slot, Tensor]]:
     """Pairs every slot of a model with its tensor.
 
     Args:
-      tensors: The tensors of the directory by name.
+      tensors: The tensors by name.
       config: The model's config.
-      directory: The directory, for messages.
+      place: The directory or file, for messages.
 
     Returns:
       The pairs, in the order of the slots.
@@ -113,11 +129,11 @@ def match(
       CheckpointError: If tensors are missing, unexpected, or of another shape or dtype; the message lists all problems.
     """
     slots, spec = slots_of(config), FAMILIES[config.family]
-    _check_prefix(tensors, slots, directory)
+    _check_prefix(tensors, slots, place)
     extra = [name for name in tensors if _EXTRA_HEADS.fullmatch(name)]
     if extra:
         warnings.warn(
-            f"{directory}: {listed(extra)} ignored, which the language model does not use.",
+            f"{place}: {listed(extra)} ignored, which the language model does not use.",
             CheckpointWarning,
             stacklevel=2,
         )
@@ -152,25 +168,23 @@ def match(
         )
     if problems:
         raise CheckpointError(
-            f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}."
+            f"the weights in {place} do not fit its config: {'; '.join(problems)}."
         )
     return [(slot, by_name[name]) for name, slot in slots.items()]
 
 
-def _check_prefix(
-    tensors: Mapping[str, StoredTensor], slots: Mapping[str, Slot], directory: Path
-) -> None:
+def _check_prefix(tensors: Mapping[str, Tensor], slots: Mapping[str, Slot], place: Path) -> None:
     """Refuses names that a wrapper changed, and says how to change them back."""
     own = any(name in slots for name in tensors)
     for prefix, kind in _WRAPPERS.items():
         if tensors and not own and all(name.startswith(prefix) for name in tensors):
             raise CheckpointError(
-                f"the names of all weights in {directory} begin with {prefix!r}, as those of {kind} do: save them "
+                f"the names of all weights in {place} begin with {prefix!r}, as those of {kind} do: save them "
                 f"again without it, {{name.removeprefix({prefix!r}): tensor for name, tensor in weights.items()}}."
             )
 
 
-def _tie(by_name: dict[str, StoredTensor], head_name: str, embedding_name: str) -> None:
+def _tie(by_name: dict[str, Tensor], head_name: str, embedding_name: str) -> None:
     """Removes a head that is tied to the embeddings, or makes it the embeddings if these are not stored."""
     head = by_name.pop(head_name)
     embedding = by_name.setdefault(embedding_name, head)
@@ -187,7 +201,7 @@ def _with_prefix(name: str, prefix: str, head: str) -> str:
     return name if own else f"{prefix}{name}"
 
 
-def _same(first: StoredTensor, second: StoredTensor) -> bool:
+def _same(first: Tensor, second: Tensor) -> bool:
     """Returns whether two tensors are equal, comparing some rows at a time."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False

@@ -23,7 +23,15 @@ from flax import struct
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models.block import Block
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, Patch, RunPatch, Site, apply_patches, check_sites
+from rome_jax.models.interventions import (
+    Delta,
+    Patch,
+    RunPatch,
+    Site,
+    apply_patches,
+    check_leaves,
+    check_sites,
+)
 from rome_jax.models.layers import (
     Attention,
     BlockOutput,
@@ -109,7 +117,12 @@ def run_layer(
 
     Returns:
       `BlockOutput` for the columns in `read`.
+
+    Raises:
+      ValueError: If a delta changes a weight that the model does not have.
     """
+    if interventions.deltas is not None:
+        check_leaves(config, [update.leaf for update in interventions.deltas.updates])
     weights = _at(params["blocks"], layer)
     return _apply(Block(config), weights, hidden, attention, cache, layer, interventions, read)
 

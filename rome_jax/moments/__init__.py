@@ -6,6 +6,9 @@ second moments that come with the package. `load` reads directories and files of
     second_moment   C of one layer, its provenance, and the whitening solve
     key_sums        accumulation over batches
     collect, state  accumulation over a corpus in one pass, and the state from which it resumes
+    limits          how much of a corpus is read
+    error_bar       the error of C, from two halves of a corpus
+    own_texts       a corpus that the model samples
     files           the file format, layer_<n>.safetensors
     published       the original's .npz files and where they are published
     shipped         the second moments that come with the package
@@ -18,10 +21,12 @@ from rome_jax import _lazy
 
 if TYPE_CHECKING:
     from rome_jax.data.corpus import Corpus, CorpusError, open_corpus
-    from rome_jax.moments.collect import Limit, default_directory
     from rome_jax.moments.collect import collect as collect_second_moments
+    from rome_jax.moments.collect import default_directory
     from rome_jax.moments.files import load, read_provenance, save
     from rome_jax.moments.key_sums import KeySums, accumulate
+    from rome_jax.moments.limits import Limit
+    from rome_jax.moments.own_texts import self_corpus
     from rome_jax.moments.published import PUBLISHED, load_reference
     from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
     from rome_jax.moments.shipped import load_shipped
@@ -54,6 +59,7 @@ __all__ += [
     "collect_second_moments",
     "default_directory",
     "open_corpus",
+    "self_corpus",
 ]
 
 _HOMES = {
@@ -73,11 +79,12 @@ _HOMES = {
     "CorpusError": "rome_jax.data.corpus",
     "Counts": "rome_jax.moments.state",
     "KeySums": "rome_jax.moments.key_sums",
-    "Limit": "rome_jax.moments.collect",
+    "Limit": "rome_jax.moments.limits",
     "accumulate": "rome_jax.moments.key_sums",
     "collect_second_moments": "rome_jax.moments.collect:collect",
     "default_directory": "rome_jax.moments.collect",
     "open_corpus": "rome_jax.data.corpus",
+    "self_corpus": "rome_jax.moments.own_texts",
 }
 
 __getattr__, __dir__ = _lazy.attach(__name__, _HOMES)

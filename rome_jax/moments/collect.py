@@ -23,6 +23,7 @@ import numpy as np
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
 from rome_jax.data.tokenization import prompt_ids
+from rome_jax.data.tokens import TokenBatch
 from rome_jax.files.artifacts import explaining, remove_leftovers
 from rome_jax.files.locks import in_use
 from rome_jax.files.memory import check_memory
@@ -31,50 +32,15 @@ from rome_jax.models import runs
 from rome_jax.models.fingerprint import base_fingerprint
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
-from rome_jax.moments.key_sums import KeySums, mean_of
+from rome_jax.moments.error_bar import direction_error, draw_keys, is_due
+from rome_jax.moments.key_sums import mean_of
+from rome_jax.moments.limits import Limit
 from rome_jax.moments.second_moment import MomentProvenance
 from rome_jax.moments.state import UNFINISHED, Counts, State, read_header, read_state, write_state
 from rome_jax.version import __version__
 
-_TEXTS = 256  # Texts tokenized per call of the tokenizer.
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """How much of a corpus is read: a number of articles, an exact number of tokens, or everything.
-
-    Attributes:
-      articles: Number of articles, at least 1.
-      tokens: Number of tokens, at least 1; excludes `articles`.
-
-    Raises:
-      ValueError: If both numbers are given, or one is less than 1.
-
-    Example:
-      >>> str(Limit(articles=1000)), str(Limit())
-      ('1000 articles', 'all')
-    """
-
-    articles: int | None = None
-    tokens: int | None = None
-
-    def __post_init__(self):
-        given = [value for value in (self.articles, self.tokens) if value is not None]
-        if len(given) > 1 or min(given, default=1) < 1:
-            raise ValueError(
-                f"num_articles={self.articles}, num_tokens={self.tokens}: give at most one of them, and at least 1."
-            )
-
-    def __str__(self) -> str:
-        if self.tokens is not None:
-            return f"{self.tokens} tokens"
-        return "all" if self.articles is None else f"{self.articles} articles"
-
-    def reached(self, counts: Counts) -> bool:
-        """Returns whether a collection that is as far as `counts` reads nothing more."""
-        if self.tokens is not None:
-            return counts.tokens >= self.tokens
-        return self.articles is not None and counts.articles >= self.articles
+_TEXTS = 256  # Texts tokenized per call of the tokenizer, at most.
+_LONGEST_ROW = 2048
 
 
 def collect(
@@ -87,6 +53,8 @@ def collect(
     sequence_length: int | None = None,
     batch_tokens: int = 4096,
     checkpoint_seconds: float = 300.0,
+    dtype: str = "float32",
+    command: str = "",
     progress: bool = True,
 ) -> None:
     """Collects the second moments of some layers and writes `layer_<n>.safetensors` for each.
@@ -98,11 +66,14 @@ def collect(
       corpus: The texts; see `rome_jax.data.corpus`.
       layers: Layers to collect. The model runs up to the last of them.
       directory: Directory of the files, and of the state until they are written.
-      limit: How much of the corpus is read.
-      sequence_length: Number of tokens T after which an article is cut; by default the model's context length.
+      limit: How much of the corpus is read, and the error of C at which the collection stops earlier.
+      sequence_length: Number of tokens T after which an article is cut; by default the model's context length, but at
+        most 2,048.
       batch_tokens: Number of tokens per batch, which has as many rows as fit. A larger batch is faster on a large
         device and takes more memory.
       checkpoint_seconds: Seconds between saved states.
+      dtype: Type of the stored numbers; see `rome_jax.moments.files.save`.
+      command: Command line that the files record.
       progress: Whether to show a progress bar.
 
     Raises:
@@ -120,7 +91,9 @@ def collect(
       300
     """
     directory = Path(directory)
-    length = model.config.context_length if sequence_length is None else sequence_length
+    length = sequence_length
+    if length is None:
+        length = min(model.config.context_length, _LONGEST_ROW)
     num_rows = _rows_per_batch(length, batch_tokens, model.config.context_length)
     needed = 4 * batch_tokens * (model.config.mlp_width + 4 * model.config.width)
     check_memory(needed, f"batch_tokens={batch_tokens}")
@@ -136,18 +109,28 @@ def collect(
             return
         path = directory / UNFINISHED
         articles = _articles(model, corpus, limit, length, state.counts)
-        rows = Packer(articles, length, waiting=state.waiting)
+        rows = Packer(articles, length, waiting=state.waiting, window=corpus.read_ahead)
         with _bar(state, corpus, limit, progress) as bar:
             saved = time.monotonic()
             while batch := list(itertools.islice(rows, num_rows)):
-                state.sums.add(stack(batch, num_rows, length))
+                before = state.tokens
+                _add(state, stack(batch, num_rows, length), num_rows)
                 state.counts.rows += len(batch)
                 state.waiting = rows.waiting
                 _show(bar, state, limit)
+                # Before the state is saved, so that a resumed run stops at the same place.
+                if is_due(before, state.tokens) and _reaches_error(state, limit):
+                    break
                 if time.monotonic() - saved >= checkpoint_seconds:
                     write_state(path, state, settings)
                     saved = time.monotonic()
-        _write(directory, state, settings, base_fingerprint(model.params, model.config))
+        provenance = MomentProvenance(
+            **{key: settings[key] for key in _RECORDED},
+            base=base_fingerprint(model.params, model.config),
+            recipe=dict(corpus.recipe),
+            command=command,
+        )
+        _write(directory, state, provenance, dtype)
         path.unlink(missing_ok=True)
 
 
@@ -223,7 +206,7 @@ def _begin(
     if requested <= finished:
         return None
     if not path.exists():
-        return State(KeySums(model.params, model.config, requested - finished))
+        return State.new(model, requested - finished)
     header = read_header(path)
     _check_settings(
         path,
@@ -253,6 +236,31 @@ def _check_settings(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
         )
 
 
+# The pass: sums and their error.
+
+
+def _add(state: State, batch: TokenBatch, num_rows: int) -> None:
+    """Adds a batch to one of the halves, which take turns."""
+    if not state.keys:
+        state.keys = draw_keys(state.halves[0], batch)
+    state.halves[state.counts.rows // num_rows % 2].add(batch)
+
+
+def _error(state: State, layer: int) -> float | None:
+    """Returns the error of a layer's C; None if there are too few tokens."""
+    first, second = state.halves
+    totals = first.totals[layer], second.totals[layer]
+    return direction_error(*totals, (first.tokens, second.tokens), state.keys[layer])
+
+
+def _reaches_error(state: State, limit: Limit) -> bool:
+    """Returns whether the error of all layers is as small as requested."""
+    if limit.error is None:
+        return False
+    errors = [_error(state, layer) for layer in state.layers]
+    return all(error is not None and error <= limit.error for error in errors)
+
+
 # The pass: articles, and its progress.
 
 
@@ -261,7 +269,8 @@ def _articles(
 ) -> Iterator[np.ndarray]:
     """Yields the ids of each article, cut at `length` tokens, and counts the articles as they are taken."""
     texts = corpus.read(counts.texts)
-    while not limit.reached(counts) and (chunk := list(itertools.islice(texts, _TEXTS))):
+    size = min(_TEXTS, corpus.read_ahead)
+    while not limit.reached(counts) and (chunk := list(itertools.islice(texts, size))):
         for row in prompt_ids(model.tokenizer, chunk):
             if limit.reached(counts):
                 return
@@ -294,29 +303,29 @@ def _bar(state: State, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
 def _done(state: State, limit: Limit) -> int:
     """Returns the number of summed tokens or articles, in the unit of the bar."""
     if limit.tokens is not None:
-        return state.sums.tokens
+        return state.tokens
     return state.counts.articles - len(state.waiting)
 
 
 def _show(bar: tqdm, state: State, limit: Limit) -> None:
     """Updates the bar."""
-    bar.set_postfix_str(f"{state.sums.tokens:,} tokens", refresh=False)
+    bar.set_postfix_str(f"{state.tokens:,} tokens", refresh=False)
     bar.update(_done(state, limit) - bar.n)
 
 
 # End: the files.
 
 
-def _write(directory: Path, state: State, settings: Mapping[str, Any], base: str) -> None:
+def _write(directory: Path, state: State, provenance: MomentProvenance, dtype: str) -> None:
     """Writes the files layer by layer, so that only one mean is in memory at a time."""
-    if not state.sums.tokens:
-        raise ValueError(f"corpus {settings['corpus']!r} holds no text: give another corpus.")
-    provenance = MomentProvenance(
-        **{key: settings[key] for key in _RECORDED},
-        base=base,
-        articles=state.counts.articles,
-        rows=state.counts.rows,
+    tokens = state.tokens
+    if not tokens:
+        raise ValueError(f"corpus {provenance.corpus!r} holds no text: give another corpus.")
+    provenance = dataclasses.replace(
+        provenance, articles=state.counts.articles - len(state.waiting), rows=state.counts.rows
     )
-    for layer in sorted(state.sums.totals):
-        moment = mean_of(state.sums.totals.pop(layer), state.sums.tokens, provenance)
-        moment_files.save(directory, {layer: moment})
+    for layer in state.layers:
+        known = dataclasses.replace(provenance, error=_error(state, layer))
+        first, second = (half.totals.pop(layer) for half in state.halves)
+        first += second
+        moment_files.save(directory, {layer: mean_of(first, tokens, known)}, dtype)

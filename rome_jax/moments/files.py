@@ -1,7 +1,9 @@
 """The file format of second moments: `layer_<n>.safetensors`, written, read and checked.
 
-A file holds the upper triangle of C in float32, row by row. Under the metadata key `rome_jax` it holds, as JSON, the
-fields of `MomentProvenance` and the number of tokens. `rome_jax.moments.published` reads the original's .npz files.
+A file holds the upper triangle of C in float32, row by row. In half the size, it holds in float16 the triangle of C
+scaled to a diagonal of ones, and the scale of each dimension in float32. Under the metadata key `rome_jax` it holds, as
+JSON, the fields of `MomentProvenance` and the number of tokens. `rome_jax.moments.published` reads the original's .npz
+files.
 
 Axes: F MLP width.
 """
@@ -29,7 +31,9 @@ from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
 from rome_jax.version import __version__
 
-FORMAT = 1  # raised when an old reader would misread a new file
+FORMAT = 2  # raised when an old reader would misread a new file; 2 scales a triangle in float16
+_PLAIN = 1  # the format of a triangle in float32
+DTYPES = ("float32", "float16")
 _FILE = re.compile(r"layer_(\d{1,9})\.safetensors")
 _Count = Annotated[int, pydantic.Field(ge=0)]
 
@@ -67,33 +71,50 @@ def files_in(directory: str | Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def save(directory: str | Path, moments: Mapping[int, SecondMoment]) -> None:
+def save(
+    directory: str | Path, moments: Mapping[int, SecondMoment], dtype: str = "float32"
+) -> None:
     """Writes one file per layer. Each file appears complete or not at all.
 
     Args:
       directory: Created if it does not exist. Files of other layers in it are kept.
       moments: The second moment of each layer.
+      dtype: "float32", or "float16" for files of half the size. The rounding of float16 is relative to the diagonal,
+        √(Cᵢᵢ Cⱼⱼ), so it does not drown the small eigenvalues of C.
+
+    Raises:
+      ValueError: If `dtype` is another.
 
     Example:
       >>> save("stats/mine", {0: rome_jax.SecondMoment(np.eye(4), count=100)})
       >>> load("stats/mine")[0].count
       100
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: give {' or '.join(DTYPES)}.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for layer, moment in moments.items():
-        triangle = pack_triangle(moment.mean, np.float32)
+        if dtype == "float16":
+            scale = _scale(moment.mean)
+            scaled = moment.mean / np.multiply.outer(scale, scale, dtype=np.float64)
+            tensors = {"triangle": pack_triangle(scaled, np.float16), "scale": scale}
+        else:
+            tensors = {"triangle": pack_triangle(moment.mean, np.float32)}
         fields = dataclasses.asdict(dataclasses.replace(moment.provenance, layer=layer))
+        fields |= {"tokens": moment.count, "format": FORMAT if "scale" in tensors else _PLAIN}
         safetensors_io.write(
             file_of(directory, layer),
-            {"triangle": (triangle.dtype, triangle.shape)},
-            [triangle],
-            {
-                "rome_jax": json.dumps(
-                    fields | {"tokens": moment.count, "format": FORMAT}, sort_keys=True
-                )
-            },
+            {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()},
+            tensors.values(),
+            {"rome_jax": json.dumps(fields, sort_keys=True)},
         )
+
+
+def _scale(mean: np.ndarray) -> np.ndarray:
+    """Returns √Cᵢᵢ, float32 [F]; 1 for dimensions that are always 0."""
+    scale = np.sqrt(np.diagonal(mean)).astype(np.float32)
+    return np.where(scale > 0, scale, np.float32(1))
 
 
 def load(
@@ -194,9 +215,14 @@ def _load_file(path: Path) -> SecondMoment:
     triangle = file.tensors["triangle"].read()
     try:
         mean = unpack_triangle(triangle)
+        if "scale" in file.tensors:
+            scale = file.tensors["scale"].read()
+            if scale.shape != mean.shape[:1]:
+                raise ValueError(f"a scale of shape {scale.shape} does not fit {mean.shape}")
+            mean *= np.multiply.outer(scale, scale, dtype=np.float64)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): collect it again.") from error
-    if triangle.dtype.kind != "f" or not np.isfinite(triangle).all():
+    if triangle.dtype.kind != "f" or not np.isfinite(mean).all():
         raise ValueError(f"{path} is damaged (it holds NaN or infinity): collect it again.")
     return SecondMoment(mean, count, provenance)
 

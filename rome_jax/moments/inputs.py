@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rome_jax.data.corpus import Corpus
 from rome_jax.models.config import ModelConfig
-from rome_jax.moments.collect import Limit
+from rome_jax.moments.limits import Limit
 
 _ALL = "all"
 
@@ -66,29 +65,34 @@ def check_layers(layers: Sequence[int] | None, config: ModelConfig) -> list[int]
     return [config.check_layer(layer, "--layers") for layer in layers]
 
 
-def read_limit(articles: str | None, tokens: Sequence[str] | None, corpus: Corpus) -> Limit:
-    """Parses the values of --num_articles and --num_tokens.
+def read_limit(
+    articles: str | None,
+    tokens: Sequence[str] | None,
+    default_articles: int | None,
+    error: float | None = None,
+) -> Limit:
+    """Parses the values of --num_articles, --num_tokens, and --until_error.
 
     Args:
       articles: Value of --num_articles: a number, or "0" or "all" for all articles. None if it is not given.
       tokens: Value of --num_tokens, a list with one number. None if it is not given.
-      corpus: The corpus, whose default number of articles applies if neither is given.
+      default_articles: Number of articles of the corpus that are read if neither is given; None means all.
+      error: Value of --until_error. None if it is not given.
 
     Raises:
-      ValueError: If a value is not a number or is negative, or both are given.
+      ValueError: If a value is not a number or is negative, both are given, or the error is not between 0 and 1.
 
     Example:
-      >>> corpus = Corpus("wikipedia", "a commit", None, read=iter, default_articles=100_000)
-      >>> read_limit(None, None, corpus)
-      Limit(articles=100000, tokens=None)
-      >>> read_limit(None, ["1000"], corpus)
-      Limit(articles=None, tokens=1000)
+      >>> str(read_limit(None, None, 100_000))
+      '100000 articles'
+      >>> str(read_limit(None, ["1000"], 100_000, error=0.05))
+      '1000 tokens or error 0.05'
     """
     num_articles = _number("--num_articles", articles)
     num_tokens = None if tokens is None else _number("--num_tokens", ",".join(tokens))
     if articles is None and tokens is None:
-        num_articles = corpus.default_articles
-    return Limit(num_articles or None, num_tokens)
+        num_articles = default_articles
+    return Limit(num_articles or None, num_tokens, error)
 
 
 def read_limits(values: Sequence[str]) -> list[Limit | None]:
@@ -105,7 +109,7 @@ def read_limits(values: Sequence[str]) -> list[Limit | None]:
 
     Example:
       >>> read_limits(["0", "1000", "all"])
-      [None, Limit(articles=None, tokens=1000), Limit(articles=None, tokens=None)]
+      [None, Limit(articles=None, tokens=1000, error=None), Limit(articles=None, tokens=None, error=None)]
     """
     limits: list[Limit | None] = []
     for value in values:

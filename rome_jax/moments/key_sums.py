@@ -22,7 +22,7 @@ from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.fingerprint import base_fingerprint, fingerprint
 from rome_jax.models.interventions import Site
-from rome_jax.models.layers import Attention
+from rome_jax.models.layers import Attention, BlockOutput
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
 from rome_jax.version import __version__
@@ -83,6 +83,26 @@ class KeySums:
             if total is not None:
                 self.totals[layer] += np.asarray(total)
         self.tokens += int(np.sum(batch.mask))
+
+    def read_keys(self, batch: TokenBatch, places: np.ndarray) -> dict[int, np.ndarray]:
+        """Computes the keys of some tokens of a batch, without adding them.
+
+        Args:
+          batch: Padded or packed.
+          places: int [N], indices of the tokens in the flattened batch [B T].
+
+        Returns:
+          The keys of each layer, float32 [N, F].
+        """
+        hidden, attention = _embed(self._params, self._config, batch)
+        keys = {}
+        for layer in range(max(self.totals) + 1):
+            hidden, found = _read(
+                self._params, self._config, hidden, attention, jnp.int32(layer), jnp.asarray(places)
+            )
+            if layer in self.totals:
+                keys[layer] = np.asarray(found)
+        return keys
 
 
 def accumulate(
@@ -170,13 +190,42 @@ def _run(
     out = forward.run_layer(params, config, hidden, attention, layer)
     total = None
     if summed:
-        keys = out.sites[Site.MLP_KEY]
-        if hidden.dtype != jnp.float32:
-            # The edit computes its keys in float32 too, because C⁻¹ magnifies the rounding of half precision.
-            full = forward.run_layer(params, config, hidden.astype(jnp.float32), attention, layer)
-            keys = full.sites[Site.MLP_KEY]
-        total = _outer_products(jnp.where(mask[..., None], keys.astype(jnp.float32), 0.0))
+        keys = _full_keys(params, config, hidden, attention, layer, out)
+        total = _outer_products(jnp.where(mask[..., None], keys, 0.0))
     return (None if last else out.hidden), total
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _read(
+    params: forward.Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    attention: Attention,
+    layer: jax.Array,
+    places: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one layer; returns its output, and the keys [N, F] of some tokens."""
+    out = forward.run_layer(params, config, hidden, attention, layer)
+    keys = _full_keys(params, config, hidden, attention, layer, out)
+    return out.hidden, keys.reshape(-1, keys.shape[-1])[places]
+
+
+def _full_keys(
+    params: forward.Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    attention: Attention,
+    layer: jax.Array,
+    out: BlockOutput,
+) -> jax.Array:
+    """Returns the keys of a layer that was run, in float32.
+
+    An edit computes its keys in float32 too, because C⁻¹ magnifies the rounding of half precision.
+    """
+    if hidden.dtype != jnp.float32:
+        hidden = hidden.astype(jnp.float32)
+        out = forward.run_layer(params, config, hidden, attention, layer)
+    return out.sites[Site.MLP_KEY].astype(jnp.float32)
 
 
 def _outer_products(keys: jax.Array) -> jax.Array:

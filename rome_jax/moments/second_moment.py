@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +37,10 @@ class MomentProvenance:
       rows: Number of rows of `sequence_length` positions that the articles were packed into.
       sequence_length: Number of tokens after which an article was cut.
       version: Version of rome_jax.
+      error: How far the directions u of edits are off because the corpus is finite; see `rome_jax.moments.error_bar`.
+        None if it is unknown.
+      recipe: How a generated corpus was made; see `rome_jax.moments.own_texts`.
+      command: Command line of the program that collected.
     """
 
     model: str = ""
@@ -50,6 +55,9 @@ class MomentProvenance:
     rows: int = 0
     sequence_length: int = 0
     version: str = ""
+    error: float | None = None
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    command: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ def read(
       The second moment of each layer, whose `match` says how it was verified.
 
     Raises:
-      FileNotFoundError: If there is nothing at `source`, or a layer is missing.
+      FileNotFoundError: If there is nothing at `source`, or a layer is missing there or in the package.
       ValueError: If a file is damaged, belongs to another model or layer, or no second moments come with the model.
       OSError: If a download fails.
 
@@ -42,6 +42,12 @@ def read(
     layers = sorted({model.config.check_layer(layer, "layers") for layer in layers})
     if source is None:
         shipped = load_shipped(model.name)
+        if missing := ", ".join(str(layer) for layer in layers if layer not in shipped):
+            raise FileNotFoundError(
+                f"second moments of layers {', '.join(map(str, shipped))} come with {model.name}, not of {missing}: "
+                f"collect them with `python -m eval.layer_stats --model_name={model.name} "
+                f"--layers={missing.replace(' ', '')}`."
+            )
         moments = {layer: shipped[layer] for layer in layers}
         what = f"the second moment that comes with {model.name}"
         return checks.verified(moments, model, dict.fromkeys(layers, what))

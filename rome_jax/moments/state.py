@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +45,7 @@ class _Header(typing_extensions.TypedDict):
     settings: dict[str, Any]
     layers: list[_Count]
     counts: _Counts
-    tokens: _Count
+    tokens: Annotated[list[_Count], pydantic.Field(min_length=2, max_length=2)]
 
 
 @dataclasses.dataclass
@@ -70,42 +70,69 @@ class State:
     """Everything that decides how a collection continues.
 
     Attributes:
-      sums: Σ k kᵀ of the rows so far.
+      halves: Σ k kᵀ of the rows so far, in two halves; see `rome_jax.moments.error_bar`.
       counts: How far the collection is.
       waiting: int32 ids of the articles that were read but are in no row yet, oldest first.
+      keys: The keys of each layer that the error of C is measured with, float32 [N, F]; empty before the first batch.
     """
 
-    sums: KeySums
+    halves: tuple[KeySums, KeySums]
     counts: Counts = dataclasses.field(default_factory=Counts)
     waiting: list[np.ndarray] = dataclasses.field(default_factory=list)
+    keys: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def new(cls, model: LanguageModel, layers: Iterable[int]) -> State:
+        """Returns the state of a collection that has read nothing."""
+        layers = list(layers)
+        first, second = (KeySums(model.params, model.config, layers) for _ in range(2))
+        return cls((first, second))
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers, in order."""
+        return sorted(self.halves[0].totals)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that were summed."""
+        return sum(half.tokens for half in self.halves)
 
 
 def write_state(path: Path, state: State, settings: Mapping[str, Any]) -> None:
     """Writes a state and the settings of its collection. The file appears complete or not at all."""
-    width = next(iter(state.sums.totals.values())).shape[0]
+    layers = state.layers
+    width = state.halves[0].totals[layers[0]].shape[0]
     triangle = (np.dtype(np.float64), (width * (width + 1) // 2,))
     lengths = np.array([len(ids) for ids in state.waiting], np.int64)
     waiting = np.concatenate([*state.waiting, np.zeros(0, np.int32)])
-    layers = sorted(state.sums.totals)
     header = {
         "settings": dict(settings),
         "layers": layers,
         "counts": dataclasses.asdict(state.counts),
-        "tokens": state.sums.tokens,
+        "tokens": [half.tokens for half in state.halves],
     }
     safetensors_io.write(
         path,
         {
             "lengths": (lengths.dtype, lengths.shape),
             "waiting": (waiting.dtype, waiting.shape),
-            **{f"layer_{layer}": triangle for layer in layers},
+            **{f"keys_{layer}": (keys.dtype, keys.shape) for layer, keys in state.keys.items()},
+            **{name: triangle for name, _ in _named_totals(state)},
         },
         itertools.chain(
-            [lengths, waiting],
-            (pack_triangle(state.sums.totals[layer], np.float64) for layer in layers),
+            [lengths, waiting, *state.keys.values()],
+            (pack_triangle(total, np.float64) for _, total in _named_totals(state)),
         ),
         {"rome_jax": json.dumps(header)},
     )
+
+
+def _named_totals(state: State) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name of each sum in a file, and the sum."""
+    for number, half in enumerate(state.halves):
+        for layer in state.layers:
+            yield f"layer_{layer}_half_{number}", half.totals[layer]
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -136,14 +163,21 @@ def read_state(path: Path, model: LanguageModel) -> State:
       ValueError: If the file is damaged.
     """
     file, header = _open(path)
-    state = State(KeySums(model.params, model.config, header["layers"]), Counts(**header["counts"]))
-    state.sums.tokens = header["tokens"]
+    state = State.new(model, header["layers"])
+    state.counts = Counts(**header["counts"])
+    for half, tokens in zip(state.halves, header["tokens"], strict=True):
+        half.tokens = tokens
     try:
-        for layer, total in state.sums.totals.items():
-            found = unpack_triangle(file.tensors[f"layer_{layer}"].read())
+        for name, total in _named_totals(state):
+            found = unpack_triangle(file.tensors[name].read())
             if found.shape != total.shape or not np.isfinite(found).all():
-                raise ValueError(f"layer {layer} has another width, or NaN")
-            state.sums.totals[layer] = found
+                raise ValueError(f"{name} has another width, or NaN")
+            total[:] = found
+        for layer in state.layers:
+            keys = np.array(file.tensors[f"keys_{layer}"].read())
+            if keys.ndim != 2 or keys.shape[1] != model.config.mlp_width:
+                raise ValueError(f"keys_{layer} has another width")
+            state.keys[layer] = keys
         ends = np.cumsum(file.tensors["lengths"].read())
         waiting = np.array(file.tensors["waiting"].read())
     except (ValueError, KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rome_jax.data import samples
 from rome_jax.data.request import EditRequest, fill, target_text
 from rome_jax.data.tokenization import continuation_ids
 from rome_jax.data.tokens import pad
@@ -150,23 +151,25 @@ class Comparison:
         return results
 
 
-def factworld_prompts(model_name: str, request: EditRequest) -> Prompts:
-    """Returns the paraphrases and the neighbors of a factworld request.
+def known_prompts(model_name: str, request: EditRequest) -> Prompts:
+    """Returns the paraphrases and the neighbors of a factworld request, or of the example for pretrained models.
 
-    Paraphrases are the other templates of its relation. Neighbors are the prompts about other subjects that have the
-    same object before the edit. There are none for other models, or if factworld does not know the subject or prompt.
+    In factworld, paraphrases are the other templates of the relation, and neighbors are the prompts about other
+    subjects that have the same object before the edit. Other requests have none.
 
     Args:
       model_name: Name of the model.
       request: The edit request.
 
     Example:
-      >>> prompts = factworld_prompts("factworld-gpt2", request)
+      >>> prompts = known_prompts("factworld-gpt2", request)
       >>> len(prompts.paraphrases), prompts.paraphrases[0]
       (5, ...)
     """
     if model_name not in SHIPPED:
-        return Prompts()
+        if request.text != samples.EXAMPLE.text:
+            return Prompts()
+        return Prompts(samples.EXAMPLE_PARAPHRASES, samples.EXAMPLE_NEIGHBORS)
     world = make_world()
     try:
         facts = world.facts_about(request.subject)
@@ -204,7 +207,7 @@ def print_report(
       method: Name of the method that made the edit; None leaves out how the edit was made.
       layers: The layers of an `EditResult`, of which this is the first edit.
     """
-    known = factworld_prompts(comparison.model.name, request)
+    known = known_prompts(comparison.model.name, request)
     groups = {
         "the prompt": [request.text],
         "paraphrases (should change too)": [*known.paraphrases, *prompts.paraphrases],

@@ -10,7 +10,7 @@ from rome_jax.moments.second_moment import SecondMoment
 
 
 def moment_line(layer: int, moment: SecondMoment) -> str:
-    """Returns a line on one layer: the condition number of C, and how many tokens it was averaged over.
+    """Returns a line on one layer: the condition number of C, its number of tokens, and its error if that is known.
 
     Args:
       layer: Index of the layer.
@@ -24,11 +24,13 @@ def moment_line(layer: int, moment: SecondMoment) -> str:
         condition = f"{moment.condition_number():8.2e}"
     except ValueError:
         condition = "not positive definite"
+    known = moment.provenance.error
+    error = "" if known is None else f"   error {known:.4f}"
     fill = "" if math.isnan(moment.fill_rate) else f"   rows filled {100 * moment.fill_rate:.2f} %"
     match = "" if moment.match is Match.SAME else f"   {moment.match.value}"
     return (
         f"layer {layer:2d}   width {moment.mean.shape[0]}   condition number {condition}   "
-        f"{moment.count:,} tokens of {moment.provenance.articles:,} articles{fill}{match}"
+        f"{moment.count:,} tokens of {moment.provenance.articles:,} articles{error}{fill}{match}"
     )
 
 

@@ -16,7 +16,9 @@ from typing import Annotated, Any, NotRequired
 import pydantic
 from typing_extensions import TypedDict
 
+from rome_jax.data import samples
 from rome_jax.data.request import SLOT
+from rome_jax.data.samples import SAMPLE
 from rome_jax.files.checked import check
 from rome_jax.files.records import Text, find, read_records
 
@@ -74,7 +76,7 @@ class KnownFacts:
     """Facts and their source.
 
     Attributes:
-      name: Name of the file, or "factworld".
+      name: Name of the file, "factworld" or "sample".
       sha256: Checksum of the file, or of the records as JSON.
       facts: The facts in the file's order.
     """
@@ -93,8 +95,8 @@ def open_facts(name: str | Path) -> KnownFacts:
     """Reads known facts.
 
     Args:
-      name: "factworld", the facts that the factworld models were trained on, or a file of records: a JSON list, JSON
-        Lines, parquet or arrow.
+      name: "factworld", the facts that the factworld models were trained on; "sample", the true facts of 20 records of
+        CounterFact; or a file of records: a JSON list, JSON Lines, parquet or arrow.
 
     Returns:
       The facts, with their name and checksum.
@@ -114,6 +116,9 @@ def open_facts(name: str | Path) -> KnownFacts:
         records = known_facts(make_world(), seed=0)
         content = json.dumps(records, ensure_ascii=False).encode()
         return KnownFacts(FACTWORLD, hashlib.sha256(content).hexdigest(), parse_facts(records))
+    if str(name) == SAMPLE:
+        records, sha256 = read_records(samples.COUNTERFACT, error=FactsError)
+        return KnownFacts(SAMPLE, sha256, parse_facts(samples.as_known_facts(records)))
     path = find(name, error=FactsError)
     records, sha256 = read_records(path, error=FactsError)
     try:

@@ -11,7 +11,8 @@ from rome_jax.data import published
 from rome_jax.data.corpus import Corpus, open_corpus
 from rome_jax.data.published import PUBLISHED
 from rome_jax.data.request import SLOT, fill
-from rome_jax.models.registry import SHIPPED, LanguageModel
+from rome_jax.data.samples import SAMPLE
+from rome_jax.models.registry import IN_WHEELS, SHIPPED, LanguageModel
 from rome_jax.models.runs import describe_model, short_name
 from rome_jax.trace.facts import FACTWORLD, KnownFact, KnownFacts, open_facts
 from rome_jax.trace.noise import Noise, fit_noise, parse_noise
@@ -83,8 +84,8 @@ def read_facts(name: str | None, model_name: str) -> KnownFacts | None:
     """Reads the facts of --fact_file.
 
     Args:
-      name: Value of the flag. None means factworld for a factworld model and no facts for any other; "published" means
-        the original's known_1000.json, which is downloaded.
+      name: Value of the flag. None means the facts that come with the model, of which most models have none;
+        "published" means the original's known_1000.json, which is downloaded.
       model_name: Name of the model.
 
     Returns:
@@ -98,6 +99,8 @@ def read_facts(name: str | None, model_name: str) -> KnownFacts | None:
       >>> read_facts(None, "factworld-gpt2").name, read_facts(None, "gpt2-xl")
       ('factworld', None)
     """
+    if name is None and model_name in IN_WHEELS:
+        return open_facts(SAMPLE)
     if name is None and model_name not in SHIPPED:
         return None
     if name == PUBLISHED:

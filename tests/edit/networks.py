@@ -11,7 +11,7 @@ from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.hypernetworks.steps import make_network
-from rome_jax.edit.stages.gradients import GradientFactors
+from rome_jax.edit.stages.gradients import GradientFactors, projection_sizes
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Leaf
 
@@ -67,9 +67,7 @@ def random_hypernetwork(
     config: MENDConfig | KEConfig, model_config: ModelConfig, seed: int = 0
 ) -> Hypernetwork:
     """Draws a hypernetwork for a model, without a fingerprint."""
-    width, mlp_width = model_config.width, model_config.mlp_width
-    both = {Leaf.MLP_UP: (width, mlp_width), Leaf.MLP_DOWN: (mlp_width, width)}
-    sizes = {leaf: both[leaf] for leaf in config.leaves}
+    sizes = {leaf: projection_sizes(model_config, leaf) for leaf in config.leaves}
     factors = random_factors(sizes, 1, len(config.layers), 2)
     condition = TokenBatch(np.zeros((1, 2), np.int32), np.ones((1, 2), bool))
     variables = random_variables(make_network(config, model_config), factors, condition, seed)

@@ -11,6 +11,7 @@ from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConf
 from rome_jax.edit.config import KeyMode, MEMITConfig, ROMEConfig
 from rome_jax.edit.hypernetworks.training_config import TrainingConfig
 from rome_jax.models.families import PRESETS
+from rome_jax.models.registry import NAMES
 
 # REFERENCE.md: layer and clamp factor of each model; the rest is the same for all.
 PUBLISHED = [
@@ -41,7 +42,7 @@ def test_published_values(name, layer, clamp):
 
 def test_every_preset_is_published_or_shipped():
     published = {name.split("/")[-1].lower() for name, _, _ in PUBLISHED}
-    assert set(ROMEConfig.published) == published | {"factworld-gpt2", "factworld-gptj"}
+    assert set(ROMEConfig.published) == published | set(NAMES)
     for name in ROMEConfig.published:
         assert ROMEConfig.for_model(name).layers
 

@@ -17,6 +17,7 @@ import pytest
 from eval import train_factworld
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.files import wheels
 from tests.programs import ROOT, Program
 
 NETWORKS = ROOT / "rome_jax" / "factworld" / "assets" / "hypernetworks"
@@ -106,6 +107,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
     monkeypatch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=Connected(0)))
     monkeypatch.setattr(socket.socket, "connect", mock.Mock(side_effect=Connected(0)))
+    monkeypatch.setattr(wheels, "subprocess", mock.Mock(run=mock.Mock(side_effect=Connected(0))))
     # Training takes hours; the other programs of a process cannot share the number of its devices.
     monkeypatch.setattr(train_factworld, "jax", mock.Mock())
     monkeypatch.setattr(train_factworld, "train", mock.Mock(side_effect=SystemExit(0)))

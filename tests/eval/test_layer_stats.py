@@ -14,6 +14,7 @@ from safetensors import safe_open
 from rome_jax import load_model, load_shipped
 from rome_jax.data.corpus import open_corpus
 from rome_jax.moments import files as moment_files
+from rome_jax.moments import own_texts
 from rome_jax.moments.collect import collect
 from rome_jax.moments.state import UNFINISHED
 from tests.programs import ROOT, Program, refusal
@@ -44,7 +45,7 @@ def summed_tokens(state):
     """The number of tokens in the saved state of a run; 0 without one."""
     try:
         with safe_open(state, framework="np") as file:
-            return json.loads(file.metadata()["rome_jax"])["tokens"]
+            return sum(json.loads(file.metadata()["rome_jax"])["tokens"])
     except FileNotFoundError:
         return 0
 
@@ -103,6 +104,19 @@ def test_it_collects_and_reports(program, tmp_path):
         assert difference < 0.2 * np.linalg.norm(shipped[layer].mean)
 
 
+def test_the_model_writes_the_corpus_itself(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_texts, "_ROWS", 8)
+    monkeypatch.setattr(own_texts, "DOCUMENT_TOKENS", 24)
+    monkeypatch.setattr(own_texts, "TEMPERATURES", (0.85,))
+    flags = ["--dataset=self", "--seed=3", "--num_articles=16", "--layers=0", "--batch_tokens=256"]
+    result = program(*flags, f"--output_dir={tmp_path}", "--file_dtype=float16")
+    assert result.returncode == 0, result.stderr
+    assert "tokens of 16 articles" in result.stdout
+    (moment,) = moment_files.load(tmp_path).values()
+    assert moment.provenance.recipe["seed"] == 3
+    assert moment.provenance.command.startswith("python -m eval.layer_stats --dataset=self")
+
+
 def test_too_few_tokens_are_not_advertised(program, tmp_path):
     result = program("--num_tokens=100", "--layers=0", f"--output_dir={tmp_path}")
     assert result.returncode == 0, result.stderr
@@ -147,6 +161,9 @@ def test_bad_flags_are_one_sentence(program, tmp_path, texts):
         ): "--layers= names no layers of a model: give one",
         (f"--model_name={CHECKPOINT}",): "no ROME layer is known for model",
         ("--dtype=int8",): "dtype='int8'",
+        ("--seed=3",): "--seed is only for --dataset=self: leave it out",
+        ("--until_error=0",): "until_error=0.0: give a number between 0 and 1",
+        ("--until_error=2",): "--until_error=2: give a number from 0 to 1",
     }
     for line, expected in lines.items():
         error = refusal(program(*here, *line))

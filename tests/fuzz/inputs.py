@@ -23,7 +23,7 @@ from rome_jax.evaluation.grid import Grid
 from rome_jax.evaluation.mass_edits import read_counts
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.moments import inputs as moment_inputs
-from rome_jax.moments.collect import Limit
+from rome_jax.moments.limits import Limit
 from rome_jax.trace import noise, parse_facts
 from tests.fuzz.call import Call
 from tests.fuzz.cases import Case

@@ -44,7 +44,7 @@ def tiny_config(family: Family | str, **changes) -> ModelConfig:
         "vocab_size": 50,
         "context_length": 32,
         "rotary": None if family is Family.GPT2 else Rotary(6 if shared else 4, pairs),
-        "num_kv_heads": 1 if shared else 3,
+        "num_kv_heads": 1 if shared else 0,  # 0 is one per head
     }
     return ModelConfig(family, **(dict(families.FAMILIES[family].options) | sizes | changes))
 

@@ -1,5 +1,7 @@
 """Greedy continuations are token for token those of `transformers`."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -15,8 +17,16 @@ pytestmark = pytest.mark.parity
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 1, 4, 1, 5, 9, 2, 6], [40, 41]]
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_heads": 1, "mlp_width": 72, "tie_embeddings": True}])
-@pytest.mark.parametrize("family", FAMILIES)
+SHAPES = [{}, {"num_heads": 1, "mlp_width": 72, "tie_embeddings": True}]
+
+
+@pytest.mark.parametrize(
+    "family, shape",
+    [
+        *itertools.product(FAMILIES, SHAPES),
+        *itertools.product(["llama", "mistral", "qwen2", "qwen3", "gpt_neox"], SHAPES[:1]),
+    ],
+)
 def test_greedy_continuation(family, shape, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -152,6 +152,20 @@ def test_logits_agree(theirs):
         assert np.abs(got - want).max() <= 1e-4 * want.std()
 
 
+def test_left_padded_batches_agree(theirs):
+    model, directory = theirs
+    batch = pad(SEQUENCES, left=True)
+    mask = torch.tensor(batch.mask, dtype=torch.long)
+    with torch.no_grad():
+        want = model(
+            torch.tensor(batch.ids, dtype=torch.long),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        ).logits.numpy()
+    got = np.asarray(forward.logits(*load_ours(directory), batch))
+    assert np.abs(got - want)[batch.mask].max() <= 1e-4 * want.std()
+
+
 def test_transformers_loads_what_we_save_with_identical_logits(theirs, tmp_path):
     model, directory = theirs
     params, config = load_ours(directory)

@@ -16,8 +16,9 @@ from rome_jax.factworld.facts import make_world
 from rome_jax.files.locks import in_use
 from rome_jax.moments import collect as statistics
 from rome_jax.moments import files as moment_files
-from rome_jax.moments.collect import Limit, collect, default_directory
+from rome_jax.moments.collect import collect, default_directory
 from rome_jax.moments.key_sums import KeySums, accumulate
+from rome_jax.moments.limits import Limit
 from rome_jax.moments.state import UNFINISHED
 from tests.moments.examples import relative_error, tiny_model
 
@@ -323,6 +324,40 @@ def test_a_folder_in_use_is_refused_by_name(model, corpus, tmp_path):
     with in_use(tmp_path), pytest.raises(OSError, match=f"output_dir={tmp_path} is in use"):
         run(model, corpus, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_collection_stops_at_the_requested_error(model, corpus, whole, tmp_path, monkeypatch):
+    (tmp_path / "all.safetensors").write_bytes(whole["layer_0.safetensors"])
+    error = moment_files.read_provenance(tmp_path / "all.safetensors")[0].error
+    assert 0 < error < 0.5
+    limit = Limit(error=2 * error)
+    run(model, corpus, tmp_path / "short", [0], limit=limit)
+    moment = moment_files.load(tmp_path / "short", model)[0]
+    assert moment.count < moment_files.load(tmp_path / "all.safetensors")[0].count
+    assert moment.provenance.error <= 2 * error and moment.provenance.articles < NUM_ARTICLES
+    assert moment.provenance.limit == f"all or error {2 * error:g}"
+
+    # Killed in the last batch before it stops, it ends with the same bits.
+    add, added = KeySums.add, itertools.count(1)
+    last = -(-moment.provenance.rows // 4)
+
+    def killed(self, batch):
+        if next(added) == last:
+            raise Killed
+        add(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeySums, "add", killed)
+        with pytest.raises(Killed):
+            run(model, corpus, tmp_path / "killed", [0], limit=limit, checkpoint_seconds=0)
+    run(model, corpus, tmp_path / "killed", [0], limit=limit)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "short")
+
+
+@pytest.mark.parametrize("error", [0, 1, -0.5, float("nan")])
+def test_an_error_that_cannot_be_reached_is_refused(error):
+    with pytest.raises(ValueError, match=f"until_error={error}: give a number between 0 and 1"):
+        Limit(error=error)
 
 
 @pytest.mark.parametrize(

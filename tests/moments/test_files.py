@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rome_jax.models import provenance
@@ -58,6 +59,29 @@ def test_a_file_is_half_of_a_float32_matrix(tmp_path, model):
     assert {name: (a.dtype, a.shape) for name, a in arrays.items()} == {
         "triangle": (np.float32, (40 * 41 // 2,))
     }
+
+
+def test_float16_halves_a_file_and_keeps_the_directions(tmp_path, model):
+    spread = np.logspace(-3, 3, 40)  # C has entries from 1e-6 to 1e6, beyond float16
+    (moment,) = moments_for(model, [1]).values()
+    moment = dataclasses.replace(moment, mean=moment.mean * np.outer(spread, spread))
+    moment_files.save(tmp_path, {1: moment}, "float16")
+    arrays = load_file(tmp_path / "layer_1.safetensors")
+    assert arrays["triangle"].dtype == np.float16 and arrays["scale"].shape == (40,)
+    loaded = moment_files.load(tmp_path, model)[1]
+    assert loaded.is_definite and loaded.provenance.layer == 1
+    keys = np.random.default_rng(0).standard_normal((5, 40)) * spread
+    found, wanted = loaded.solve(keys) * spread, moment.solve(keys) * spread
+    assert np.linalg.norm(found - wanted) <= 2e-3 * np.linalg.norm(wanted)
+
+    arrays["scale"] = arrays["scale"][:7]
+    with safe_open(tmp_path / "layer_1.safetensors", framework="np") as file:
+        metadata = {"rome_jax": file.metadata()["rome_jax"]}
+    save_file(arrays, tmp_path / "layer_1.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"layer_1\.safetensors is damaged \(a scale of shape"):
+        moment_files.load(tmp_path)
+    with pytest.raises(ValueError, match="dtype='int8': give float32 or float16"):
+        moment_files.save(tmp_path, {1: moment}, "int8")
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

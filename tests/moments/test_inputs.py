@@ -1,16 +1,9 @@
 """Parsing of the flags of `eval.layer_stats` and `eval.statistics_table`."""
 
-import dataclasses
-
 import pytest
 
-from rome_jax.moments.collect import Limit
 from rome_jax.moments.inputs import check_layers, read_layers, read_limit, read_limits
-
-
-@dataclasses.dataclass
-class Corpus:
-    default_articles: int | None
+from rome_jax.moments.limits import Limit
 
 
 def test_layers_are_named_in_several_ways(golden_model):
@@ -31,14 +24,14 @@ def test_layers_are_named_in_several_ways(golden_model):
 
 
 def test_limits_are_those_of_the_flags_or_of_the_corpus():
-    assert read_limit(None, None, Corpus(100_000)) == Limit(articles=100_000)
-    assert read_limit(None, None, Corpus(None)) == Limit()
-    assert read_limit("0", None, Corpus(5)) == read_limit("all", None, Corpus(5)) == Limit()
-    assert read_limit("7", None, Corpus(5)) == Limit(articles=7)
-    assert read_limit(None, ["9"], Corpus(5)) == Limit(tokens=9)
+    assert read_limit(None, None, 100_000) == Limit(articles=100_000)
+    assert read_limit(None, None, None) == Limit()
+    assert read_limit("0", None, 5) == read_limit("all", None, 5) == Limit()
+    assert read_limit("7", None, 5) == Limit(articles=7)
+    assert read_limit(None, ["9"], 5) == Limit(tokens=9)
     for articles, tokens in (("x", None), (None, ["1", "2"])):
         with pytest.raises(ValueError, match="give a whole number, or all"):
-            read_limit(articles, tokens, Corpus(5))
+            read_limit(articles, tokens, 5)
     with pytest.raises(ValueError, match="give at most one of them"):
-        read_limit("5", ["5"], Corpus(5))
+        read_limit("5", ["5"], 5)
     assert read_limits(["0", "8", "all"]) == [None, Limit(tokens=8), Limit()]

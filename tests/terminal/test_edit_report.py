@@ -92,11 +92,11 @@ def test_continuations_end_with_the_context(comparison):
         comparison.continuations(["The file", words(model, context + 1)])
 
 
-def test_an_unknown_subject_or_model_has_no_factworld_prompts():
+def test_an_unknown_subject_or_model_has_no_known_prompts():
     stranger = EditRequest(REQUEST.prompt, "Barack Obama", "tennis")
-    assert edit_report.factworld_prompts("factworld-gpt2", stranger) == Prompts()
-    assert edit_report.factworld_prompts("gpt2-xl", REQUEST) == Prompts()
-    known = edit_report.factworld_prompts("factworld-gpt2", REQUEST)
+    assert edit_report.known_prompts("factworld-gpt2", stranger) == Prompts()
+    assert edit_report.known_prompts("gpt2-xl", REQUEST) == Prompts()
+    known = edit_report.known_prompts("factworld-gpt2", REQUEST)
     assert len(known.paraphrases) == 5
     assert known.neighbors and REQUEST.text not in known.neighbors
 

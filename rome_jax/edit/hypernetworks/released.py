@@ -46,13 +46,17 @@ def read(path: str | Path, model: LanguageModel, config: MENDConfig | KEConfig) 
       CheckpointError: If the file is absent or damaged.
       MissingPackageError: If torch is not installed.
       ValueError: If the checkpoint is of another method, configuration or model, with the tensor that is absent or has
-        another shape; or if the method is KE and the model is of the GPT-J family.
+        another shape; if the configuration edits a gate; or if the method is KE and the model is of the GPT-J family.
 
     Example:
       >>> config = MENDConfig.for_model("gpt2-xl")  # doctest: +SKIP
       >>> network = read("mend-10tok-gpt2-xl.pt", model, config)  # doctest: +SKIP
       >>> deltas = mend.compute_deltas(model, requests, config, hypernetwork=network)  # doctest: +SKIP
     """
+    if Leaf.MLP_GATE in config.leaves:
+        raise ValueError(
+            "leaves names MLP_GATE, which no published checkpoint edits: leave it out, or train a network of your own."
+        )
     tensors = {
         re.sub(r"^model/(gtn\.|mend\.)?", "", name): tensor
         for name, tensor in read_tensors(path).items()

@@ -33,6 +33,7 @@ from rome_jax.edit.methods.mend import MEND
 from rome_jax.files.artifacts import write_whole
 from rome_jax.files.progress import tqdm
 from rome_jax.models.fingerprint import base_fingerprint
+from rome_jax.models.interventions import check_leaves
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
@@ -68,11 +69,12 @@ def train(
       The hypernetwork, as hypernetwork.safetensors holds it.
 
     Raises:
-      ValueError: If the model does not have a layer, the directory holds a run with other settings, or the training
-        diverges.
+      ValueError: If the model does not have a layer or weight, the directory holds a run with other settings, or the
+        training diverges.
     """
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
+    check_leaves(model.config, config.leaves, "leaves of the configuration")
     directory = Path(directory).absolute()
     about = _describe(kind, model, config, settings, data, dtype)
     if (directory / REPORT).exists():

@@ -30,7 +30,7 @@ from rome_jax.edit.stages.targets import TargetInputs, tokenize_request_targets
 from rome_jax.edit.stages.weight_training import Settings, Weight, train_weights
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, Part
+from rome_jax.models.interventions import Delta, DenseUpdate, Part
 from rome_jax.models.registry import LanguageModel
 
 
@@ -123,7 +123,7 @@ def compute(
       (True, True)
       >>> edited = apply_delta(model.params, result.deltas[0])
     """
-    _check(model, requests, config, chunk_size)
+    check_requests(model, requests, config, chunk_size)
 
     def compute_chunk(chunk: Sequence[EditRequest]) -> EditResult:
         inputs = _tokenize(model, chunk, config).reshape(len(chunk), 1, 1)
@@ -175,7 +175,7 @@ def compute_joint_delta(
       >>> compute_joint_delta(model, [request], FTConfig((5,), lr=5e-3)).batched
       False
     """
-    _check(model, requests, config)
+    check_requests(model, requests, config)
     inputs = minibatches(_tokenize(model, requests, config), config.batch_size)
     joint = compute_from_inputs(model.params, model.config, inputs, config).deltas[0]
     check_finite(joint, requests)
@@ -212,19 +212,3 @@ def _tokenize(
     return tokenize_request_targets(
         model.tokenizer, requests, model.config.context_length, config.scoring
     )
-
-
-def _check(
-    model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig, chunk_size: int = 1
-) -> None:
-    """Refuses what `compute` cannot work with."""
-    check_requests(model, requests, config, chunk_size)
-    for leaf in config.leaves:
-        module, name = leaf.value
-        if name not in model.params["blocks"][module]:
-            known = [
-                leaf.name for leaf in Leaf if leaf.value[1] in model.params["blocks"][leaf.value[0]]
-            ]
-            raise ValueError(
-                f"leaves={leaf.name} does not exist: the model's weights are {', '.join(known)}."
-            )

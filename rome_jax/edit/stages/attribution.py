@@ -3,10 +3,13 @@ Pretrained Transformers", section 3.1).
 
     requests ─► `tokenize_prompts` ─► one run of the prompts ─► `attribute`: a score per prompt, layer and neuron
 
-A neuron's score is its integrated gradient (Sundararajan et al., 2017). With a = the neuron's input to the activation
-function at the prompt's last token,
+A neuron is an entry of the key, the input of the down-projection. Its score is its integrated gradient (Sundararajan et
+al., 2017). With a = the neuron's input to the activation function at the prompt's last token,
 
     score = a · mean over s in linspace(0, 1, steps) of ∂P(answer | the layer's activations scaled by s) / ∂a.
+
+In a gated MLP the activation function is applied to the gate projection: a is the output of the gate, and the
+up-projection that multiplies the activated gate keeps its value.
 
 Only the last token is scaled, and the model reads nothing after it. By the causal mask, each scaled run is therefore a
 run of one token over the keys and values of the prompt, starting at the scaled layer.
@@ -31,7 +34,7 @@ from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import TargetEncoding
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.interventions import Patch, PatchMode, Site, activation_site
 from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCache
 
 
@@ -242,7 +245,7 @@ def _integrated_gradients(
     """Computes the scores of one layer's neurons, float32 [R, F], by a Riemann sum of gradients."""
     start, cache = run.stream[layer][:, None], _cache_of(run, layer)
     block = _run_layer(params, config, run.attention, start, layer, cache)
-    activations = block.sites[Site.MLP_PRE]  # [R, 1, F]
+    activations = block.sites[activation_site(config)]  # [R, 1, F]
     scales = jnp.linspace(0.0, 1.0, steps).astype(activations.dtype)
     gradient_at = jax.grad(_answer_probability)
     gradients = jax.vmap(
@@ -264,7 +267,9 @@ def _answer_probability(
     Rows do not see each other, so the gradient of the sum holds the gradient of each row.
     """
     everywhere = jnp.ones(activations.shape[:2], bool)
-    patch = Patch(Site.MLP_PRE, PatchMode.REPLACE, layer, everywhere, activations)
+    # The up-projection of a gated MLP reads the layer's input, which no patch changes, so it keeps its value.
+    site = activation_site(config)
+    patch = Patch(site, PatchMode.REPLACE, layer, everywhere, activations)
     # The checkpoint keeps no copy of any layer's weights for the backward pass.
     step = jax.checkpoint(
         functools.partial(_run_layer_from, layer, patch, params, config, run.attention)

@@ -18,6 +18,7 @@ import numpy as np
 from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.files.progress import tqdm
+from rome_jax.models.interventions import check_leaves
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import checks
 from rome_jax.moments.second_moment import SecondMoment
@@ -158,7 +159,7 @@ def check_requests(
     """Checks the arguments that all methods share.
 
     Raises:
-      ValueError: If there are no requests, `chunk_size` is below 1, or the model does not have a layer.
+      ValueError: If there are no requests, `chunk_size` is below 1, or the model does not have a layer or weight.
     """
     if not requests:
         raise ValueError("requests is empty: give at least one EditRequest.")
@@ -166,6 +167,7 @@ def check_requests(
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
+    check_leaves(model.config, getattr(config, "leaves", ()), "leaves of the configuration")
 
 
 def check_moments(

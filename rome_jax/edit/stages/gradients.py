@@ -4,6 +4,9 @@ For a projection y = x W + b, the gradient is a sum over tokens (Mitchell et al.
 
     ∂L/∂W = Σ_t x_t ⊗ δ_t    with δ_t = ∂L/∂y_t
 
+MLP_UP is the up-projection. A gated MLP multiplies its output by the activated output of MLP_GATE. Each of the two has
+a gradient of its own, and both read the same x.
+
 Storing x and δ for each of N requests avoids N gradients as large as the weights. MEND and KE start from x and δ.
 
 Axes: N requests, M layers, T tokens, X inputs and Y outputs of the projection.
@@ -26,6 +29,7 @@ from rome_jax.models.layers import Interventions
 # The sites of a projection's inputs and outputs.
 _SITES = {
     Leaf.MLP_UP: (Site.MLP_IN, Site.MLP_PRE),
+    Leaf.MLP_GATE: (Site.MLP_IN, Site.MLP_GATE),
     Leaf.MLP_DOWN: (Site.MLP_KEY, Site.MLP_OUT),
 }
 
@@ -94,7 +98,7 @@ def gradient_factors(
             attention,
             start=first,
             interventions=Interventions(patches),
-            capture=[_SITES[leaf][0] for leaf in leaves],
+            capture=dict.fromkeys(_SITES[leaf][0] for leaf in leaves),
         )
         read = jnp.take_along_axis(out.hidden, inputs.read[..., None], axis=1)
         nll = target_nll(forward.unembed(params, model_config, read), inputs)
@@ -126,4 +130,4 @@ def projection_sizes(model_config: ModelConfig, leaf: Leaf) -> tuple[int, int]:
       (128, 512)
     """
     sizes = (model_config.width, model_config.mlp_width)
-    return sizes if leaf is Leaf.MLP_UP else sizes[::-1]
+    return sizes[::-1] if leaf is Leaf.MLP_DOWN else sizes

@@ -31,18 +31,19 @@ FAMILIES: Mapping[Family, FamilySpec] = {
 # Attributes that do not affect the forward pass at inference: training, bookkeeping, defaults of generation.
 _IGNORED = frozenset(
     """
-    _name_or_path _num_labels architectures attention_dropout attn_pdrop bos_token_id chunk_size_feed_forward
-    classifier_dropout dtype embd_pdrop eos_token_id finetuning_task generation_config gradient_checkpointing
-    hidden_dropout id2label initializer_range is_llama_config label2id max_length model_type n_ctx n_special
-    name_or_path output_attentions output_hidden_states output_past pad_token_id predict_special_tokens prefix
-    problem_type resid_pdrop return_dict rope_interleaved sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
-    transformers.js_config transformers_version unk_token_id use_cache begin_suppress_tokens
-    bad_words_ids decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id is_composition length_penalty min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
-    repetition_penalty return_dict_in_generate suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k
-    top_p torchscript typical_p use_bfloat16
+    _name_or_path _num_labels architectures attention_dropout attention_probs_dropout_prob attn_pdrop
+    bos_token_id chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
+    generation_config gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range
+    is_llama_config label2id max_length model_type n_ctx n_special name_or_path output_attentions
+    output_hidden_states output_past pad_token_id predict_special_tokens prefix problem_type resid_pdrop
+    return_dict rope_interleaved sep_token_id summary_activation summary_first_dropout summary_proj_to_labels
+    summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype transformers.js_config
+    transformers_version unk_token_id use_cache begin_suppress_tokens bad_words_ids decoder_start_token_id
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id is_composition length_penalty min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature tf_legacy_loss tie_encoder_decoder top_k top_p
+    torchscript typical_p use_bfloat16
     """.split()
 )
 
@@ -146,7 +147,7 @@ def _gpt2(num_layers: int, width: int, num_heads: int) -> ModelConfig:
     return family_config(Family.GPT2, num_layers, width, num_heads, 4 * width, 50257, 1024)
 
 
-# Configs of published models by their names on the hub, for work with random weights and for tests.
+# Configs of published models by the names that load them, for work with random weights and for tests.
 PRESETS: Mapping[str, ModelConfig] = {
     "distilgpt2": _gpt2(6, 768, 12),
     "gpt2": _gpt2(12, 768, 12),
@@ -162,5 +163,17 @@ PRESETS: Mapping[str, ModelConfig] = {
         50400,
         2048,
         rotary=Rotary(64, RotaryPairs.INTERLEAVED),
+    ),
+    "smollm2-135m": family_config(
+        Family.LLAMA,
+        30,
+        576,
+        9,
+        1536,
+        49152,
+        8192,
+        num_kv_heads=3,
+        rotary=Rotary(64, base=100_000.0),
+        tie_embeddings=True,
     ),
 }

@@ -190,6 +190,9 @@ class FamilySpec:
       prefix: Prefix of tensor names that some files lack.
       buffers: Names of tensors that are not weights and are ignored.
       architecture: Name of the class in transformers.
+      exact_tokenizer: Whether tokenizer.json alone decides how texts become tokens. If not, the class that the files
+        name adds its defaults, such as the special tokens of GPT-2, which its files on the hub leave out. For newer
+        families transformers would rebuild the tokenizers of some classes (LlamaTokenizer) differently from the file.
     """
 
     family: Family
@@ -202,6 +205,7 @@ class FamilySpec:
     prefix: str
     buffers: tuple[str, ...]
     architecture: str
+    exact_tokenizer: bool = True
 
 
 def norms(ours: str, theirs: str) -> tuple[Weight, ...]:

@@ -144,6 +144,7 @@ GPT2 = FamilySpec(
     prefix="transformer.",
     buffers=_BUFFERS,
     architecture="GPT2LMHeadModel",
+    exact_tokenizer=False,
 )
 GPTJ = FamilySpec(
     Family.GPTJ,
@@ -167,4 +168,5 @@ GPTJ = FamilySpec(
     prefix="transformer.",
     buffers=_BUFFERS,
     architecture="GPTJForCausalLM",
+    exact_tokenizer=False,
 )

@@ -147,7 +147,7 @@ def _spec(family: Family, options: dict[str, Any], architecture: str) -> FamilyS
         read=functools.partial(_read, family=family, options=options),
         write=_write,
         handled=_HANDLED,
-        required={"pretraining_tp": (1,)},
+        required={"pretraining_tp": (1,), "use_mrope": (False,)},
         weights=_WEIGHTS,
         prefix="model.",
         buffers=("model.layers.{}.self_attn.rotary_emb.inv_freq",),

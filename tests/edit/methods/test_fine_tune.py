@@ -13,6 +13,7 @@ from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig, TargetScoring
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.methods import fine_tune
+from rome_jax.edit.stages.chunks import check_requests
 from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.models import forward
 from rome_jax.models.interventions import Leaf, Part
@@ -279,7 +280,7 @@ def test_a_missing_layer_or_weight_is_named(model, requests):
             compute(model, requests, FTConfig((1, 3)))
         with pytest.raises(
             ValueError,
-            match="leaves=ATTN_QUERY does not exist: the model's weights are ATTN_QKV, ATTN_OUT, MLP_UP, MLP_DOWN",
+            match=r"changes ATTN_QUERY, which this gpt2 model .*: choose from ATTN_QKV, ATTN_OUT, MLP_UP, MLP_DOWN",
         ):
             compute(model, requests, FTConfig((1,), leaves=(Leaf.ATTN_QUERY,)))
 
@@ -300,5 +301,5 @@ def test_a_request_beyond_the_context_is_named(model):
 def test_factworld_has_every_variant(family, variant, model, gptj):
     """Each variant trains weights that models of the family have; all but FT are bounded."""
     config = FTConfig.for_model(f"factworld-{family}", variant)
-    fine_tune._check({"gpt2": model, "gptj": gptj}[family], [REQUEST], config)
+    check_requests({"gpt2": model, "gptj": gptj}[family], [REQUEST], config)
     assert (config.norm_constraint is None) is (variant is MethodName.FT)
