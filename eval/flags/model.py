@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from absl import flags
 
@@ -49,7 +49,7 @@ def check() -> str:
     """
     name = NAME.value
     as_dtype(DTYPE.value)
-    if name in (*SHIPPED, *_ON_THE_HUB) or (name and Path(name).expanduser().is_dir()):
+    if name in (*SHIPPED, *_ON_THE_HUB) or (name and os.path.isdir(os.path.expanduser(name))):
         return name
     check_hub_name(name)
     import huggingface_hub  # slow to import

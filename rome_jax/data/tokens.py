@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from rome_jax.files.checked import Count, check, shown
+
 
 @struct.dataclass
 class TokenBatch:
@@ -34,6 +36,9 @@ class TokenBatch:
     case: jax.Array | np.ndarray | None = None
     segments: jax.Array | np.ndarray | None = None
     branches: jax.Array | np.ndarray | None = None
+
+
+_MOST = np.iinfo(np.int32).max  # the largest token id
 
 
 class SequenceTooLongError(ValueError):
@@ -86,19 +91,27 @@ def pad(
       `TokenBatch` on the host.
 
     Raises:
-      ValueError: If there are no sequences, or one is empty; the message names its index.
+      ValueError: If there are no sequences, or one is empty or holds something else than ids; the message names its
+        index.
       SequenceTooLongError: If a sequence is longer than `context_length`.
 
     Example:
       >>> pad([[5, 6], [7]]).mask.tolist()
       [[True, True], [True, False]]
     """
+    context_length = check(Count | None, context_length, "context_length")
+    multiple, left = check(Count, multiple, "multiple"), check(bool, left, "left")
     if not len(sequences):
         raise ValueError("no sequences are given: give at least one text.")
     for index, sequence in enumerate(sequences):
         if not len(sequence):
             raise ValueError(
                 f"sequence {index} has no tokens: give at least one character of text."
+            )
+        found = np.asarray(sequence)
+        if found.dtype.kind not in "iu" or not 0 <= found.min() <= found.max() <= _MOST:
+            raise ValueError(
+                f"sequence {index} is {shown(sequence)}: give token ids, whole numbers of 0 or more."
             )
         if context_length is not None and len(sequence) > context_length:
             raise SequenceTooLongError(
@@ -117,6 +130,26 @@ def pad(
     return TokenBatch(ids, mask)
 
 
+def token_ids(tokenizer: Any, texts: Sequence[str], name: str = "texts") -> list[list[int]]:
+    """Tokenizes texts without special tokens.
+
+    Args:
+      tokenizer: A tokenizer of `transformers`.
+      texts: The texts; an empty one has no tokens.
+      name: Name of the texts in messages.
+
+    Raises:
+      ValueError: If one is no text or not valid Unicode.
+
+    Example:
+      >>> [len(ids) for ids in token_ids(model.tokenizer, ["Rome", ""])]
+      [3, 0]
+    """
+    texts = list(check(tuple[str, ...], texts, name))
+    # Without verbose=False, the tokenizer would warn of texts longer than the context.
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
 def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
     """Tokenizes texts without special tokens and pads them.
 
@@ -129,14 +162,14 @@ def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
       `TokenBatch` on the host.
 
     Raises:
-      ValueError: If there are no texts, or one has no tokens.
+      ValueError: If there are no texts, or one has no tokens, is no text or is not valid Unicode.
       SequenceTooLongError: If `context_length` is given and a text has more tokens.
 
     Example:
       >>> encode(model.tokenizer, ["Gothulf Punby plays the sport of"]).ids.shape
       (1, 7)
     """
-    return pad(tokenizer(list(texts), add_special_tokens=False)["input_ids"], **padding)
+    return pad(token_ids(tokenizer, texts), **padding)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -21,19 +21,16 @@ import numpy as np
 
 from rome_jax.data.packing import Packer
 from rome_jax.data.request import RequestError, target_text
-from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, round_up
-from rome_jax.files.checked import shown
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, round_up, token_ids
+from rome_jax.files.checked import Count, check, shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Interventions
 from rome_jax.models.registry import LanguageModel
 
-_COLUMNS = (
-    64,
-    96,
-    128,
-)  # the lengths of rows, unless a prompt is longer: few shapes compile few programs
+# The lengths of rows, unless a prompt is longer: few shapes compile few programs.
+_COLUMNS = (64, 96, 128)
 _PLACES = 256  # places for which logits are in memory at once
 MAX_TOKENS = 16_384  # token columns in one forward pass
 
@@ -82,16 +79,14 @@ def tokenize_texts(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int
       >>> [len(ids) for ids in tokenize_texts(model, ["Rome", ""])]
       [3, 0]
     """
-    if not texts:
-        return []
-    return list(map(tuple, model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+    return list(map(tuple, token_ids(model.tokenizer, texts)))
 
 
 def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """Returns the token ids of each prompt.
 
     Raises:
-      RequestError: If a prompt has no tokens.
+      RequestError: If a prompt has no tokens, is no text or is not valid Unicode.
       SequenceTooLongError: If a prompt does not fit the model's context.
 
     Example:
@@ -99,6 +94,7 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, 
       Traceback (most recent call last):
       rome_jax.data.request.RequestError: prompt 1, '', has no tokens: give at least one character.
     """
+    prompts = check(tuple[str, ...], prompts, "texts", error=RequestError)
     rows = tokenize_texts(model, prompts)
     for index, row in enumerate(rows):
         if not row:
@@ -142,7 +138,9 @@ def make_queries(
       cases: Index of the edit for each prompt; by default 0.
 
     Raises:
-      RequestError: If a prompt has no tokens; the message names it.
+      RequestError: If a prompt has no tokens, or one of the texts is no text or not valid Unicode; the message names
+        it.
+      ValueError: If there are not as many targets or cases as prompts.
       SequenceTooLongError: If a prompt does not fit the context together with a target; the message names it.
 
     Example:
@@ -150,6 +148,13 @@ def make_queries(
       >>> len(query.targets), query.case
       (2, 0)
     """
+    prompts = check(tuple[str, ...], prompts, "prompts", error=RequestError)
+    targets = check(tuple[tuple[str, ...], ...], targets, "targets", error=RequestError)
+    cases = check(tuple[int, ...], (0,) * len(prompts) if cases is None else cases, "cases")
+    if not len(prompts) == len(targets) == len(cases):
+        raise ValueError(
+            f"{len(prompts)} prompts do not fit {len(targets)} targets and {len(cases)} cases: give as many."
+        )
     flat = iter(
         tokenize_texts(model, [target_text(target) for group in targets for target in group])
     )
@@ -159,7 +164,7 @@ def make_queries(
         for target, tokens in zip(group, target_ids, strict=True):
             name = f"prompt {index}, {shown(prompts[index])}, with {shown(target)}"
             check_fits(model, len(ids) + len(tokens) - 1, name)
-        queries.append(Query(ids, target_ids, 0 if cases is None else int(cases[index])))
+        queries.append(Query(ids, target_ids, cases[index]))
     return queries
 
 
@@ -182,12 +187,16 @@ def score_queries(
     Returns:
       One tuple per query, with one score per target.
 
+    Raises:
+      ValueError: If `max_tokens` is not a number of at least 1.
+
     Example:
       >>> queries = make_queries(model, ["Gothulf Punby plays the sport of"], [["rowing"]])
       >>> ((score,),) = score_queries(model, queries)
       >>> round(score.nll, 3), score.hits.tolist()
       (0.011, [True])
     """
+    max_tokens = check(Count, max_tokens, "max_tokens")
     if not queries:
         return []
     batched = deltas if deltas is not None and deltas.batched else None
@@ -251,9 +260,8 @@ def _score_rows(
     ids, segments, branches = (np.zeros((num_rows, columns), np.int32) for _ in range(3))
     # (row, column) -> the number of the place and the tokens scored there, in the order of the rows
     places: dict[tuple[int, int], tuple[int, list[int]]] = {}
-    spots: dict[
-        int, list[list[tuple[int, int]]]
-    ] = {}  # query -> target -> index [P, K] of each token
+    # query -> target -> index [P, K] of each token
+    spots: dict[int, list[list[tuple[int, int]]]] = {}
     for row, placed in enumerate(rows):
         column = 0
         for segment, item in enumerate(placed, start=1):
@@ -370,6 +378,7 @@ def target_nlls(
       >>> target_nlls(model, [prompt, prompt], ["rowing", "tennis"]).round(2).tolist()
       [0.01, 9.26]
     """
+    targets = check(tuple[str, ...], targets, "targets", error=RequestError)
     queries = make_queries(model, prompts, [[target] for target in targets])
     return np.array([score.nll for (score,) in score_queries(model, queries, deltas)])
 

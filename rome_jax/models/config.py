@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NotRequired
 
 import jax
@@ -126,13 +126,24 @@ class ModelConfig:
         """Checks that the model has a layer, and returns it.
 
         Raises:
-          ValueError: If the model does not have the layer; the message names `argument` and the layers there are.
+          ValueError: If it is not a whole number, or the model does not have the layer; the message names `argument`
+            and the layers there are.
         """
+        layer = check(int, layer, argument)
         if not 0 <= layer < self.num_layers:
             raise ValueError(
                 f"{argument}={layer} does not exist: the model has layers 0 to {self.num_layers - 1}."
             )
         return layer
+
+    def check_layers(self, layers: Iterable[int], argument: str = "layers") -> tuple[int, ...]:
+        """Checks that the model has some layers, and returns them in their order.
+
+        Raises:
+          ValueError: If one is not a whole number, or the model does not have it; see `check_layer`.
+        """
+        checked = check(tuple[int, ...], layers, argument)
+        return tuple(self.check_layer(layer, argument) for layer in checked)
 
 
 # Attributes that do not affect the forward pass at inference: training, bookkeeping, defaults of generation.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.files.checked import shown
 from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models.config import ModelConfig, from_hf
@@ -84,8 +86,8 @@ def find(
                 f"`python -m eval.train_factworld --family={SHIPPED[name]} --output_dir=DIR` and load DIR."
             )
         return Path(str(assets)), "package"
-    local = Path(name).expanduser()
-    if name and local.is_dir():
+    local = Path(os.path.expanduser(name))
+    if name and os.path.isdir(local):
         return local, f"directory {local.resolve()}"
     check_hub_name(name)
     return _from_hub(name, revision, cache_dir, offline)
@@ -147,12 +149,15 @@ def check_hub_name(name: str) -> str:
     """Checks that a model on the hub can have this name, and returns it.
 
     Raises:
-      ModelNotFoundError: If the name is not possible on the hub, or looks like a misspelled shipped model.
+      ModelNotFoundError: If the name is not possible on the hub, is that of a file, or looks like a misspelled shipped
+        model.
 
     Example:
       >>> check_hub_name("EleutherAI/gpt-j-6B")
       'EleutherAI/gpt-j-6B'
     """
+    if os.path.isfile(os.path.expanduser(name)):
+        raise unknown_model(name, "it is a file, and a model is a directory")
     part = r"\w(?:[\w.-]*\w)?"
     possible = re.fullmatch(f"{part}(?:/{part})?", name, re.ASCII) and not re.search(
         r"--|\.\.", name
@@ -180,7 +185,7 @@ def unknown_model(name: str, why: str, *, only_shipped: bool = False) -> ModelNo
     names = f"one of {', '.join(SHIPPED)}"
     if not only_shipped:
         names += ", the directory of a Hugging Face model, or a name on the hub such as gpt2-xl or EleutherAI/gpt-j-6B"
-    return ModelNotFoundError(f"unknown model {name!r} ({why}): give {names}.")
+    return ModelNotFoundError(f"unknown model {shown(name)} ({why}): give {names}.")
 
 
 def _unreachable(name: str, why: str) -> ModelNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def known_config(name: str) -> ModelConfig | None:
       >>> known_config("gpt2-xl").num_layers, known_config("factworld-gpt2").num_layers
       (48, 6)
     """
-    if name in SHIPPED or (name and Path(name).expanduser().is_dir()):
+    if name in SHIPPED or (name and os.path.isdir(os.path.expanduser(name))):
         directory, _ = find(name, None, None, offline=True)
         return read_model_config(directory)
     return PRESETS.get(name)

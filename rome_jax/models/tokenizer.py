@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
             f"the tokenizer in {directory} is a {type(tokenizer).__name__}, which does not report the characters of a "
             "token: convert it to a fast one (tokenizer.json)."
         )
+    _check_merges(directory, tokenizer, vocabulary.keys() - added.keys())
     beyond = {token: id for token, id in vocabulary.items() if id >= config.vocab_size}
     if beyond.keys() - added.keys():
         raise TokenizerError(
@@ -65,6 +67,20 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Any:
             "embeddings: use the tokenizer of this model."
         )
     return _bounded(tokenizer, beyond) if beyond else tokenizer
+
+
+def _check_merges(directory: Path, tokenizer: Any, tokens: Collection[str]) -> None:
+    """Refuses a tokenizer without merges, which would encode every text byte by byte."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if (
+        model.get("type") == "BPE"
+        and not model["merges"]
+        and any(len(token) > 1 for token in tokens)
+    ):
+        raise TokenizerError(
+            f"the tokenizer in {directory} has {len(tokens)} tokens but no merges: download its tokenizer.json, or its "
+            "merges.txt, again."
+        )
 
 
 def _bounded(tokenizer: Any, beyond: Mapping[str, int]) -> Any:

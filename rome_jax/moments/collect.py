@@ -16,13 +16,17 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
-from rome_jax.files.artifacts import explaining, remove_leftovers
+from rome_jax.data.tokens import token_ids
+from rome_jax.files.artifacts import remove_leftovers
+from rome_jax.files.checked import PositiveInt, check, check_fields
+from rome_jax.files.folders import creating
 from rome_jax.files.locks import in_use
 from rome_jax.files.memory import check_memory
 from rome_jax.files.progress import tqdm
@@ -36,6 +40,7 @@ from rome_jax.moments.state import UNFINISHED, Counts, State, read_header, read_
 from rome_jax.version import __version__
 
 _TEXTS = 256  # Texts tokenized per call of the tokenizer.
+_Seconds = Annotated[float, pydantic.Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +52,21 @@ class Limit:
       tokens: Number of tokens, at least 1; excludes `articles`.
 
     Raises:
-      ValueError: If both numbers are given, or one is less than 1.
+      ValueError: If both numbers are given, or one is not a whole number of at least 1.
 
     Example:
       >>> str(Limit(articles=1000)), str(Limit())
       ('1000 articles', 'all')
     """
 
-    articles: int | None = None
-    tokens: int | None = None
+    articles: PositiveInt | None = None
+    tokens: PositiveInt | None = None
 
     def __post_init__(self):
-        given = [value for value in (self.articles, self.tokens) if value is not None]
-        if len(given) > 1 or min(given, default=1) < 1:
+        check_fields(self)
+        if self.articles is not None and self.tokens is not None:
             raise ValueError(
-                f"num_articles={self.articles}, num_tokens={self.tokens}: give at most one of them, and at least 1."
+                f"articles={self.articles}, tokens={self.tokens}: give at most one of them."
             )
 
     def __str__(self) -> str:
@@ -119,17 +124,18 @@ def collect(
       300
     """
     directory = Path(directory)
-    length = model.config.context_length if sequence_length is None else sequence_length
+    length = check(int | None, sequence_length, "sequence_length")
+    length = model.config.context_length if length is None else length
+    batch_tokens = check(int, batch_tokens, "batch_tokens")
+    checkpoint_seconds = check(_Seconds, checkpoint_seconds, "checkpoint_seconds")
     num_rows = _rows_per_batch(length, batch_tokens, model.config.context_length)
     needed = 4 * batch_tokens * (model.config.mlp_width + 4 * model.config.width)
     check_memory(needed, f"batch_tokens={batch_tokens}")
-    requested = {model.config.check_layer(layer, "layers") for layer in layers}
+    requested = set(model.config.check_layers(layers))
     if not requested:
         raise ValueError("layers is empty: name at least one layer.")
     settings = _settings(model, corpus, limit, length) | {"batch_tokens": batch_tokens}
-    with explaining(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    with in_use(directory, "output_dir"):
+    with creating(directory), in_use(directory, "output_dir"):
         state = _begin(model, directory, requested, settings)
         if state is None:
             return
@@ -261,16 +267,16 @@ def _articles(
     """Yields the ids of each article, cut at `length` tokens, and counts the articles as they are taken."""
     texts = corpus.read(counts.texts)
     while not limit.reached(counts) and (chunk := list(itertools.islice(texts, _TEXTS))):
-        for ids in model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
+        for ids in token_ids(model.tokenizer, chunk):
             if limit.reached(counts):
                 return
             left = length if limit.tokens is None else limit.tokens - counts.tokens
-            ids = np.asarray(ids[: min(length, left)], np.int32)
+            article = np.asarray(ids[: min(length, left)], np.int32)
             counts.texts += 1
-            if len(ids):
+            if len(article):
                 counts.articles += 1
-                counts.tokens += len(ids)
-                yield ids
+                counts.tokens += len(article)
+                yield article
 
 
 def _bar(state: State, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:

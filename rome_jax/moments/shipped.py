@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 
+from rome_jax.files.checked import check, shown
 from rome_jax.models.registry import SHIPPED
 from rome_jax.moments import files
 from rome_jax.moments.second_moment import SecondMoment
@@ -25,9 +26,9 @@ def load_shipped(name: str) -> dict[int, SecondMoment]:
       >>> sorted(load_shipped("factworld-gpt2"))[:2]
       [0, 1]
     """
-    if name not in SHIPPED:
+    if check(str, name, "name") not in SHIPPED:
         raise ValueError(
-            f"no second moments come with model {name!r} (only with {', '.join(SHIPPED)}): collect them with "
+            f"no second moments come with model {shown(name)} (only with {', '.join(SHIPPED)}): collect them with "
             "`python -m eval.layer_stats`, or edit with mom2_adjustment=False."
         )
     assets = importlib.resources.files("rome_jax") / "factworld" / "assets"

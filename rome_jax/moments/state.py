@@ -136,17 +136,22 @@ def read_state(path: Path, model: LanguageModel) -> State:
       ValueError: If the file is damaged.
     """
     file, header = _open(path)
-    state = State(KeySums(model.params, model.config, header["layers"]), Counts(**header["counts"]))
-    state.sums.tokens = header["tokens"]
     try:
+        sums = KeySums(model.params, model.config, header["layers"])
+        state = State(sums, Counts(**header["counts"]))
+        state.sums.tokens = header["tokens"]
         for layer, total in state.sums.totals.items():
             found = unpack_triangle(file.tensors[f"layer_{layer}"].read())
             if found.shape != total.shape or not np.isfinite(found).all():
                 raise ValueError(f"layer {layer} has another width, or NaN")
             state.sums.totals[layer] = found
-        ends = np.cumsum(file.tensors["lengths"].read())
-        waiting = np.array(file.tensors["waiting"].read())
+        lengths, waiting = (file.tensors[name].read() for name in ("lengths", "waiting"))
+        if (lengths.dtype, lengths.ndim, waiting.dtype) != (np.int64, 1, np.int32):
+            raise ValueError("the waiting articles are of other types")
+        if (lengths < 0).any() or waiting.shape != (lengths.sum(),):
+            raise ValueError("the lengths of the waiting articles are wrong")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}.") from error
-    state.waiting = np.split(waiting, ends)[:-1]
+        why = str(error).rstrip(".")
+        raise ValueError(f"{path} is damaged ({why}): {_REMEDY}.") from error
+    state.waiting = np.split(np.array(waiting), np.cumsum(lengths))[:-1]
     return state

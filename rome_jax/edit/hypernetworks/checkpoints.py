@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as checkpoint
 import typing_extensions
 
 from rome_jax.edit.hypernetworks.steps import TrainState
 from rome_jax.files import checked as values
+from rome_jax.files.checksums import checksum
+from rome_jax.files.folders import creating
+from rome_jax.files.system_errors import explaining
 
 
 class _History(typing_extensions.TypedDict):
@@ -22,6 +27,7 @@ class _History(typing_extensions.TypedDict):
 
     rows: list[dict[str, Any]]
     about: dict[str, Any]
+    checksums: typing_extensions.NotRequired[list[str]]  # earlier versions wrote none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +47,18 @@ class Progress:
     history: tuple[dict[str, float], ...] = ()
 
 
-def open_manager(directory: Path) -> checkpoint.CheckpointManager:
-    """Opens a directory of checkpoints that keeps the last one only."""
+@contextlib.contextmanager
+def open_manager(directory: Path) -> Iterator[checkpoint.CheckpointManager]:
+    """Opens a directory of checkpoints that keeps the last one only; an exception leaves no part of a checkpoint."""
     options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return checkpoint.CheckpointManager(directory, options=options)
+    with creating(directory):
+        try:
+            with checkpoint.CheckpointManager(directory, options=options) as manager:
+                yield manager
+        except BaseException:
+            for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 def save(
@@ -57,13 +71,21 @@ def save(
       progress: The run after a validation.
       about: The settings of the run.
     """
-    manager.save(
-        progress.step,
-        args=checkpoint.args.Composite(
-            state=checkpoint.args.StandardSave((progress.state, progress.best)),
-            history=checkpoint.args.JsonSave({"rows": list(progress.history), "about": about}),
-        ),
-    )
+    arrays = (progress.state, progress.best)
+    history = {"rows": list(progress.history), "about": about, "checksums": _checksums(arrays)}
+    with explaining(manager.directory):
+        manager.save(
+            progress.step,
+            args=checkpoint.args.Composite(
+                state=checkpoint.args.StandardSave(arrays),
+                history=checkpoint.args.JsonSave(history),
+            ),
+        )
+
+
+def _checksums(arrays: Any) -> list[str]:
+    """Returns the checksum of each array; Orbax notices no changed bit in the arrays it reads."""
+    return [checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(arrays)]
 
 
 def check(
@@ -98,11 +120,14 @@ def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
     if step is None:
         return start
     item = checkpoint.args.StandardRestore((start.state, start.best))
+    history = _read_history(manager, step)
     with _naming_damage(manager):
         restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
+        if history.get("checksums", _checksums(restored)) != _checksums(restored):
+            raise ValueError("its arrays do not have their checksums")
     # Restored arrays are committed to a device. Uncommitted copies, like new arrays, share the compiled programs.
     state, best = jax.tree.map(jnp.asarray, jax.device_get(restored))
-    return Progress(step, state, best, tuple(_read_history(manager, step)["rows"]))
+    return Progress(step, state, best, tuple(history["rows"]))
 
 
 def _read_history(manager: checkpoint.CheckpointManager, step: int) -> dict[str, Any]:
@@ -119,9 +144,8 @@ def _naming_damage(manager: checkpoint.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{manager.directory} holds a damaged checkpoint ({type(error).__name__}: {why}): remove it to start again."
+            f"{manager.directory} holds a damaged checkpoint: remove it to start again."
         ) from error
 
 

@@ -26,8 +26,9 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.request import EditRequest, target_text
-from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad, token_ids
 from rome_jax.edit.baseline_config import TargetEncoding
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Patch, PatchMode, Site
@@ -94,11 +95,11 @@ def tokenize_prompts(
       (2, 1)
     """
     texts = [prefix + request.text for request in requests for prefix in prefixes]
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = token_ids(tokenizer, texts)
     for text, row in zip(texts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
-                f"the prompt {text!r} takes {len(row)} tokens, more than the model's context of {context_length}: "
+                f"the prompt {shown(text)} takes {len(row)} tokens, more than the model's context of {context_length}: "
                 "shorten it."
             )
     batch = pad(rows, context_length=context_length, multiple=bucket(max(map(len, rows)), 2))
@@ -119,7 +120,7 @@ def _tokenize_answers(tokenizer, answers: Iterable[str], encoding: TargetEncodin
     """Tokenizes answers and pads them to one of few widths."""
     if encoding is TargetEncoding.LEADING_SPACE:
         answers = map(target_text, answers)
-    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    ids = token_ids(tokenizer, list(answers))
     return pad(ids, multiple=bucket(max(map(len, ids)), 2))
 
 

@@ -14,8 +14,9 @@ import optax
 from flax import struct
 
 from rome_jax.data.request import EditRequest
-from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
+from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad, token_ids
 from rome_jax.edit.baseline_config import TargetScoring
+from rome_jax.files.checked import shown
 
 
 @struct.dataclass
@@ -69,10 +70,7 @@ def tokenize_targets(
       >>> inputs.batch.ids.shape, inputs.read.tolist()
       ((1, 3), [[2]])
     """
-    prompt_ids, target_ids = (
-        tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for texts in (prompts, targets)
-    )
+    prompt_ids, target_ids = (token_ids(tokenizer, texts) for texts in (prompts, targets))
     each = scoring is TargetScoring.EACH_TOKEN
     rows = [
         prompt + target[:-1] if each else prompt
@@ -81,7 +79,7 @@ def tokenize_targets(
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
-                f"the prompt {prompt!r} with its target takes {len(row)} tokens, more than the model's context of "
+                f"the prompt {shown(prompt)} with its target takes {len(row)} tokens, more than the model's context of "
                 f"{context_length}: shorten the prompt."
             )
     # Only two sizes per octave: rows are short, so compiling another program costs more than some padding.
