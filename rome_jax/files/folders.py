@@ -104,10 +104,8 @@ def staging(parent: str | Path) -> Iterator[Path]:
       >>> [path.name for path in Path(".").iterdir()]
       ['model.json']
     """
-    for left in Path(parent).glob(f"{STAGING}*"):
-        with contextlib.suppress(OSError), _opened(left) as descriptor:
-            if lock(descriptor):
-                shutil.rmtree(left, ignore_errors=True)
+    for left in abandoned(parent):
+        shutil.rmtree(left, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(dir=parent, prefix=STAGING) as name,
         _opened(name) as descriptor,
@@ -115,6 +113,14 @@ def staging(parent: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the file system has no locks
             lock(descriptor, shared=True)
         yield Path(name)
+
+
+def abandoned(parent: str | Path) -> Iterator[Path]:
+    """Yields the temporary folders in a folder whose processes were killed; each is locked meanwhile."""
+    for left in Path(parent).glob(f"{STAGING}*"):
+        with contextlib.suppress(OSError), _opened(left) as descriptor:
+            if lock(descriptor):
+                yield left
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import typing_extensions
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from rome_jax.files.checked import check
-from rome_jax.files.folders import creating, staging
+from rome_jax.files.folders import abandoned, creating, staging
 from rome_jax.files.json_files import read_object
 from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import CheckpointError, damaged
@@ -88,8 +88,21 @@ def save_orbax(directory: str | Path, model: LanguageModel, *, overwrite: bool =
             checkpointer.save(new / _PARAMS, model.params)
         (new / _MODEL).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         if directory.exists() and any(directory.iterdir()):
-            directory.replace(folder / "old")
+            directory.replace(folder / _replaced(directory))
         new.replace(directory)
+
+
+def _replaced(directory: Path) -> str:
+    """Returns the name of a checkpoint inside the temporary folder while another one takes its place."""
+    return f"old-{directory.name}"
+
+
+def _recover(directory: Path) -> None:
+    """Moves a checkpoint back into place, if a process was killed after it moved it away."""
+    for left in abandoned(directory.parent) if not directory.exists() else ():
+        moved = left / _replaced(directory)
+        if moved.is_dir() and not directory.exists():
+            moved.replace(directory)
 
 
 def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -102,6 +115,7 @@ def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> 
       FileExistsError: If the directory holds a checkpoint and `overwrite` is not set, or holds anything else.
     """
     directory = Path(check(str, os.fspath(directory), "directory"))  # tokenizers wants Unicode
+    _recover(directory)
     if not directory.exists() and not directory.is_symlink():
         return directory
     if not directory.is_dir():
@@ -165,6 +179,7 @@ def load_orbax(
     import orbax.checkpoint as ocp  # slow to import, and needed only for checkpoints
 
     directory, dtype = Path(check_path(directory, "directory")), as_dtype(dtype)
+    _recover(directory)
     if not (directory / _MODEL).is_file():
         raise FileNotFoundError(
             f"{directory} has no {_MODEL}: give a directory that save_orbax wrote."

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as checkpoint
-import typing_extensions
 
 from rome_jax.edit.hypernetworks.steps import TrainState
-from rome_jax.files import checked as values
-from rome_jax.files.checksums import checksum
-from rome_jax.files.folders import creating
-from rome_jax.files.system_errors import explaining
-
-
-class _History(typing_extensions.TypedDict):
-    """The part of a checkpoint that is stored as JSON."""
-
-    rows: list[dict[str, Any]]
-    about: dict[str, Any]
-    checksums: typing_extensions.NotRequired[list[str]]  # earlier versions wrote none
+from rome_jax.models import training_checkpoints
+from rome_jax.models.training_checkpoints import read_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +33,6 @@ class Progress:
     history: tuple[dict[str, float], ...] = ()
 
 
-@contextlib.contextmanager
-def open_manager(directory: Path) -> Iterator[checkpoint.CheckpointManager]:
-    """Opens a directory of checkpoints that keeps the last one only; an exception leaves no part of a checkpoint."""
-    options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    with creating(directory):
-        try:
-            with checkpoint.CheckpointManager(directory, options=options) as manager:
-                yield manager
-        except BaseException:
-            for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-
-
 def save(
     manager: checkpoint.CheckpointManager, progress: Progress, about: Mapping[str, Any]
 ) -> None:
@@ -72,20 +44,7 @@ def save(
       about: The settings of the run.
     """
     arrays = (progress.state, progress.best)
-    history = {"rows": list(progress.history), "about": about, "checksums": _checksums(arrays)}
-    with explaining(manager.directory):
-        manager.save(
-            progress.step,
-            args=checkpoint.args.Composite(
-                state=checkpoint.args.StandardSave(arrays),
-                history=checkpoint.args.JsonSave(history),
-            ),
-        )
-
-
-def _checksums(arrays: Any) -> list[str]:
-    """Returns the checksum of each array; Orbax notices no changed bit in the arrays it reads."""
-    return [checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(arrays)]
+    training_checkpoints.save(manager, progress.step, arrays, about, list(progress.history))
 
 
 def check(
@@ -103,7 +62,7 @@ def check(
     """
     step = manager.latest_step()
     if step is not None:
-        check_settings(run_directory, _read_history(manager, step)["about"], about)
+        check_settings(run_directory, read_notes(manager, step)["about"], about)
 
 
 def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
@@ -119,34 +78,10 @@ def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
     step = manager.latest_step()
     if step is None:
         return start
-    item = checkpoint.args.StandardRestore((start.state, start.best))
-    history = _read_history(manager, step)
-    with _naming_damage(manager):
-        restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
-        if history.get("checksums", _checksums(restored)) != _checksums(restored):
-            raise ValueError("its arrays do not have their checksums")
+    arrays = training_checkpoints.restore(manager, step, (start.state, start.best))
     # Restored arrays are committed to a device. Uncommitted copies, like new arrays, share the compiled programs.
-    state, best = jax.tree.map(jnp.asarray, jax.device_get(restored))
-    return Progress(step, state, best, tuple(history["rows"]))
-
-
-def _read_history(manager: checkpoint.CheckpointManager, step: int) -> dict[str, Any]:
-    """Reads the history and the settings of a checkpoint, without its arrays."""
-    item = checkpoint.args.Composite(history=checkpoint.args.JsonRestore())
-    with _naming_damage(manager):
-        history = manager.restore(step, args=item)["history"]
-        return values.check(_History, history, f"step {step}")
-
-
-@contextlib.contextmanager
-def _naming_damage(manager: checkpoint.CheckpointManager) -> Iterator[None]:
-    """Names the directory and a remedy in place of the exceptions of Orbax, of which there are many."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"{manager.directory} holds a damaged checkpoint: remove it to start again."
-        ) from error
+    state, best = jax.tree.map(jnp.asarray, arrays)
+    return Progress(step, state, best, tuple(read_notes(manager, step)["rows"]))
 
 
 def check_settings(directory: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:

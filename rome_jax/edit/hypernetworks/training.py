@@ -36,6 +36,7 @@ from rome_jax.files.folders import creating
 from rome_jax.files.json_files import read_object
 from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
+from rome_jax.models import training_checkpoints
 from rome_jax.models.fingerprint import base_fingerprint
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
@@ -159,7 +160,7 @@ def _validation_batches(
 def _optimize(run: _Run) -> Progress:
     """Takes all steps, from the last checkpoint if there is one, with a validation after every few of them."""
     settings = run.settings
-    with checkpoints.open_manager(run.directory / _CHECKPOINTS) as manager:
+    with training_checkpoints.open_manager(run.directory / _CHECKPOINTS) as manager:
         checkpoints.check(manager, run.about, run.directory)
         state = initial_state(run.network, run.model, run.checks[0], settings)
         progress = checkpoints.restore(manager, Progress(0, state, state.variables))
