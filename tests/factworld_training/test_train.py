@@ -80,7 +80,9 @@ def test_a_killed_run_resumes_to_the_same_model(quick, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "killed.training", damaged)
     path = max((damaged / "3" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"damaged\.training holds a damaged checkpoint: remove it"):
+    with pytest.raises(
+        ValueError, match=r"damaged\.training holds a damaged checkpoint: remove it"
+    ):
         training.train(TINY, tmp_path / "damaged", checkpoint_every=3)
     resumed = training.train(TINY, tmp_path / "killed", checkpoint_every=3)
 
