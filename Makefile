@@ -40,7 +40,7 @@ test: $(CHECKS)
 test-slow: $(CHECKS)
 	$(PY) -m pytest $(PYTEST_ARGS) -m "slow and not parity"
 
-# All deliberate damage, a quarter of an hour; `python -m tests.fuzz` prints the counts by kind.
+# All deliberate damage, three quarters of an hour; `python -m tests.fuzz` prints the counts by kind.
 fuzz: $(CHECKS)
 	$(PY) -m pytest $(PYTEST_ARGS) -m fuzz tests/fuzz
 

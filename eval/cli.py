@@ -11,10 +11,10 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import shlex
+import signal
 import sys
-import textwrap
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,41 +23,31 @@ from typing import Any
 import absl.logging
 from absl import app, flags
 
+from eval import refusals, stopping
 from eval.flags import common, define
 from rome_jax.data.request import EditWarning
 from rome_jax.files.artifacts import cache_directory, trim_directory
 from rome_jax.files.checksums import VERIFY
+from rome_jax.files.folders import create
+from rome_jax.files.places import check_path, check_writable, check_writable_file
 from rome_jax.files.progress import tqdm
 from rome_jax.files.safetensors_io import CheckpointWarning
+from rome_jax.files.system_errors import explaining
 from rome_jax.terminal import failures
 
 _CACHE_BYTES = 2 << 30
 # The Hugging Face libraries read these variables when they are first imported, which happens while a model loads.
 _VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
-_INTERRUPTED = 130  # the conventional exit status after Ctrl-C
-# Flags that name what a program writes to.
-_PLACES = (
-    "output_dir",
-    "results_dir",
-    "output",
-    "plot",
-    "save",
-    "merge_to",
-    "export_hf",
-    "export_orbax",
-)
-
-
-_LONGEST_VALUE = 80  # characters of a refused value in a message
-# What to give instead of a value, by the reason for which absl refuses it.
-_REMEDIES = {
-    r"invalid literal for int|is not an integer$": "give an integer",
-    r"could not convert string to float": "give a finite number",
-    r"Non-boolean argument": "give true or false",
-    r"is not an integer in the range \[(.*), (.*)\]": "give an integer from {} to {}",
-    r"is not a number in the range \[(.*), (.*)\]": "give a number from {} to {}",
-    r"value should be one of <(.*)>": "give one of {}",
+# Flags that name what a program writes to, with the checks of these places.
+_PLACES: Mapping[str, Callable[[str, str], object]] = {
+    "results_dir": check_path,  # eval.summarize only reads it
+    **dict.fromkeys(("output_dir", "export_hf", "export_orbax"), check_writable),
+    **dict.fromkeys(("output", "plot", "save", "merge_to"), check_writable_file),
 }
+_READ = "apply revert inspect hypernetwork second_moments templates hparams_fname data_path fact_file snippets_path "
+_READ += "tfidf_dir dataset noise_corpus"
+# All flags that name files or folders. In their values ~ is the home folder; shells leave it as it is after "=".
+_PATHS = {**_PLACES, **dict.fromkeys(_READ.split(), check_path)}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -96,8 +86,8 @@ class Program:
         """Parses the flags, calls `main` and exits.
 
         An error is printed as one sentence, and the status is 1. If the error was not foreseen, the sentence names a
-        file with the traceback, which --verbosity prints too. Ctrl-C ends with status 130 and, if the program is
-        resumable, prints the command that resumes the run.
+        file with the traceback, which --verbosity prints too. A signal such as Ctrl-C ends with status 128 plus its
+        number and, if the program is resumable, prints the command that resumes the run.
         """
         for name, value in self.defaults.items():
             flags.FLAGS.set_default(name, value)
@@ -105,23 +95,15 @@ class Program:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
         def guarded(argv):
-            try:
-                self._check(argv)
-                if common.VERIFY.value:
-                    os.environ[VERIFY] = "1"
-                if common.CACHE.value:
-                    keep_compiled_programs()
-                if flags.FLAGS["verbosity"].present:
-                    self.main()
-                else:
-                    with _quiet_libraries():
-                        self.main()
-                sys.stdout.flush()
-            except Exception as error:
-                self._end(error)
-            except KeyboardInterrupt as error:
-                self._print_resume_command(error)
-                sys.exit(_INTERRUPTED)
+            with stopping.interrupting() as received:
+                try:
+                    self._work(argv)
+                except Exception as error:
+                    if not received:
+                        self._end(error)
+                    self._stop(error, received)  # a library has replaced the KeyboardInterrupt
+                except KeyboardInterrupt as error:
+                    self._stop(error, received)
 
         app.run(guarded, flags_parser=self._parse)
 
@@ -131,11 +113,28 @@ class Program:
             return flags.FLAGS(define.expand_fields(argv) if "config" in self.takes else argv)
         except SystemExit as end:  # after --help and the like, for which absl exits with 1
             sys.exit(0 if end.code == 1 else f"Error: the file of --config exits with {end.code}.")
-        except (flags.Error, AttributeError) as error:
-            sys.exit(f"Error: {_sentence(str(error), argv)}")
-        except Exception as error:  # from the code in a configuration file
-            said = next((a for a in argv if re.match("--?config(=|$)", a)), "--config")
-            sys.exit(f"Error: {said}: {failures.describe(error)}")
+        except Exception as error:  # a configuration file can raise anything
+            sys.exit(f"Error: {refusals.describe(error, argv)}")
+
+    def _work(self, argv: Sequence[str]) -> None:
+        """Calls `main` with the settings that all programs share."""
+        self._check(argv)
+        if common.VERIFY.value:
+            os.environ[VERIFY] = "1"
+        if common.CACHE.value:
+            keep_compiled_programs()
+        if flags.FLAGS["verbosity"].present:
+            self.main()
+        else:
+            with _quiet_libraries():
+                self.main()
+        sys.stdout.flush()
+
+    def _stop(self, error: BaseException, received: Sequence[int]) -> None:
+        """Exits after a signal and prints the command that resumes the run."""
+        self._print_resume_command(error)
+        _settle_output()
+        sys.exit(128 + (received[0] if received else signal.SIGINT))
 
     def _end(self, error: Exception) -> None:
         """Exits with status 1 and one sentence about an error."""
@@ -151,6 +150,7 @@ class Program:
 
         Raises:
           ValueError: If an argument is unknown, a flag belongs to other programs, or a required flag is missing.
+          OSError: If something cannot be written where a flag says.
         """
         if len(argv) > 1:
             raise ValueError(f"unknown arguments: {' '.join(argv[1:])}; see --help.")
@@ -160,14 +160,18 @@ class Program:
             raise ValueError(
                 f"--{name} is not a flag of {self.name}: leave it out; python -m {self.name} --help lists the flags."
             )
-        for name in set(_PLACES) & given():
-            if flags.FLAGS[name].value == "":
-                raise ValueError(f"--{name} is empty: give a path, or leave the flag out.")
         for name in self.required:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing: give it. {flags.FLAGS[name].help}")
+        for name in sorted(given() & _PATHS.keys()):
+            flag = flags.FLAGS[name]
+            several = isinstance(flag.value, list)
+            paths = [os.path.expanduser(path) for path in (flag.value if several else [flag.value])]
+            for path in paths:
+                _PATHS[name](path, f"--{name}")
+            flag.value = paths if several else paths[0]
 
-    def _print_resume_command(self, error: KeyboardInterrupt) -> None:
+    def _print_resume_command(self, error: BaseException) -> None:
         more = error.args if isinstance(error, Interrupted) else ()
         print("\nStopped.", file=sys.stderr)
         if self.resumable:
@@ -217,14 +221,25 @@ def resumes_with(*arguments: str) -> Iterator[None]:
 def keep_compiled_programs() -> None:
     """Stores compiled programs in the project's cache folder, unless JAX_COMPILATION_CACHE_DIR names another folder.
 
-    Before a run the folder is trimmed to two gigabytes, least recently used files first. (JAX's own limit,
+    A folder that cannot be written to is not used, and a warning says so. Before a run the folder is trimmed to two
+    gigabytes, least recently used files first. (JAX's own limit,
     jax_compilation_cache_max_size, stops writing once a process without the limit has used the folder.)
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     import jax  # slow; programs that only read files do not need it
 
-    directory = cache_directory() / "xla"
+    try:
+        directory = cache_directory() / "xla"
+        create(directory)
+        with explaining(directory), tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        print(
+            f"Warning: compiled programs are not kept, set ROME_JAX_CACHE to a folder: {error}",
+            file=sys.stderr,
+        )
+        return
     trim_directory(directory, _CACHE_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -238,39 +253,6 @@ def _settle_output() -> None:
     except OSError:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _sentence(text: str, argv: Sequence[str]) -> str:
-    """Returns one sentence for an error message of absl or ml_collections about invalid flags."""
-    if match := re.search(r"Unknown command line flag '(config\.\S+)'", text):
-        return f"--{match[1]} is not a flag of a configuration: give --config=configs/... before it, or leave it out."
-    # An unknown field gives "'v_lrr'\nDid you mean "v_lr" instead of "v_lrr"?", in quotes.
-    if match := re.match(r"""["']?\\?'(\w+)\\?'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL):
-        said = next((a for a in argv if re.match(rf"--?config\.{match[1]}\b", a)), match[1])
-        meant = f", did you mean {match[2]}?" if match[2] else "."
-        return f"{said}: the configuration has no field {match[1]}{meant}"
-    if "Error whilst parsing config file" in text:
-        said = next((a for a in argv if re.match("--?config(=|$)", a)), "--config")
-        return f"{said}: {text.strip().splitlines()[-1].partition(': ')[2]}"
-    if match := re.match(r"Unknown command line flag '([^']*)'(?:\. Did you mean: (.*) \?)?", text):
-        meant = (
-            f"did you mean --{match[2]}?" if match[2] else "leave it out; --help lists the flags."
-        )
-        return f"--{match[1]} is not a flag: {meant}"
-    if match := re.match(r"Missing value for flag -*(\S+)", text):
-        return f"--{match[1]} has no value: give --{match[1]}=VALUE."
-    if match := re.match(r"flag -*([^=]+)=(.*?): (.*)", text, re.DOTALL):
-        value = textwrap.shorten(match[2], _LONGEST_VALUE, placeholder="...")
-        return f"--{match[1]}={value}: {_remedy(match[3])}."
-    return text.splitlines()[0]
-
-
-def _remedy(reason: str) -> str:
-    """Says what to give instead of a value that absl refuses for a reason."""
-    for pattern, remedy in _REMEDIES.items():
-        if match := re.search(pattern, reason, re.DOTALL):
-            return remedy.format(*match.groups()).replace("|", ", ")
-    return reason.splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager

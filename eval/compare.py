@@ -28,7 +28,7 @@ from rome_jax.terminal.comparison_report import report
 def main() -> None:
     """Evaluates the methods, prints and writes the table, and draws the figure."""
     name, results = model.check(), running.check_results()
-    running.check_files()
+    running.check_plot()
     names, moments = method.ALGORITHMS.value, method.SECOND_MOMENTS.value
     algorithms, strict = comparison.select_algorithms(names), names is not None
     networks = comparison.parse_hypernetworks(method.HYPERNETWORKS.value, algorithms)

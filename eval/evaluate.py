@@ -20,7 +20,8 @@ from __future__ import annotations
 from eval import cli
 from eval.flags import data, method, running
 from rome_jax.evaluation import summaries, tables
-from rome_jax.evaluation.run import EvaluationRun, Settings, find_run
+from rome_jax.evaluation.run import EvaluationRun, find_run
+from rome_jax.evaluation.run_settings import Settings
 
 
 def main() -> None:

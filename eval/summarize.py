@@ -25,7 +25,7 @@ from rome_jax.files.artifacts import write_whole
 
 def main() -> None:
     """Prints or writes the table."""
-    running.check_files()
+    running.check_plot()
     table_format = running.FORMAT.value
     metrics = reports.read_columns(table_format)
     runs = case_files.find_runs(

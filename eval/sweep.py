@@ -20,7 +20,7 @@ from eval.flags import data, method, running
 from rome_jax.evaluation.grid import Grid
 from rome_jax.evaluation.sweep import Sweep
 from rome_jax.factworld.records import Role
-from rome_jax.files.artifacts import check_name
+from rome_jax.files.places import check_name
 from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sweep_report import report
 

@@ -74,6 +74,7 @@ class Program:
           cwd: The working directory.
         """
         out, err = io.StringIO(), io.StringIO()
+        sys.modules.pop("config_config", None)  # into which --config loads every file
         with (
             mock.patch.dict(os.environ, self._environment),
             mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", self._offline),

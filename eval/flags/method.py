@@ -111,7 +111,7 @@ def read() -> tuple[MethodName, Hyperparameters]:
     for layer in config.layers if known else ():
         known.check_layer(layer, "layers")
     read_templates(config)
-    absent = source not in (None, PUBLISHED) and not Path(source).exists()
+    absent = source not in (None, PUBLISHED) and not os.path.exists(source)
     if config.needs_second_moments and absent:
         raise FileNotFoundError(
             f"no second moments at {source}: give --second_moments a file or folder that eval.layer_stats wrote, an "

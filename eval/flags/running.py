@@ -9,8 +9,8 @@ from absl import flags
 from eval.flags import define
 from rome_jax.evaluation.scoring import MAX_TOKENS as DEFAULT_TOKENS
 from rome_jax.evaluation.tables import TableFormat
-from rome_jax.files.artifacts import check_writable
-from rome_jax.plots.style import check_matplotlib
+from rome_jax.files.places import check_writable
+from rome_jax.plots.style import check_figure_path, check_matplotlib
 
 CASES = flags.DEFINE_integer(
     "num_cases",
@@ -132,15 +132,13 @@ def check_output(default: str | Path | None = None) -> Path:
     return check_writable(OUTPUT_DIR.value or default, "--output_dir")
 
 
-def check_files() -> None:
-    """Refuses a table or figure that could not be written.
+def check_plot() -> None:
+    """Refuses a figure that could not be drawn.
 
     Raises:
-      OSError: If the folder of --output or --plot cannot be written to.
+      ValueError: If --plot ends in no format of figures.
       MissingPackageError: If --plot is given and matplotlib is not installed.
     """
-    for flag in (OUTPUT, PLOT):
-        if flag.value is not None:
-            check_writable(Path(flag.value).parent, f"--{flag.name}")
     if PLOT.value is not None:
+        check_figure_path(PLOT.value, "--plot")
         check_matplotlib(f"--plot={PLOT.value}")

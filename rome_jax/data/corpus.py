@@ -15,6 +15,7 @@ from typing import Any
 
 from rome_jax.files import columnar, extras, formats, records
 from rome_jax.files.checked import check, shown
+from rome_jax.files.places import check_path
 
 WIKIPEDIA = (
     "wikimedia/wikipedia",
@@ -87,12 +88,16 @@ def open_corpus(
       >>> list(open_corpus("articles.txt").read(0))
       ['Rome is a city. Paris is a city.']
     """
+    name = check(records.Text, name, "name", error=CorpusError)
+    config = check(str | None, config, "config", error=CorpusError)
+    split = check(str, split, "split", error=CorpusError)
+    revision = check(str | None, revision, "revision", error=CorpusError)
     if name == "factworld":
         return factworld()
-    if Path(os.path.expanduser(name)).exists():
+    if os.path.exists(os.path.expanduser(name)):
         return local(name, text_key=text_key, sample_by=sample_by)
     if Path(name).suffix in SUFFIXES or name.startswith((".", "/", "~")):
-        raise CorpusError(f"there is no {name}: give an existing file or folder.")
+        raise CorpusError(f"there is no {shown(name)}: give an existing file or folder.")
     if name == "wikipedia":
         name, config = WIKIPEDIA[0], config or WIKIPEDIA[1]
     return hugging_face(name, config=config, split=split, revision=revision, text_key=text_key)
@@ -144,9 +149,10 @@ def local(path: str | Path, *, text_key: str = "text", sample_by: str = "documen
       >>> local("articles.txt").size
       1
     """
-    path = Path(os.path.expanduser(path))
-    if sample_by not in _SEPARATORS:
-        raise CorpusError(f"sample_by={sample_by!r}: give one of {', '.join(_SEPARATORS)}.")
+    path = Path(os.path.expanduser(check_path(path, error=CorpusError)))
+    text_key = check(records.Text, text_key, "text_key", error=CorpusError)
+    if check(str, sample_by, "sample_by", error=CorpusError) not in _SEPARATORS:
+        raise CorpusError(f"sample_by={shown(sample_by)}: give one of {', '.join(_SEPARATORS)}.")
     if not path.exists():
         raise CorpusError(f"there is no {path}: give an existing file or folder.")
     files = _files(path)
@@ -246,11 +252,11 @@ def _text_of(record: Any, text_key: str, where: str) -> str:
     """Returns the text of a record; `where` names the record in errors."""
     if not isinstance(record, dict):
         raise CorpusError(
-            f"{where}, is {shown(record)}: give an object with the field {text_key!r}."
+            f"{where}, is {shown(record)}: give an object with the field {shown(text_key)}."
         )
     if text_key not in record:
         raise CorpusError(
-            f"{where}, has no field {text_key!r}, only {sorted(record)}: {_KEY_REMEDY}."
+            f"{where}, has no field {shown(text_key)}, only {sorted(record)}: {_KEY_REMEDY}."
         )
     return check(str, record[text_key], f"{where}: {text_key}", error=CorpusError)
 
@@ -278,7 +284,7 @@ def hugging_face(
       CorpusError: If there is no such dataset, configuration, split or column, or the hub cannot be reached.
       MissingPackageError: If the package `datasets` is not installed.
     """
-    extras.check("datasets", "data", f"dataset {name!r}")
+    extras.check("datasets", "data", f"dataset {shown(name)}")
     import datasets
 
     try:
@@ -291,7 +297,7 @@ def hugging_face(
     columns = stream.column_names
     if columns is not None and text_key not in columns:
         raise CorpusError(
-            f"dataset {name!r} has no column {text_key!r}, only {columns}: set text_key to the text's column."
+            f"dataset {shown(name)} has no column {shown(text_key)}, only {columns}: set text_key to the text's column."
         )
     splits = stream.info.splits or {}
     size = splits[split].num_examples if split in splits else None
@@ -300,7 +306,7 @@ def hugging_face(
 
     def read(first: int) -> Iterator[str]:
         for number, record in enumerate(stream.select_columns(text_key).skip(first), first):
-            yield _text_of(record, text_key, f"dataset {full_name!r}, row {number}")
+            yield _text_of(record, text_key, f"dataset {shown(full_name)}, row {number}")
 
     return Corpus(full_name, commit, size, read, HUB_ARTICLES)
 
@@ -317,18 +323,18 @@ def _commit(name: str, revision: str | None) -> str:
 
 def _explain(name: str, config: str | None, error: Exception) -> str:
     """Explains in one sentence why a dataset does not load."""
-    shown = f"dataset {name!r}" + (f", configuration {config!r}," if config else "")
+    what = f"dataset {shown(name)}" + (f", configuration {shown(config)}," if config else "")
     if "scripts are no longer supported" in str(error):
-        return f"{shown} is a script, which no longer loads: give a dataset made of files, such as {WIKIPEDIA[0]}."
+        return f"{what} is a script, which no longer loads: give a dataset made of files, such as {WIKIPEDIA[0]}."
     if type(error).__name__ == "RepositoryNotFoundError":
-        return f"{shown} is neither on the Hugging Face hub nor a local file: check the name."
+        return f"{what} is neither on the Hugging Face hub nor a local file: check the name."
     if type(error).__name__ == "RevisionNotFoundError":
-        return f"{shown} has no such revision on the Hugging Face hub: check the revision."
+        return f"{what} has no such revision on the Hugging Face hub: check the revision."
     if isinstance(error, ValueError):
-        return f"{shown} does not load: {error}"
+        return f"{what} does not load: {' '.join(str(error).split())[:300].rstrip('.')}."
     part = f" --include '{config}/*'" if config else ""
     return (
-        f"{shown} cannot be reached ({type(error).__name__}): on a machine with a network, run "
+        f"{what} cannot be reached ({type(error).__name__}): on a machine with a network, run "
         f"`hf download {name} --repo-type=dataset --local-dir DIR{part}`, then give DIR or a folder in it as "
         "the dataset."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check_fields, shown
 
 SLOT = "{}"
 
@@ -14,13 +14,37 @@ class RequestError(ValueError):
 
 
 class EditWarning(UserWarning):
-    """An edit was computed as requested but will probably not work well.
+    """Edits were computed as requested but will probably not work well.
+
+    One warning covers all edits of a call that have the same fault. Its sentence is about the worst of them.
+
+    Attributes:
+      sentence: What is wrong with the worst edit.
+      fault: The fault in two or three words, such as "are too large"; empty for a warning about something else.
+      count: Number of edits with this fault.
+      total: Number of edits that were computed.
+      severity: How bad the worst edit is, to compare warnings of the same fault.
 
     Example:
+      >>> print(EditWarning("the edit of 'Rome' is too large.", "are too large", count=2, total=8))
+      2 of 8 edits are too large: the edit of 'Rome' is too large.
       >>> import warnings
       >>> with warnings.catch_warnings():
       ...     warnings.simplefilter("ignore", EditWarning)
     """
+
+    def __init__(
+        self,
+        sentence: str,
+        fault: str = "",
+        *,
+        count: int = 1,
+        total: int = 1,
+        severity: float = 0.0,
+    ):
+        super().__init__(f"{count} of {total} edits {fault}: {sentence}" if total > 1 else sentence)
+        self.sentence, self.fault = sentence, fault
+        self.count, self.total, self.severity = count, total, severity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +74,33 @@ class EditRequest:
     case_id: int = 0
 
     def __post_init__(self):
-        kinds = dict.fromkeys(("prompt", "subject", "target_new"), str)
-        for field, kind in {**kinds, "target_true": str | None, "case_id": int}.items():
-            value = check(kind, getattr(self, field), field, error=RequestError)
-            object.__setattr__(self, field, value)  # the dataclass is frozen
+        check_fields(self, error=RequestError)
         count = self.prompt.count(SLOT)
         if count != 1:
             raise RequestError(
-                f"prompt={self.prompt!r} has {count} '{{}}': write exactly one, in the place of the subject."
+                f"prompt={shown(self.prompt)} has {count} '{{}}': write exactly one, in the place of the subject."
             )
         if not self.subject.strip():
-            raise RequestError(f"subject={self.subject!r} is empty: name what the fact is about.")
+            raise RequestError(
+                f"subject={shown(self.subject)} is empty: name what the fact is about."
+            )
         if not self.target_new.strip():
             raise RequestError(
-                f"target_new={self.target_new!r} is empty: give the target the model should produce."
+                f"target_new={shown(self.target_new)} is empty: give the target the model should produce."
             )
         if self.subject != self.subject.strip():
             raise RequestError(
-                f"subject={self.subject!r} has white space around it, which would become part of the name: remove it."
+                f"subject={shown(self.subject)} has white space around it, which would become part of the name: "
+                "remove it."
             )
         if self.target_new != self.target_new.rstrip():
             raise RequestError(
-                f"target_new={self.target_new!r} ends in white space, which the model would have to produce: remove it."
+                f"target_new={shown(self.target_new)} ends in white space, which the model would have to produce: "
+                "remove it."
             )
         if self.prompt != self.prompt.rstrip():
             raise RequestError(
-                f"prompt={self.prompt!r} ends in white space, but targets begin with a space: remove it."
+                f"prompt={shown(self.prompt)} ends in white space, but targets begin with a space: remove it."
             )
 
     @property

@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from rome_jax.files.checked import check
+
 _ANCHOR = "\n"  # a text that no tokenizer merges with what follows it
 _SENTENCEPIECE_SPACE = "▁"
 
@@ -59,12 +61,11 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
       >>> prompt.offsets
       [(0, 7), (7, 9), (9, 13)]
     """
+    texts = list(check(tuple[str, ...], texts, "texts"))
     if not texts:
         return []
     begin = list(begin_ids(tokenizer))
-    found = tokenizer(
-        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         Encoded(begin + ids, [(0, 0)] * len(begin) + list(offsets))
         for ids, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True)
@@ -86,16 +87,24 @@ def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [begin + ids for ids in bare_ids(tokenizer, texts)]
 
 
-def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def bare_ids(tokenizer: Any, texts: Sequence[str], name: str = "texts") -> list[list[int]]:
     """Tokenizes texts as `prompt_ids`, without the tokens before them.
+
+    Args:
+      tokenizer: A tokenizer of `transformers`.
+      texts: The texts; an empty one has no tokens.
+      name: Name of the texts in messages.
+
+    Raises:
+      ValueError: If one is no text or not valid Unicode.
 
     Example:
       >>> [len(ids) for ids in bare_ids(model.tokenizer, ["Rome", ""])]
       [3, 0]
     """
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    texts = list(check(tuple[str, ...], texts, name))
+    # Without verbose=False, the tokenizer would warn of texts longer than the context.
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def continuation_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.tokenization import prompt_ids
+from rome_jax.files.checked import Count, check, shown
 
 
 @struct.dataclass
@@ -36,6 +37,9 @@ class TokenBatch:
     case: jax.Array | np.ndarray | None = None
     segments: jax.Array | np.ndarray | None = None
     branches: jax.Array | np.ndarray | None = None
+
+
+_MOST = np.iinfo(np.int32).max  # the largest token id
 
 
 class SequenceTooLongError(ValueError):
@@ -88,19 +92,27 @@ def pad(
       `TokenBatch` on the host.
 
     Raises:
-      ValueError: If there are no sequences, or one is empty; the message names its index.
+      ValueError: If there are no sequences, or one is empty or holds something else than ids; the message names its
+        index.
       SequenceTooLongError: If a sequence is longer than `context_length`.
 
     Example:
       >>> pad([[5, 6], [7]]).mask.tolist()
       [[True, True], [True, False]]
     """
+    context_length = check(Count | None, context_length, "context_length")
+    multiple, left = check(Count, multiple, "multiple"), check(bool, left, "left")
     if not len(sequences):
         raise ValueError("no sequences are given: give at least one text.")
     for index, sequence in enumerate(sequences):
         if not len(sequence):
             raise ValueError(
                 f"sequence {index} has no tokens: give at least one character of text."
+            )
+        found = np.asarray(sequence)
+        if found.dtype.kind not in "iu" or not 0 <= found.min() <= found.max() <= _MOST:
+            raise ValueError(
+                f"sequence {index} is {shown(sequence)}: give token ids, whole numbers of 0 or more."
             )
         if context_length is not None and len(sequence) > context_length:
             raise SequenceTooLongError(
@@ -131,7 +143,7 @@ def encode(tokenizer: Any, texts: Sequence[str], **padding: Any) -> TokenBatch:
       `TokenBatch` on the host.
 
     Raises:
-      ValueError: If there are no texts, or one has no tokens.
+      ValueError: If there are no texts, or one has no tokens, is no text or is not valid Unicode.
       SequenceTooLongError: If `context_length` is given and a text has more tokens.
 
     Example:

@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from rome_jax.edit.config import (
-    Count,
     Hyperparameters,
     MethodName,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
     Share,
     Steps,
     TemplateLengths,
     model_key,
 )
+from rome_jax.files.checked import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, shown
 from rome_jax.models.interventions import Leaf
 
 # Fine-tuning methods by the names of the published hyperparameter files.
@@ -102,7 +99,7 @@ class FTConfig(Hyperparameters):
         if key not in _FINE_TUNING:
             known = ", ".join(model for model, kind in _FINE_TUNING if kind is method)
             raise ValueError(
-                f"no {method} fine-tuning is known for model {name!r} (known: {known}); "
+                f"no {method} fine-tuning is known for model {shown(name)} (known: {known}); "
                 "pass your own FTConfig(layers=(...,))."
             )
         return cls(**{**_FINE_TUNING[key], **changes})

@@ -5,26 +5,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import typing
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-import numpy as np
 import pydantic
 
 from rome_jax.data.positions import FactToken
-from rome_jax.files.checked import check
+from rome_jax.files.checked import (
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    check,
+    check_fields,
+    shown,
+)
 from rome_jax.models.interventions import Leaf
 
-_LARGEST = float(np.finfo(np.float32).max)  # what the optimizations compute in
 # Ranges of hyperparameters. NaN and infinities are in none of them.
-PositiveFloat = Annotated[float, pydantic.Field(gt=0, le=_LARGEST)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, le=_LARGEST)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
-Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 Steps = Annotated[int, pydantic.Field(ge=1, le=100_000)]
-NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # a PRNG key ignores all further bits
 # (tokens, count) pairs of sampled prefixes. Each prefix is a row of every request, so their number is bounded.
 TemplateLengths = tuple[tuple[Count, Annotated[int, pydantic.Field(ge=1, le=10_000)]], ...]
 
@@ -128,18 +127,6 @@ class Hyperparameters:
         return cls(**values)
 
 
-def check_fields(config: Any) -> None:
-    """Converts the fields of a frozen dataclass to the types of their hints; see `rome_jax.files.checked`.
-
-    Raises:
-      ValueError: If a value cannot be converted, or is out of the range in the hint.
-    """
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    for field in dataclasses.fields(config):
-        value = check(hints[field.name], getattr(config, field.name), field.name)
-        object.__setattr__(config, field.name, value)
-
-
 def check_names(names: Collection[str], known: Collection[str]) -> None:
     """Refuses names of hyperparameters that do not exist.
 
@@ -155,8 +142,8 @@ def check_names(names: Collection[str], known: Collection[str]) -> None:
     if unknown:
         similar = difflib.get_close_matches(unknown[0], known, 1)
         meant = f", did you mean {similar[0]}? There are" if similar else "; there are"
-        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise ValueError(f"no hyperparameter {shown}{meant} {', '.join(sorted(known))}.")
+        listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ValueError(f"no hyperparameter {listed}{meant} {', '.join(sorted(known))}.")
 
 
 def _plain(value: Any) -> Any:
@@ -181,7 +168,7 @@ def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
     result = tuple(sorted(layers))
     if not result or len(set(result)) != len(result) or result[0] < 0:
         raise ValueError(
-            f"layers={layers!r}: name at least one layer, each once, with numbers of 0 or more."
+            f"layers={shown(layers)}: name at least one layer, each once, with numbers of 0 or more."
         )
     return result
 
@@ -189,11 +176,14 @@ def sorted_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
 def model_key(name: str) -> str:
     """Returns the key of a model in tables of published values: its name in lower case, without owner or folder.
 
+    Raises:
+      ValueError: If the name is not a text.
+
     Example:
       >>> model_key("EleutherAI/gpt-j-6B")
       'gpt-j-6b'
     """
-    return name.rstrip("/").split("/")[-1].lower()
+    return check(str, name, "model name").rstrip("/").split("/")[-1].lower()
 
 
 def published_values(
@@ -213,7 +203,7 @@ def published_values(
     key = model_key(name)
     if key not in known and "layers" not in changes:
         raise ValueError(
-            f"no {method} configuration is known for model {name!r} (known: {', '.join(known)}); "
+            f"no {method} configuration is known for model {shown(name)} (known: {', '.join(known)}); "
             "pass layers=(...,)."
         )
     return {**known.get(key, {}), **changes}

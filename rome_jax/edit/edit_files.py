@@ -24,6 +24,7 @@ from rome_jax.edit.delta import Update, merge_deltas, weight_name
 from rome_jax.edit.saved_edits import Provenance, SavedEdit, subjects
 from rome_jax.files.checked import shown
 from rome_jax.files.json_files import parse_object
+from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import StoredFile, open_file, write
 from rome_jax.models.interventions import (
     Delta,
@@ -122,15 +123,15 @@ def check_edit_path(path: str | Path) -> Path:
     """Returns the path of an edit file.
 
     Raises:
-      ValueError: If the path does not end in .safetensors.
+      ValueError: If the path does not end in .safetensors, or no file can have it.
 
     Example:
       >>> check_edit_path("edits/sport.safetensors").name
       'sport.safetensors'
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if path.suffix != SUFFIX:
-        raise ValueError(f"{str(path)!r} must end in {SUFFIX}, such as edits/sport{SUFFIX}.")
+        raise ValueError(f"{shown(str(path))} must end in {SUFFIX}, such as edits/sport{SUFFIX}.")
     return path
 
 
@@ -146,7 +147,7 @@ def load_edits(path: str | Path) -> tuple[SavedEdit, ...]:
 
     Example: See `save_edits`.
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give one that save_edits wrote.")
     file = open_file(path)
@@ -185,8 +186,8 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 def _listed(weights: Collection[tuple[int, str]]) -> str:
     """Lists weights, at most three of them."""
-    shown = [f"{name} of layer {layer}" for layer, name in sorted(weights)]
-    return ", ".join(shown[:3] + ["..."] * (len(shown) > 3)) or "nothing"
+    weighed = [f"{name} of layer {layer}" for layer, name in sorted(weights)]
+    return ", ".join(weighed[:3] + ["..."] * (len(weighed) > 3)) or "nothing"
 
 
 def _tensors(update: Update) -> dict[str, np.ndarray]:
@@ -239,6 +240,8 @@ def _update(path: Path, index: int, weight: str, arrays: Mapping[str, np.ndarray
     if part:
         return DenseUpdate(Leaf[leaf], Part[part], **parts)
     update = LowRankUpdate(Leaf[leaf], **parts)
+    if 0 in update.left.shape:
+        raise _damaged(path, f"update {index} has factors without a column, so it changes nothing")
     try:
         check_factors(update)
     except ValueError as error:

@@ -13,26 +13,17 @@ from ml_collections import ConfigDict
 
 from rome_jax.data.request import EditRequest
 from rome_jax.edit import original_hparams as hparams
-from rome_jax.edit.baseline_config import (
-    FT_VARIANTS,
-    FTConfig,
-    KEConfig,
-    KNConfig,
-    MENDConfig,
-)
-from rome_jax.edit.config import (
-    Hyperparameters,
-    MEMITConfig,
-    MethodName,
-    ROMEConfig,
-    model_key,
-)
+from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig, KEConfig, KNConfig, MENDConfig
+from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEConfig, model_key
 from rome_jax.edit.hypernetworks import networks as hypernetworks
 from rome_jax.edit.hypernetworks import released as released_hypernetworks
+from rome_jax.edit.hypernetworks.edits import check_sizes
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
+from rome_jax.edit.hypernetworks.steps import make_network
 from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
 from rome_jax.edit.result import EditResult
-from rome_jax.edit.stages.contexts import templates_for
+from rome_jax.edit.stages.contexts import check_templates, templates_for
+from rome_jax.files.checked import Count, Seed, check, shown
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.moments import sources
@@ -204,8 +195,8 @@ def read_config(
       >>> read_config(MethodName.ROME, "factworld-gpt2", changes={"v_lr": "0.1"}).v_lr
       0.1
     """
-    method = METHODS[algorithm]
-    changes = changes or {}
+    algorithm = check(MethodName, algorithm, "algorithm")
+    method, changes = METHODS[algorithm], changes or {}
     if values is not None and hparams_fname is not None:
         raise ValueError("--config and --hparams_fname both give hyperparameters: leave one out.")
     if hparams_fname is not None:
@@ -227,7 +218,7 @@ def _known_values(method: Method, model_name: str, given: bool) -> dict[str, Any
         if given:
             return {}
         raise ValueError(
-            f"no {method.name} layer is known for model {model_name!r}: set one, as in "
+            f"no {method.name} layer is known for model {shown(model_name)}: set one, as in "
             f'--config={method.config_file % "gpt2-xl"} --config.layers="(5,)", or choose a known model, such as '
             f"{', '.join(SHIPPED)}."
         ) from None
@@ -247,7 +238,7 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
     if config.needs_second_moments and source is None and not is_shipped(model_name):
         name = model_name if model_key(model_name) in config.published else "gpt2-xl"
         raise ValueError(
-            f"no second moments come with model {model_name!r}: give --second_moments=..., or edit without them, "
+            f"no second moments come with model {shown(model_name)}: give --second_moments=..., or edit without them, "
             f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:{name} "
             "--config.mom2_adjustment=False."
         )
@@ -310,7 +301,12 @@ def read_hypernetwork(
     if source.endswith(".pt"):
         assert isinstance(config, MENDConfig | KEConfig)  # the methods in CONFIG_TYPES
         return released_hypernetworks.read(source, model, config)
-    return _load_network(source, algorithm).check(model)
+    network = _load_network(source, algorithm)
+    try:
+        check_sizes(make_network(network.config, model.config), model, network)
+    except ValueError as error:
+        raise ValueError(f"--hypernetwork={source}: {error}") from error
+    return network.check(model)
 
 
 def _load_network(source: str, algorithm: MethodName) -> Hypernetwork:
@@ -372,14 +368,15 @@ class Editor:
           templates: Context templates, if the method uses them; None samples them.
 
         Raises:
-          ValueError, OSError: As in `read_second_moments` and `read_hypernetwork`.
+          ValueError: If the seed, the chunk size or a template is invalid, or as in `read_second_moments`.
+          OSError: As in `read_second_moments` and `read_hypernetwork`.
         """
-        options: dict[str, Any] = {"chunk_size": chunk_size}
+        seed = check(Seed, seed, "seed")
+        options: dict[str, Any] = {"chunk_size": check(Count, chunk_size, "chunk_size")}
         options["second_moments"] = read_second_moments(moments_source, model, config)
         if config.template_lengths is not None:
-            options["templates"] = (
-                templates_for(model, config, seed) if templates is None else tuple(templates)
-            )
+            given = None if templates is None else check_templates(templates)
+            options["templates"] = given or templates_for(model, config, seed)
         network = read_hypernetwork(hypernetwork_source, model, algorithm, config)
         if network is not None:
             options["hypernetwork"] = network

@@ -33,7 +33,7 @@ from rome_jax.edit.config import (
     check_names,
     model_key,
 )
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 from rome_jax.files.records import read_document
 from rome_jax.models.interventions import Leaf
 
@@ -126,7 +126,7 @@ def _check_method(name: Any, method: str) -> None:
     # The original and EasyEdit call all kinds of fine-tuning FT, and AlphaEdit shares its hyperparameters with MEMIT.
     aliases = {"MEMIT": ("MEMIT", "AlphaEdit"), "FT": ("FT", "FT-L")}
     if str(name).casefold() not in map(str.casefold, aliases.get(method, (method,))):
-        raise ValueError(f"alg_name={name!r} is not {method}: give the file of {method}.")
+        raise ValueError(f"alg_name={shown(name)} is not {method}: give the file of {method}.")
 
 
 def _with_layouts(message: str) -> str:
@@ -159,7 +159,7 @@ def _ours(
         values = _from_model_name(values, content.get("model_name", ""), config_type)
     elif leaf is not Leaf.MLP_DOWN:
         raise ValueError(
-            f"rewrite_module_tmp={template!r} is not the down-projection, which "
+            f"rewrite_module_tmp={shown(template)} is not the down-projection, which "
             f"{config_type.__name__.removesuffix('Config')} edits."
         )
     return values, ignored
@@ -172,7 +172,7 @@ def _fine_tuning(values: dict[str, Any], leaf: Leaf) -> dict[str, Any]:
         name = values.pop("objective_optimization")
         if name not in list(_OBJECTIVES):
             raise ValueError(
-                f"objective_optimization={name!r} is not supported: set it to {' or '.join(_OBJECTIVES)}."
+                f"objective_optimization={shown(name)} is not supported: set it to {' or '.join(_OBJECTIVES)}."
             )
         values["scoring"] = _OBJECTIVES[name]
     # The original sets a bound only if the value is a float. Its files write false for none.
@@ -204,5 +204,7 @@ def _leaf(template: str) -> Leaf:
     name = template.removeprefix(_PREFIX)
     if name == template or name not in _LEAVES:
         known = ", ".join(_PREFIX + known for known in _LEAVES)
-        raise ValueError(f"rewrite_module_tmp={template!r} is not supported: use one of {known}.")
+        raise ValueError(
+            f"rewrite_module_tmp={shown(template)} is not supported: use one of {known}."
+        )
     return _LEAVES[name]

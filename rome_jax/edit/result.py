@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.request import EditRequest
+from rome_jax.files.checked import shown
 from rome_jax.models.interventions import Delta, DenseUpdate
 
 
@@ -103,7 +104,7 @@ def check_finite(deltas: Delta, requests: Sequence[EditRequest]) -> None:
             finite &= np.asarray(array.__array_namespace__().isfinite(array).all(axes))
     if cases := np.flatnonzero(~finite).tolist():
         raise NotFiniteError(
-            f"the edit of {requests[cases[0]].subject!r} holds numbers that are not finite: lower the learning rate, "
-            "or choose other hyperparameters, a layer or second moments that suit the model.",
+            f"the edit of {shown(requests[cases[0]].subject)} holds numbers that are not finite: lower the learning "
+            "rate, or choose other hyperparameters, a layer or second moments that suit the model.",
             cases,
         )

@@ -21,9 +21,11 @@ from rome_jax.edit.delta import apply_delta, merge_deltas, negate_delta, weight_
 from rome_jax.edit.methods.rome import LayerEdit
 from rome_jax.edit.result import check_finite
 from rome_jax.files.checked import check
+from rome_jax.files.records import Text
 from rome_jax.models.interventions import Delta
 from rome_jax.models.provenance import WrongModelError
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments import checks
 from rome_jax.moments.second_moment import SecondMoment
 from rome_jax.version import __version__
 
@@ -228,7 +230,8 @@ def record_edits(
       One `SavedEdit` per request.
 
     Raises:
-      ValueError: If there are not as many edits as requests, or the edits belong to another model.
+      ValueError: If there are not as many edits as requests, the edits belong to another model, or an argument has
+        another type.
       NotFiniteError: If an edit holds a number that is not finite.
 
     Example:
@@ -246,6 +249,12 @@ def record_edits(
             f"deltas holds {len(deltas)} edits for {len(requests)} requests: give one per request."
         )
     check_finite(deltas, requests)
+    method, templates = (
+        check(Text, method, "method"),
+        check(tuple[str, ...], templates, "templates"),
+    )
+    seed = check(int | None, seed, "seed")
+    hypernetwork = check(str | None, hypernetwork, "hypernetwork")
     edited = EditedModel.of(model)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     edits = []
@@ -253,7 +262,7 @@ def record_edits(
         delta = deltas[index]
         factors = {edit.layer: float(edit.division_factor[index]) for edit in layers}
         provenance = Provenance(
-            method=str(method),
+            method=method,
             requests=(request,),
             config=json.loads(json.dumps(config.to_dict())),  # as a file gives it back
             templates=tuple(templates),
@@ -268,10 +277,7 @@ def record_edits(
             versions={"rome_jax": __version__, "jax": jax.__version__},
             created=created,
             hypernetwork=hypernetwork,
-            second_moments={
-                str(layer): moment.match.value for layer, moment in (second_moments or {}).items()
-            }
-            or None,
+            second_moments=checks.describe_matches(second_moments) or None,
         )
         edits.append(SavedEdit(delta, provenance))
     return tuple(edits)

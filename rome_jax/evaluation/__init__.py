@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         success,
     )
     from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, ZsRERecord
-    from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
+    from rome_jax.evaluation.run import EvaluationRun, load_generation_tests
+    from rome_jax.evaluation.run_settings import Settings
     from rome_jax.evaluation.scoring import (
         MAX_TOKENS,
         Query,
@@ -179,7 +180,7 @@ _HOMES = {
     "word_tokens": "rome_jax.evaluation.text_metrics",
     # Runs of many records, with case files
     "EvaluationRun": "rome_jax.evaluation.run",
-    "Settings": "rome_jax.evaluation.run",
+    "Settings": "rome_jax.evaluation.run_settings",
     "load_generation_tests": "rome_jax.evaluation.run",
     # Summaries and tables
     "PAPER": "rome_jax.evaluation.columns",

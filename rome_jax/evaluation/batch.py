@@ -18,6 +18,7 @@ from rome_jax.evaluation.case_files import CaseError, check_case
 from rome_jax.evaluation.evaluate import evaluate_records
 from rome_jax.evaluation.record_types import DatasetName, Record
 from rome_jax.evaluation.timing import Stopwatch
+from rome_jax.files.checked import Count, check
 from rome_jax.models.interventions import Delta
 
 
@@ -137,7 +138,10 @@ def split(records: Sequence[Record], size: int) -> list[Sequence[Record]]:
     Args:
       records: The records.
       size: The most records of a batch.
+
+    Raises:
+      ValueError: If `size` is not a whole number of at least 1.
     """
-    count = math.ceil(len(records) / size)
+    count = math.ceil(len(records) / check(Count, size, "batch_size"))
     bounds = np.linspace(0, len(records), count + 1).round().astype(int)
     return [records[a:b] for a, b in itertools.pairwise(bounds)]

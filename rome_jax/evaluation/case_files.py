@@ -16,7 +16,9 @@ from typing import Annotated, Any, NotRequired
 import pydantic
 from typing_extensions import TypedDict
 
-from rome_jax.files.checked import check
+from rome_jax.files.checked import Count, check, listed
+from rome_jax.files.checksums import METADATA_KEY, has_damage
+from rome_jax.files.places import check_path
 from rome_jax.files.records import read_json
 
 PROMPTS = ("rewrite", "paraphrase", "neighborhood", "attribute", "portability")
@@ -24,11 +26,16 @@ GENERATION = ("ngram_entropy", "reference_score", "essence_score")
 # Metrics of prompts that are right or wrong -> the name of their list in a case file.
 JUDGED = {"acc": "correct", "acc_by_token": "correct_by_token", "exact": "exact"}
 PATTERN = "*case_*.json"
+_READ = "case_<id>.json of rome_jax and ROME, and <n>_edits-case_<id>.json of MEMIT and AlphaEdit, are read"
 _NAME = re.compile(r"(?:\d+_edits-)?case_(\d+)\.json")
 
 
 class CaseError(ValueError):
     """A case file is damaged or has another layout."""
+
+
+class OtherLayoutError(CaseError):
+    """A case file holds scores of another program."""
 
 
 def _not_nan(value: Any) -> Any:
@@ -133,11 +140,10 @@ def read_cases(folder: str | Path, first_n_cases: int | None = None) -> list[dic
       >>> [case["case_id"] for case in read_cases(".", first_n_cases=1)]
       [2]
     """
-    if first_n_cases is not None and first_n_cases < 1:
-        raise ValueError(f"--first_n_cases={first_n_cases}: give 1 or more.")
-    paths = case_files(Path(folder))
+    first_n_cases = check(Count | None, first_n_cases, "first_n_cases")
+    paths = case_files(Path(check_path(folder, "folder")))
     if not paths:
-        raise ValueError(f"{folder} has no case_<id>.json: give the folder of a run.")
+        raise ValueError(f"{folder} has no files of cases ({_READ}): give the folder of a run.")
     return [read_case(path, needs=("post",)) for path in paths[:first_n_cases]]
 
 
@@ -150,25 +156,42 @@ def read_case(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
         `post`.
 
     Raises:
-      CaseError: If the file is not JSON, a part has another type, a score is not a number, there are no scores, or the
-        case is not the one in the file's name.
+      CaseError: If the file is not JSON, was changed after rome_jax wrote it, a part has another type, a score is not
+        a number, there are no scores, or the case is not the one in the file's name.
     """
     try:
         case = check_case(read_json(path, error=CaseError)[0], str(path))
         if "case_id" not in case:
             raise CaseError(f"{path} has no case_id.")
+        if has_damage(case):
+            raise CaseError(f"{path} has changed since it was written.")
+        case.pop(METADATA_KEY, None)
         number = _NAME.fullmatch(path.name)
         if number and int(number[1]) != case["case_id"]:
             raise CaseError(f"{path} holds case {case['case_id']}.")
+        unknown = next((s for s in map(case.get, ("post", "pre")) if s and not _is_known(s)), None)
+        if unknown:
+            raise OtherLayoutError(
+                f"{path} holds the scores {listed(unknown, 4)} of another program: give the folder of a run "
+                f"whose files are read ({_READ})."
+            )
         scored = [state for state in ("pre", "post") if _has_scores(case.get(state))]
         if "failed" not in case and not (scored and set(needs) <= set(scored)):
             raise CaseError(f"{path} has no scores under {' and '.join(needs) or 'pre or post'}.")
+    except OtherLayoutError:
+        raise
     except CaseError as error:
         reason = str(error).removeprefix(str(path)).strip(": .").partition(": ")[0]
         raise CaseError(
             f"{path} is damaged ({reason}): remove it and evaluate its case again."
         ) from error
     return case
+
+
+def _is_known(scores: Mapping[str, Any]) -> bool:
+    """Returns whether scores, or the texts next to them, have names that are read."""
+    known = _Scores.__annotations__.keys() | {"text"}
+    return any(name in known for name in scores)
 
 
 def _has_scores(scores: Any) -> bool:
@@ -207,6 +230,7 @@ def find_runs(
         )
     found: list[Path] = []
     for method in methods:
+        check_path(method, "--dir_name")
         folder = root / method if (root / method).is_dir() else Path(os.path.expanduser(method))
         if not folder.is_dir():
             raise ValueError(
@@ -225,7 +249,7 @@ def find_runs(
             )
         if not names:
             raise ValueError(
-                f"{folder} has no run with cases: evaluate first, or give another --dir_name."
+                f"{folder} has no run with cases ({_READ}): evaluate first, or give another --dir_name."
             )
         found += [folder / name for name in runs or names]
     return list(dict.fromkeys(found))

@@ -17,7 +17,8 @@ from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import summaries
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
-from rome_jax.evaluation.run import EvaluationRun, Settings
+from rome_jax.evaluation.run import EvaluationRun
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.summaries import Summary
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel

@@ -20,6 +20,7 @@ from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, Rec
 from rome_jax.factworld import records as factworld
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role
+from rome_jax.files.checked import Count, Seed, check
 from rome_jax.files.records import DataError, find, read_records
 from rome_jax.models.registry import IN_WHEELS, SHIPPED
 
@@ -81,14 +82,14 @@ def load_dataset(
     Raises:
       DataError: If a file cannot be read or a record is malformed; the message names its case id and field.
       DownloadError: If the published file cannot be downloaded.
-      ValueError: If the limit is below 1.
+      ValueError: If the limit is below 1, or an argument has another type.
 
     Example:
       >>> load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=2).records[0].request.prompt
       '{} plays the sport of'
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: load at least one record, or leave it out to load all.")
+    name, role = check(DatasetName, name, "name"), check(Role, role, "role")
+    limit, seed = check(Count | None, limit, "limit"), check(Seed, seed, "seed")
     if path is None and model_name in SHIPPED:
         world = make_world()
         if name is DatasetName.CF:

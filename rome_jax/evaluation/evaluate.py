@@ -15,6 +15,7 @@ from rome_jax.evaluation import counterfact, zsre
 from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, Record, ZsRERecord
 from rome_jax.evaluation.scoring import MAX_TOKENS, prompt_ids, score_queries
+from rome_jax.files.checked import Count, check
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
@@ -44,8 +45,8 @@ def evaluate_records(
       One dictionary per record; see `counterfact.Plan.results`, `zsre.Plan.results` and `GenerationTests.results`.
 
     Raises:
-      ValueError: If a prompt has no tokens, the records belong to the other data set, or the number of edits is not
-        that of the records.
+      ValueError: If a prompt has no tokens, the records belong to the other data set, the number of edits is not that
+        of the records, or `max_tokens` is not a whole number of at least 1.
       SequenceTooLongError: If a prompt does not fit the model's context.
 
     Example:
@@ -55,6 +56,7 @@ def evaluate_records(
       >>> [result["rewrite_prompts_exact"] for result in results]
       [[False], [False]]
     """
+    name, max_tokens = check(DatasetName, name, "name"), check(Count, max_tokens, "max_tokens")
     if deltas is not None and len(deltas) != len(records):
         raise ValueError(f"{len(deltas)} deltas for {len(records)} records: give one per record.")
     if deltas is not None and not deltas.factored:

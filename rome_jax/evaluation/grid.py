@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rome_jax.edit.config import Hyperparameters
+from rome_jax.files.checked import shown
 
 _MOST_POINTS = 10_000
 
@@ -168,18 +169,19 @@ def _parse_axis(text: str, base: Hyperparameters) -> Axis:
     known = base.to_dict()
     if key not in known:
         raise ValueError(
-            f"--sweep={text}: there is no hyperparameter {key!r}; the hyperparameters are {', '.join(known)}."
+            f"--sweep={shown(text)}: there is no hyperparameter {shown(key)}; the hyperparameters are "
+            f"{', '.join(known)}."
         )
     items = parse_values(listed)
     if not items:
         raise ValueError(
-            f"--sweep={text}: give values separated by commas, such as "
+            f"--sweep={shown(text)}: give values separated by commas, such as "
             f'{key}={label(known[key])}, and tuples in parentheses and quotes, such as "(0,),(1,)".'
         )
     try:
         values = [base.from_dict(known | {key: item}).to_dict()[key] for item in items]
     except ValueError as error:
-        raise ValueError(f"--sweep={text}: {error}") from error
+        raise ValueError(f"--sweep={shown(text)}: {error}") from error
     if len(set(map(label, values))) < len(values):
-        raise ValueError(f"--sweep={text}: give each value once.")
+        raise ValueError(f"--sweep={shown(text)}: give each value once.")
     return Axis(key, tuple(values))

@@ -7,7 +7,6 @@ needs are ignored. Fields with prompts that would not be scored are refused.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,10 +23,9 @@ from rome_jax.evaluation.layout_schemas import (
     Row,
 )
 from rome_jax.evaluation.record_types import CounterFactRecord, DatasetName, Record, ZsRERecord
-from rome_jax.files.checked import check, shown
+from rome_jax.files.checked import check, listed, shown
 from rome_jax.files.records import DataError
 
-_SHOWN = 8  # fields of a record in a message
 _NO_TRUE_TARGET = "<|endoftext|>"  # the original's placeholder for zsRE, which has no true targets
 
 
@@ -283,7 +281,7 @@ class Layout:
         unread = record.keys() - self.schema.__annotations__.keys() - self.unscored
         if fields := sorted(name for name in unread if _has_prompts(name, record[name])):
             raise DataError(
-                f"case {case_id}: {', '.join(fields)} would not be scored: remove it, or bring it into one of the "
+                f"case {case_id}: {listed(fields)} would not be scored: remove it, or bring it into one of the "
                 f"layouts that are read ({described()})."
             )
 
@@ -351,12 +349,16 @@ def recognize(records: Any) -> Layout:
     first = records[0] if isinstance(records, list) and records else None
     if not isinstance(first, dict):
         return COUNTERFACT  # which refuses them
+    if found := sorted({"pre", "post"} & first.keys()):
+        raise DataError(
+            f"record 0 has {' and '.join(found)}, so these are results of an evaluation: give the data set that was "
+            "evaluated."
+        )
     for layout in LAYOUTS:
         if layout.mark in first:
             several = layout is COUNTERFACT and isinstance(first[layout.mark], list)
             return MULTI_HOP if several else layout
-    fields = ", ".join(itertools.islice(map(str, first), _SHOWN)) or "of no layout"
     raise DataError(
-        f"record 0 has the fields {fields}{', ...' if len(first) > _SHOWN else ''}: give one of the layouts that are "
+        f"record 0 has {f'the fields {listed(first)}' if first else 'no fields'}: give one of the layouts that are "
         f"read ({described()})."
     )

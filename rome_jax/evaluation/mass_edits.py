@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import typing_extensions
 
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.config import MEMITConfig, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import METHODS, Editor, MethodName
@@ -27,13 +30,18 @@ from rome_jax.evaluation.sequence import measure, unedited_texts
 from rome_jax.factworld.facts import World
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.files.artifacts import remove_leftovers
+from rome_jax.files.checked import check, shown
 from rome_jax.files.json_files import read_object
 from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments import checks
 
 MOST = 1000  # edits
+_Counts = Annotated[
+    tuple[Annotated[int, pydantic.Field(ge=1, le=MOST)], ...], pydantic.Field(min_length=1)
+]
 
 
 def read_counts(values: Sequence[str]) -> list[int]:
@@ -46,10 +54,12 @@ def read_counts(values: Sequence[str]) -> list[int]:
       >>> read_counts(["100", "10", "10"])
       [10, 100]
     """
-    wrong = [value for value in values if not (value.isdecimal() and 1 <= int(value) <= MOST)]
-    if wrong or not values:
-        raise ValueError(f"--counts={','.join(values)}: give whole numbers from 1 to {MOST}.")
-    return sorted(set(map(int, values)))
+    counts = {value: int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)}
+    if not values or not all(1 <= counts.get(value, 0) <= MOST for value in values):
+        raise ValueError(
+            f"--counts={shown(','.join(values))}: give whole numbers from 1 to {MOST}."
+        )
+    return sorted(set(counts.values()))
 
 
 def choose_records(world: World, seed: int) -> list[CounterFactRecord]:
@@ -173,7 +183,19 @@ class MassEdits:
             "template_seeds": [editor.seed for editor in editors],
             "seed": seed,
         }
-        runs.open_run(directory, settings, cases="*_*.json", remedy="give another --output_dir")
+        recorded = {
+            "second_moments": {
+                str(editor.algorithm): checks.describe_matches(editor.options.get("second_moments"))
+                for editor in editors
+            }
+        }
+        runs.open_run(
+            directory,
+            settings,
+            recorded=recorded,
+            cases="*_*.json",
+            remedy="give another --output_dir",
+        )
         records = choose_records(world, seed)
         texts = unedited_texts(world, records, seed)
         return cls(Path(directory), tuple(editors), world, records, texts)
@@ -186,13 +208,14 @@ class MassEdits:
         """Measures both methods at the counts that have not been measured yet.
 
         Args:
-          counts: Numbers of edits.
+          counts: Numbers of edits, from 1 to 1,000.
 
         Raises:
           FolderInUseError: If another process measures into the folder.
-          ValueError: If an edited model gives scores that are not numbers.
+          ValueError: If a number is out of range, or an edited model gives scores that are not numbers.
           OSError: If a file cannot be written.
         """
+        counts = check(_Counts, counts, "counts")
         with in_use(self.directory, "--output_dir"):
             remove_leftovers(self.directory)
             for editor in self.editors:
@@ -203,19 +226,25 @@ class MassEdits:
         algorithm = editor.algorithm
         todo = sorted({c for c in counts if not self.path(algorithm, c).exists()})
         models, seconds = _MODELS[algorithm](editor, self.records, todo), 0.0
-        for count in todo:
-            begun = time.monotonic()
-            model = next(models)
-            # A sequence continues from the previous count, and MEMIT starts from the unedited model.
-            seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
-            runs.write_json(self.path(algorithm, count), self._look(model, count, seconds))
+        with edit_warnings.summarized(max(todo, default=0)):
+            for count in todo:
+                begun = time.monotonic()
+                model = next(models)
+                # A sequence continues from the previous count, and MEMIT starts from the unedited model.
+                seconds = time.monotonic() - begun + seconds * (algorithm is MethodName.ROME)
+                runs.write_state(self.path(algorithm, count), self._look(model, count, seconds))
 
     def report(self, counts: Sequence[int]) -> dict[str, Any]:
         """Returns the settings, a measurement of the unedited model, and the stored measurements by method.
 
         Args:
           counts: Numbers of edits, all of which must have been measured.
+
+        Raises:
+          ValueError: If there is none or one is out of range, or a file is damaged.
+          OSError: If one has not been measured.
         """
+        counts = check(_Counts, counts, "counts")
         about = runs.read_run(self.directory)
         before = self._look(self.editors[0].model, max(counts), 0.0)
         measured = {

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rome_jax.evaluation.intervals import NO_INTERVAL
+from rome_jax.files.checked import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ def estimate(
       >>> print(estimate(np.array([1.0, 1.0, 0.0, 0.0]), interval=(0.15, 0.85)))
       50.0 [15.0, 85.0]
     """
+    scale = check(float, scale, "scale")
     values = np.asarray(values, np.float64)
     if not values.size:
         raise ValueError("values is empty: give the value of at least one case.")

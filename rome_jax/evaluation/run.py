@@ -11,6 +11,7 @@ edited or scored has a file with the reason, and the run continues without it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.method import Editor
 from rome_jax.evaluation import summaries
 from rome_jax.evaluation.batch import edit_batch, failed_case, find_refused, split
@@ -29,73 +31,19 @@ from rome_jax.evaluation.evaluate import check_record, evaluate_records
 from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.metrics import harmonic_mean
 from rome_jax.evaluation.record_types import Record
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
 from rome_jax.evaluation.timing import Stopwatch
-from rome_jax.files import extras
-from rome_jax.files.artifacts import check_name
+from rome_jax.files import extras, folders
 from rome_jax.files.checked import check
-from rome_jax.files.locks import in_use
+from rome_jax.files.locks import FolderInUseError, in_use
+from rome_jax.files.places import check_name
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
 
 _PACKAGES = ("nltk", "scikit-learn")  # their versions affect how texts are scored
 _NEW_RUN = "leave out --continue_from_run to begin another run"
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that affects the numbers of a run.
-
-    Attributes:
-      edit: Settings of the edits.
-      scores: Settings of the scores, which apply before and after the edits.
-      templates: Context templates of the edits, which are recorded. Only given ones are settings; the others follow
-        from the seed.
-    """
-
-    edit: Mapping[str, Any]
-    scores: Mapping[str, Any]
-    templates: Sequence[str] = ()
-
-    @classmethod
-    def of(
-        cls,
-        editor: Editor,
-        dataset: Dataset,
-        generation: GenerationTests | None,
-        second_moments: str | None = None,
-    ) -> Settings:
-        """Collects the settings of an evaluation.
-
-        Args:
-          editor: The method, prepared for its model.
-          dataset: The records to edit and score.
-          generation: The tests of generated texts, or None.
-          second_moments: Where second moments come from; None means the model's own.
-        """
-        source = (second_moments or "shipped") if editor.config.needs_second_moments else None
-        edit = {
-            "alg_name": editor.algorithm.value,
-            "hyperparameters": editor.config.to_dict(),
-            "covariance": source,
-            "template_seed": editor.seed if "templates" in editor.options else None,
-        }
-        templates = editor.options.get("templates", ())
-        if templates and editor.seed is None:
-            edit["templates"] = templates
-        if "hypernetwork" in editor.options:
-            edit["hypernetwork"] = editor.options["hypernetwork"].digest()
-        scores = {
-            **runs.describe_model(editor.model),
-            "ds_name": dataset.name.value,
-            "dataset": dataset.source,
-            "dataset_sha256": dataset.sha256,
-            "generation_seed": generation.seed if generation else None,
-        }
-        if generation and generation.essence is EssenceTarget.NEW:
-            scores["essence"] = generation.essence.value  # earlier runs used the true target
-        return cls(edit, scores, templates)
 
 
 def load_generation_tests(
@@ -159,7 +107,7 @@ def find_run(
     """
     directory = Path(results_dir) / algorithm
     if continue_from is None:
-        return runs.next_run(directory)
+        return next(runs.next_runs(directory))
     found = directory / check_name(continue_from, "--continue_from_run")
     if not found.is_dir():
         there = ", ".join(sorted(path.name for path in directory.glob("run_*"))) or "no runs"
@@ -167,6 +115,10 @@ def find_run(
     if known and (found / "run.json").exists():
         runs.check_settings(found, known, _NEW_RUN)
     return found
+
+
+class _TakenError(Exception):
+    """A folder for a new run holds a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +155,16 @@ class EvaluationRun:
         Raises:
           ValueError: If the run to resume does not exist or has other settings; the message names them.
         """
-        results = Path(results_dir)
-        directory = find_run(results, settings.edit["alg_name"], continue_from)
-        return cls.at(directory, results / "pre", settings, _NEW_RUN, flags=flags)
+        results, algorithm = Path(results_dir), settings.edit["alg_name"]
+        options: dict[str, Any] = {"settings": settings, "remedy": _NEW_RUN, "flags": flags}
+        if continue_from is not None:
+            directory = find_run(results, algorithm, continue_from)
+            return cls.at(directory, results / "pre", **options)
+        for directory in runs.next_runs(results / algorithm):
+            # Another process may begin a run at the same moment, in the same folder.
+            with contextlib.suppress(FolderInUseError, _TakenError):
+                return cls._begin(directory, results / "pre", **options, new=True)
+        raise AssertionError("next_runs never ends")
 
     @classmethod
     def at(
@@ -229,20 +188,40 @@ class EvaluationRun:
         Raises:
           ValueError: If the folder holds a run with other settings; the message names them.
         """
-        directory = Path(directory)
+        return cls._begin(Path(directory), Path(pre_dir), settings, remedy, flags)
+
+    @classmethod
+    def _begin(
+        cls,
+        directory: Path,
+        pre_dir: Path,
+        settings: Settings,
+        remedy: str,
+        flags: Mapping[str, Any] | None,
+        new: bool = False,
+    ) -> EvaluationRun:
+        """Does the work of `at`; `new` refuses the folder of a run.
+
+        Raises:
+          _TakenError: If `new` is set, and there is a run.
+          FolderInUseError: If another process begins or resumes the run.
+        """
         content = json.dumps(settings.scores, sort_keys=True).encode()
         model = settings.scores["model"].replace("/", "_")
         key = hashlib.sha256(content).hexdigest()[:12]
-        pre = Path(pre_dir) / f"{settings.scores['ds_name']}_{model}_{key}"
-        absent = {path for folder in (directory, pre) for path in (folder, *folder.parents)}
-        absent = {path for path in absent if not path.exists()}
-        created = sorted(absent, key=lambda path: len(path.parts), reverse=True)
-        run = cls(directory, pre, tuple(created))
-        try:
-            run._write_settings(settings, remedy, flags)
-        except Exception:
-            run.discard()
-            raise
+        pre = pre_dir / f"{settings.scores['ds_name']}_{model}_{key}"
+        run = cls(directory, pre, tuple(folders.create(directory)))
+        with in_use(directory, "the run"):
+            if new and (directory / "run.json").exists():
+                raise _TakenError
+            try:
+                created = [*run.created, *folders.create(pre)]
+                created.sort(key=lambda path: len(path.parts), reverse=True)
+                run = cls(directory, pre, tuple(created))
+                run._write_settings(settings, remedy, flags)
+            except BaseException:
+                run._discard()
+                raise
         return run
 
     def _write_settings(
@@ -250,13 +229,11 @@ class EvaluationRun:
     ) -> None:
         """Writes the settings of a new run, or compares them with those of the run in the folder."""
         directory = self.directory
+        times = {"wall_time": 0.0, "compile_time": 0.0}
         runs.open_run(
             directory,
             {**settings.edit, **settings.scores},
-            recorded={
-                "templates": list(settings.templates),
-                **{"flags": dict(flags or {}), "wall_time": 0.0, "compile_time": 0.0},
-            },
+            recorded=settings.recorded() | {"flags": dict(flags or {})} | times,
             packages=_PACKAGES,
             remedy=remedy,
         )
@@ -264,13 +241,19 @@ class EvaluationRun:
         runs.open_run(self.pre, settings.scores, packages=_PACKAGES, remedy="remove it")
 
     def discard(self) -> None:
+        """Removes the folders that this run created, unless they hold results or another process uses the run."""
+        with contextlib.suppress(OSError), in_use(self.directory):
+            self._discard()
+
+    def _discard(self) -> None:
         """Removes the folders that this run created, unless they hold results."""
         settings = {"run.json", "params.json"}
         for folder in self.created:
             if folder.is_dir() and {path.name for path in folder.iterdir()} <= settings:
                 for name in settings:
                     (folder / name).unlink(missing_ok=True)
-                folder.rmdir()
+                with contextlib.suppress(OSError):  # another process has written to it
+                    folder.rmdir()
 
     def path(self, record: Record) -> Path:
         """Returns the path of a case file."""
@@ -302,7 +285,7 @@ class EvaluationRun:
             try:
                 self._evaluate(editor, dataset, generation, batch_size, max_tokens)
             except Exception:
-                self.discard()
+                self._discard()
                 raise
 
     def _evaluate(
@@ -330,9 +313,11 @@ class EvaluationRun:
             for record in dataset.records
             if self.path(record).exists()
         }
-        with tqdm(
-            total=len(dataset.records), initial=len(done), unit="case", desc=editor.algorithm
-        ) as bar:
+        total = len(dataset.records)
+        with (
+            edit_warnings.summarized(total - len(done)),
+            tqdm(total=total, initial=len(done), unit="case", desc=editor.algorithm) as bar,
+        ):
             bar.set_postfix_str(_running_score(done.values()))
             for pool in split(dataset.records, batch_size):
                 if all(record.case_id in done for record in pool):
@@ -359,7 +344,7 @@ class EvaluationRun:
         """Writes the files of cases that have none yet, and adds their metrics to `done`."""
         for case in cases:
             if case["case_id"] not in done:
-                runs.write_json(self.directory / f"case_{case['case_id']}.json", case)
+                runs.write_state(self.directory / f"case_{case['case_id']}.json", case)
                 done[case["case_id"]] = summaries.case_metrics(case)
 
     def _read(self, record: Record) -> dict[str, Any]:
@@ -389,7 +374,7 @@ class EvaluationRun:
             for record, score in zip(records, scores, strict=True):
                 if record.case_id in missing:
                     content = {"case_id": record.case_id, "pre": score}
-                    runs.write_json(paths[record.case_id], content)
+                    runs.write_state(paths[record.case_id], content)
         return {case_id: read_case(path, needs=("pre",))["pre"] for case_id, path in paths.items()}
 
     def _add_times(self, watch: Stopwatch) -> None:
@@ -399,7 +384,7 @@ class EvaluationRun:
         times = {"wall_time": watch.seconds, "compile_time": watch.compile_seconds}
         for name, seconds in times.items():
             about[name] = check(float, about.get(name, 0.0), f"{path}: {name}") + seconds
-        runs.write_json(path, about)
+        runs.write_state(path, about)
 
 
 def _running_score(measured: Collection[Mapping[str, float]]) -> str:

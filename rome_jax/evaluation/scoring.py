@@ -23,18 +23,15 @@ from rome_jax.data import tokenization
 from rome_jax.data.packing import Packer
 from rome_jax.data.request import RequestError, target_text
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, round_up
-from rome_jax.files.checked import shown
+from rome_jax.files.checked import Count, check, shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta
 from rome_jax.models.layers import Interventions
 from rome_jax.models.registry import LanguageModel
 
-_COLUMNS = (
-    64,
-    96,
-    128,
-)  # the lengths of rows, unless a prompt is longer: few shapes compile few programs
+# The lengths of rows, unless a prompt is longer: few shapes compile few programs.
+_COLUMNS = (64, 96, 128)
 _PLACES = 256  # places for which logits are in memory at once
 MAX_TOKENS = 16_384  # token columns in one forward pass
 
@@ -80,7 +77,7 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, 
     """Returns the token ids of each prompt.
 
     Raises:
-      RequestError: If a prompt has no tokens.
+      RequestError: If a prompt has no tokens, is no text or is not valid Unicode.
       SequenceTooLongError: If a prompt does not fit the model's context.
 
     Example:
@@ -88,6 +85,7 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[str]) -> list[tuple[int, 
       Traceback (most recent call last):
       rome_jax.data.request.RequestError: prompt 1, '', has no tokens: give at least one character.
     """
+    prompts = check(tuple[str, ...], prompts, "texts", error=RequestError)
     rows = list(map(tuple, tokenization.prompt_ids(model.tokenizer, prompts)))
     for index, row in enumerate(rows):
         if not row:
@@ -131,7 +129,9 @@ def make_queries(
       cases: Index of the edit for each prompt; by default 0.
 
     Raises:
-      RequestError: If a prompt has no tokens; the message names it.
+      RequestError: If a prompt has no tokens, or one of the texts is no text or not valid Unicode; the message names
+        it.
+      ValueError: If there are not as many targets or cases as prompts.
       SequenceTooLongError: If a prompt does not fit the context together with a target; the message names it.
 
     Example:
@@ -139,6 +139,13 @@ def make_queries(
       >>> len(query.targets), query.case
       (2, 0)
     """
+    prompts = check(tuple[str, ...], prompts, "prompts", error=RequestError)
+    targets = check(tuple[tuple[str, ...], ...], targets, "targets", error=RequestError)
+    cases = check(tuple[int, ...], (0,) * len(prompts) if cases is None else cases, "cases")
+    if not len(prompts) == len(targets) == len(cases):
+        raise ValueError(
+            f"{len(prompts)} prompts do not fit {len(targets)} targets and {len(cases)} cases: give as many."
+        )
     texts = [target_text(target) for group in targets for target in group]
     flat = iter(tokenization.continuation_ids(model.tokenizer, texts))
     queries = []
@@ -147,7 +154,7 @@ def make_queries(
         for target, tokens in zip(group, target_ids, strict=True):
             name = f"prompt {index}, {shown(prompts[index])}, with {shown(target)}"
             check_fits(model, len(ids) + len(tokens) - 1, name)
-        queries.append(Query(ids, target_ids, 0 if cases is None else int(cases[index])))
+        queries.append(Query(ids, target_ids, cases[index]))
     return queries
 
 
@@ -170,12 +177,16 @@ def score_queries(
     Returns:
       One tuple per query, with one score per target.
 
+    Raises:
+      ValueError: If `max_tokens` is not a number of at least 1.
+
     Example:
       >>> queries = make_queries(model, ["Gothulf Punby plays the sport of"], [["rowing"]])
       >>> ((score,),) = score_queries(model, queries)
       >>> round(score.nll, 3), score.hits.tolist()
       (0.011, [True])
     """
+    max_tokens = check(Count, max_tokens, "max_tokens")
     if not queries:
         return []
     batched = deltas if deltas is not None and deltas.batched else None
@@ -239,9 +250,8 @@ def _score_rows(
     ids, segments, branches = (np.zeros((num_rows, columns), np.int32) for _ in range(3))
     # (row, column) -> the number of the place and the tokens scored there, in the order of the rows
     places: dict[tuple[int, int], tuple[int, list[int]]] = {}
-    spots: dict[
-        int, list[list[tuple[int, int]]]
-    ] = {}  # query -> target -> index [P, K] of each token
+    # query -> target -> index [P, K] of each token
+    spots: dict[int, list[list[tuple[int, int]]]] = {}
     for row, placed in enumerate(rows):
         column = 0
         for segment, item in enumerate(placed, start=1):
@@ -358,6 +368,7 @@ def target_nlls(
       >>> target_nlls(model, [prompt, prompt], ["rowing", "tennis"]).round(2).tolist()
       [0.01, 9.26]
     """
+    targets = check(tuple[str, ...], targets, "targets", error=RequestError)
     queries = make_queries(model, prompts, [[target] for target in targets])
     return np.array([score.nll for (score,) in score_queries(model, queries, deltas)])
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rome_jax.data.request import fill
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages.contexts import sample_templates
@@ -190,7 +191,8 @@ def run_modes(
     for mode in KeyMode:
         varied = dataclasses.replace(config, key_mode=mode)
         steps = run(model, world, records, varied, templates, texts, every)
-        found[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
+        with edit_warnings.summarized(len(records)):
+            found[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
     return {
         "model": model.name,
         "fingerprint": model.fingerprint(),

@@ -6,6 +6,7 @@ elements begin and end, and afterwards only the requested elements are read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,14 +25,15 @@ from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import attribute_snippets, biographies, tfidf_vocabulary
 from rome_jax.files import formats
 from rome_jax.files.artifacts import cache_directory, write_whole
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 from rome_jax.files.progress import tqdm
-from rome_jax.files.records import DataError, Text, find, parse_json, read_json
+from rome_jax.files.records import BOM, DataError, Text, find, parse_json, read_json
 
 _CHUNK = 1 << 22  # bytes
 _HEAD = 64  # bytes by which other formats are recognized
 # A string, a bracket, or the quote of a string that does not end in this chunk. In UTF-8 these bytes have no other use.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
+_LIST = re.compile(rb"\[(x(,x)*)?\]")  # the outline of a list of objects
 
 Attribute = tuple[str | None, str | None]  # ids of a relation and of its target
 
@@ -128,7 +130,9 @@ class AttributeSnippets:
         elements = _read_index(index, key)
         if elements is None:
             elements = list(_scan(path, chunk_size))
-            write_whole(index, json.dumps({"file": key, "elements": elements}).encode())
+            # Without a cache folder, the next call reads the whole file again.
+            with contextlib.suppress(OSError):
+                write_whole(index, json.dumps({"file": key, "elements": elements}).encode())
         places: defaultdict[Attribute, list[Any]] = defaultdict(list)
         for relation_id, target_id, start, stop in elements:
             places[relation_id, target_id].append((start, stop))
@@ -209,14 +213,13 @@ def load_tfidf(
         vocabulary_path = folder / published.TFIDF_VOCABULARY.name
     vocabulary, _ = read_json(vocabulary_path)
     try:
-        idf = np.load(
-            find(idf_path), mmap_mode="r"
-        )  # its shape is checked against the size of the file
+        # A memory-mapped array has its shape checked against the size of the file.
+        idf = np.load(find(idf_path), mmap_mode="r")
         if not isinstance(idf, np.ndarray):
             raise ValueError("it is an archive")
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # a damaged header can raise anything
         raise DataError(f"{idf_path} is not an array of NumPy: download it again.") from error
     if not (idf.ndim == 1 and np.issubdtype(idf.dtype, np.floating) and np.isfinite(idf).all()):
         raise DataError(
@@ -283,9 +286,10 @@ def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
     size = os.path.getsize(path)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", delay=1)
     with open(path, "rb") as scanned, open(path, "rb") as parsed, bar:
-        if what := formats.foreign(scanned.read(_HEAD)):
+        head = scanned.read(_HEAD)
+        if what := formats.foreign(head):
             raise DataError(f"{path} {what}")
-        scanned.seek(0)
+        scanned.seek(len(BOM) if head.startswith(BOM) else 0)
         try:
             for start, stop in _elements(scanned, chunk_size):
                 attribute, _ = _read_group(parsed, start, stop)
@@ -296,30 +300,69 @@ def _scan(path: Path, chunk_size: int) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _elements(file: BinaryIO, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """Yields the byte ranges [start, stop) of the objects in a JSON list, by counting brackets outside of strings."""
+    """Yields the byte ranges [start, stop) of the objects in a JSON list, by counting brackets outside of strings.
+
+    The file is read from its present position. The outline is what is left of the list without white space and with
+    "x" for each object; anything else in it would not be read, so it is refused.
+    """
     depth = start = 0
-    rest, offset = b"", 0  # the unfinished end of the previous chunk, and its position in the file
+    rest, offset = b"", file.tell()  # the unfinished end of the previous chunk, and its position
+    outline = bytearray()
     while block := file.read(chunk_size):
         chunk = rest + block
-        used = len(chunk)
+        used, outside = len(chunk), 0
         for match in _TOKEN.finditer(chunk):
             token = match[0]
-            if token == b'"':
-                used = match.start()
-                break
-            if token in (b"{", b"["):
+            if depth <= 1:
+                outline += _separators(chunk[outside : match.start()])
+                outside = match.end()
+            if token.startswith(b'"'):
+                if depth <= 1:
+                    raise _not_a_list(token)
+                if token == b'"':
+                    used = match.start()
+                    break
+            elif token in (b"{", b"["):
                 if depth == 0 and token == b"{":
-                    raise DataError("it is not a JSON list: give the file of attribute snippets.")
-                if depth == 1:
+                    raise _not_a_list(token)
+                if depth == 0:
+                    outline += token
+                elif depth == 1:
                     start = offset + match.start()
                 depth += 1
-            elif token in (b"}", b"]"):
+            else:
                 depth -= 1
                 if depth == 1:
                     yield start, offset + match.end()
-                if depth == 0:
-                    return
+                    outline += b"x"
+                    outside = match.end()
+                elif depth < 1:
+                    outline += token
+                    depth = 0
+        if depth <= 1:
+            outline += _separators(chunk[outside:used])
         rest, offset = chunk[used:], offset + used
-    raise DataError(
-        f"it ends early, after {offset + len(rest)} bytes: remove it and download it again."
+    if rest or depth or not outline:
+        raise DataError(
+            f"it ends early, after {offset + len(rest)} bytes: remove it and download it again."
+        )
+    if not _LIST.fullmatch(outline):
+        raise DataError(
+            "it is not a JSON list of objects with one comma between any two: correct it."
+        )
+
+
+def _separators(text: bytes) -> bytes:
+    """Returns the commas of the text between two objects, in which nothing else may be but white space."""
+    commas = text.translate(None, b" \t\r\n")
+    if commas.strip(b","):
+        raise _not_a_list(commas.strip(b","))
+    return commas
+
+
+def _not_a_list(text: bytes) -> DataError:
+    """Builds the error for something in a file that is not an object of its list."""
+    return DataError(
+        f"it is not a JSON list of objects, because it has {shown(text[:40].decode(errors='replace'))} outside of "
+        "them: give the file of attribute snippets."
     )

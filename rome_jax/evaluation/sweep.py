@@ -13,20 +13,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rome_jax.data.request import EditWarning
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.method import Editor, MethodName
 from rome_jax.evaluation import summaries, tables
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
 from rome_jax.evaluation.grid import Grid
-from rome_jax.evaluation.run import EvaluationRun, Settings
+from rome_jax.evaluation.run import EvaluationRun
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.summaries import Summary
-from rome_jax.files.artifacts import check_name, write_whole
+from rome_jax.files.artifacts import write_whole
+from rome_jax.files.places import check_name
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 
@@ -126,9 +127,7 @@ class Sweep:
             if number == 1:  # after the run, which removes the folder if it fails to start
                 self._open(directory, settings, run)
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
-            with warnings.catch_warnings(record=True) as caught:
-                # Some points may damage the model on every case, so their warnings are summarized in one line.
-                warnings.simplefilter("always", EditWarning)
+            with edit_warnings.collected() as warned:
                 run.evaluate(
                     editor,
                     self.dataset,
@@ -136,9 +135,8 @@ class Sweep:
                     batch_size=batch_size,
                     max_tokens=max_tokens,
                 )
-            messages = [one.message for one in caught if issubclass(one.category, EditWarning)]
-            if messages:
-                print(f"  {len(messages)} warnings, such as: {messages[0]}")
+            for warning in warned:
+                print(f"  Warning: {warning}")
             found[point.name] = summaries.summarize(run.cases(self.dataset))
         return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rome_jax.evaluation import table_formats
 from rome_jax.evaluation.columns import COLUMNS, Row
 from rome_jax.evaluation.summaries import Source, State, Summary, estimate_metrics
+from rome_jax.files.checked import Count, check
 
 
 class TableFormat(enum.StrEnum):
@@ -182,7 +183,7 @@ def render(
       width: Width of text in characters; columns that do not fit follow below.
 
     Raises:
-      ValueError: If there are no rows.
+      ValueError: If there are no rows, there is no such format, or the width is not a whole number of at least 1.
 
     Example:
       >>> from rome_jax.evaluation.metrics import Estimate
@@ -192,6 +193,10 @@ def render(
       | :--- | ----: | ----------------: |
       | ROME |     4 | 90.0 [85.3, 95.0] |
     """
+    table_format, width = (
+        check(TableFormat, table_format, "table_format"),
+        check(Count, width, "width"),
+    )
     if not rows:
         raise ValueError("rows is empty: give at least one.")
     columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rome_jax.files import extras
+from rome_jax.files.checked import Count, check
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -57,6 +58,7 @@ def word_tokens(text: str) -> list[str]:
       The tokens in order, with their case unchanged.
 
     Raises:
+      ValueError: If it is no text or not valid Unicode.
       OSError: If a table of punkt_english/ is missing.
       MissingPackageError: If NLTK is not installed.
 
@@ -67,6 +69,7 @@ def word_tokens(text: str) -> list[str]:
     References:
       Kiss and Strunk, Unsupervised Multilingual Sentence Boundary Detection, 2006.
     """
+    text = check(str, text, "text")
     extras.check("nltk", "eval", "the fluency of generated texts")
     from nltk.tokenize import NLTKWordTokenizer
 
@@ -93,8 +96,7 @@ def ngram_entropy(tokens: Sequence[str], n: int) -> float:
       >>> ngram_entropy("a b a b c".split(), 2)  # a b twice, b a and b c once each
       1.5
     """
-    if n < 1:
-        raise ValueError(f"n is {n}: give the number of words in an n-gram, 1 or more.")
+    n = min(check(Count, n, "n"), len(tokens) + 1)  # longer ones occur in no text, as these do
     counts = collections.Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
     frequencies = np.array(list(counts.values())) / max(counts.total(), 1)
     return float((frequencies * np.log2(1 / frequencies)).sum())
@@ -116,6 +118,7 @@ def fluency(texts: Sequence[str]) -> float:
       >>> round(fluency(["one two three four five"]), 6)  # (2/3 · log₂ 4 + 4/3 · log₂ 3) / 2
       1.723308
     """
+    texts = check(tuple[str, ...], texts, "texts")
     if not texts:
         raise ValueError("texts is empty: give at least one generated text.")
     entropies = [

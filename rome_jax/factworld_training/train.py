@@ -42,7 +42,7 @@ from rome_jax.factworld_training.recall import loss_by_position, recalled
 from rome_jax.factworld_training.settings import TrainConfig
 from rome_jax.factworld_training.tokenizer import save_tokenizer, train_tokenizer
 from rome_jax.files.progress import tqdm
-from rome_jax.models import forward
+from rome_jax.models import forward, training_checkpoints
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import load_model
 from rome_jax.models.runs import write_json
@@ -217,13 +217,13 @@ def _optimize(
     params = forward.init_params(config.model, jax.random.key(config.seed))
     state = make_optimizer(config).init(params)
     losses = np.zeros(config.steps, np.float32)
-    options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    with checkpoint.CheckpointManager(_checkpoints(directory), options=options) as manager:
+    with training_checkpoints.open_manager(_checkpoints(directory)) as manager:
         done = manager.latest_step() or 0
         if done:
-            params, state, losses = _restore(
-                manager, done, config, _checkpoints(directory), (params, state, losses)
-            )
+            _check_configuration(manager, done, config)
+            like = (params, state, losses)
+            params, state, losses = training_checkpoints.restore(manager, done, like)
+            losses = np.array(losses)  # writable
         stream = itertools.islice(batches(world, tokenizer, config), done, None)
         progress = tqdm(stream, total=config.steps, initial=done, unit="step")
         sharding = data_sharding(config)
@@ -237,30 +237,18 @@ def _optimize(
                 loss=f"{losses[max(0, step - 50) : step].mean():.3f}", refresh=False
             )
             if step % every == 0 and step < config.steps:
-                args = checkpoint.args.Composite(
-                    state=checkpoint.args.StandardSave((params, state, losses)),
-                    config=checkpoint.args.JsonSave(repr(config)),
-                )
-                manager.save(step, args=args)
+                about = {"configuration": repr(config)}
+                training_checkpoints.save(manager, step, (params, state, losses), about)
     return params, losses.tolist()
 
 
-def _restore(
-    manager: checkpoint.CheckpointManager,
-    step: int,
-    config: TrainConfig,
-    path: Path,
-    like: tuple[forward.Params, optax.OptState, np.ndarray],
-) -> tuple[forward.Params, optax.OptState, np.ndarray]:
-    """Reads the (params, optimizer state, losses) of a checkpoint, and refuses one of another configuration."""
-    args = checkpoint.args.Composite(
-        state=checkpoint.args.StandardRestore(like), config=checkpoint.args.JsonRestore()
-    )
-    restored = manager.restore(step, args=args)
-    if restored["config"] != repr(config):
+def _check_configuration(
+    manager: checkpoint.CheckpointManager, step: int, config: TrainConfig
+) -> None:
+    """Refuses to resume from a checkpoint of another configuration."""
+    known = training_checkpoints.read_notes(manager, step)["about"].get("configuration")
+    if known != repr(config):
         raise ValueError(
-            f"{path} belongs to another configuration: remove it, or give another output_dir (there: "
-            f"{restored['config']}; here: {config!r})."
+            f"{manager.directory} belongs to another configuration: remove it, or give another output_dir (there: "
+            f"{known}; here: {config!r})."
         )
-    params, state, losses = restored["state"]
-    return params, state, np.array(losses)

@@ -13,31 +13,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from rome_jax.files.checked import shown
+from rome_jax.files.folders import STAGING, creating
 from rome_jax.files.locks import lock
+from rome_jax.files.system_errors import explaining
 
-_PARTIAL = ".partial"  # ends the names of temporary files
-_LONGEST_NAME = 200  # bytes; file systems allow 255, and names get suffixes
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "free some space, or choose another place",
-    errno.EACCES: "choose a place that you may write to",
-    errno.EPERM: "choose a place that you may write to",
-    errno.EROFS: "choose a place that you may write to",
-    errno.EISDIR: "give the path of a file",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EPIPE: "the program that reads it has ended",
-}
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # names of temporary files
 
 
 def cache_directory() -> Path:
     """Returns the folder for files that can be downloaded or computed again; it may not exist yet.
 
     This is `$ROME_JAX_CACHE` if set, otherwise `$XDG_CACHE_HOME/rome_jax`, otherwise `~/.cache/rome_jax`.
+
+    Raises:
+      FileNotFoundError: If the home folder is needed, and this user has none.
     """
-    if place := os.environ.get("ROME_JAX_CACHE"):
-        return Path(place).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rome_jax"
+    place = os.environ.get("ROME_JAX_CACHE")
+    home = Path(place or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        return home.expanduser() / ("" if place else "rome_jax")
+    except RuntimeError:
+        raise FileNotFoundError(
+            "this user has no home folder: set ROME_JAX_CACHE to a folder."
+        ) from None
 
 
 def trim_directory(directory: str | Path, max_bytes: int) -> None:
@@ -99,7 +97,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     A symbolic link is followed and stays. A pipe or device, such as /dev/stdout, is written to as it is.
 
     Args:
-      path: The file; missing folders are created.
+      path: The file; missing folders are created, and removed again after an exception.
 
     Yields:
       The file to write to, which may not be seekable.
@@ -123,19 +121,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if target.is_symlink():  # realpath stops at a link that leads back to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        target.parent.mkdir(parents=True, exist_ok=True)
         # The name says nothing about the target, whose own name may be as long as the file system allows.
-        temporary = target.with_name(f".{secrets.token_hex(8)}{_PARTIAL}")
-        try:
-            with open(temporary, "xb") as file:
-                with contextlib.suppress(OSError):  # the file system has no locks
-                    lock(file.fileno(), shared=True)  # `remove_leftovers` leaves the file alone
-                yield file
-            if target.exists():
-                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+        with creating(target.parent):
+            try:
+                with open(temporary, "xb") as file:
+                    with contextlib.suppress(OSError):  # the file system has no locks
+                        lock(file.fileno(), shared=True)  # `remove_leftovers` leaves the file alone
+                    yield file
+                if target.exists():
+                    temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _open_special(path: str | Path) -> BinaryIO | None:
@@ -155,43 +153,14 @@ def _open_special(path: str | Path) -> BinaryIO | None:
     return open(path, "wb")
 
 
-@contextlib.contextmanager
-def explaining(path: str | Path) -> Iterator[None]:
-    """Adds the path and a remedy to errors of the operating system in a `with` statement that writes a file or folder.
-
-    Args:
-      path: What is written.
-
-    Raises:
-      OSError: In place of an OSError without a path, and of the exceptions that libraries in Rust raise instead.
+def is_temporary(name: str) -> bool:
+    """Returns whether a file or folder has the name of a temporary one.
 
     Example:
-      >>> with explaining("edits.safetensors"):
-      ...     raise OSError(28, "No space left on device")
-      Traceback (most recent call last):
-      OSError: edits.safetensors cannot be written (No space left on device): free some space, or choose another place.
+      >>> is_temporary(".0123456789abcdef.partial"), is_temporary("model.partial")
+      (True, False)
     """
-    try:
-        yield
-    except Exception as error:
-        number = _error_number(error)
-        if number is None:
-            raise
-        kind = type(error) if isinstance(error, OSError) else OSError
-        remedy = _REMEDIES.get(number, "choose another place")
-        why = getattr(error, "strerror", None) or os.strerror(number)
-        explained = kind(f"{path} cannot be written ({why}): {remedy}.")
-        explained.errno = number
-        raise explained from error
-
-
-def _error_number(error: Exception) -> int | None:
-    """Returns the number of an error of the operating system; None for other exceptions and for explained errors."""
-    if isinstance(error, OSError):
-        return error.errno if error.strerror else None
-    found = re.search(r"\(os error (\d+)\)", str(error))  # as in the tokenizers library
-    full = (n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in str(error))  # as in Orbax
-    return int(found[1]) if found else next(full, None)
+    return bool(_PARTIAL.fullmatch(name)) or name.startswith(STAGING)
 
 
 def remove_leftovers(directory: str | Path) -> None:
@@ -206,68 +175,8 @@ def remove_leftovers(directory: str | Path) -> None:
       >>> list(Path(".").iterdir())
       []
     """
-    for path in Path(directory).glob(f".*{_PARTIAL}"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if lock(file.fileno()):
-                path.unlink()
-
-
-def check_name(name: str, argument: str) -> str:
-    """Checks that a text can be the name of a file or folder, and returns it.
-
-    Names come from flags and from files. One that is a path would lead out of the folder that it names a part of.
-
-    Args:
-      name: The text.
-      argument: What the name is given as, such as "--sweep_name", for the error.
-
-    Raises:
-      ValueError: If the name is empty or longer than 200 bytes, or is a path.
-
-    Example:
-      >>> check_name("layers_0-5", "--sweep_name")
-      'layers_0-5'
-      >>> check_name("../escape", "--sweep_name")
-      Traceback (most recent call last):
-      ValueError: --sweep_name='../escape' is not a name: give a text without slashes and control characters.
-    """
-    remedy = ""
-    if name.strip() in ("", ".", "..") or name.startswith("~"):
-        remedy = "give a text that can be the name of a folder"
-    elif any(letter in "/\\" or not letter.isprintable() for letter in name):
-        remedy = "give a text without slashes and control characters"
-    elif len(name.encode()) > _LONGEST_NAME:
-        remedy = f"give at most {_LONGEST_NAME} bytes"
-    if remedy:
-        raise ValueError(f"{argument}={shown(name)} is not a name: {remedy}.")
-    return name
-
-
-def check_writable(directory: str | Path, name: str = "directory") -> Path:
-    """Checks that files can be written to a folder, which may not exist yet, and returns it as a path.
-
-    Args:
-      directory: The folder.
-      name: Name of the folder in errors, such as "--output_dir".
-
-    Raises:
-      NotADirectoryError: If a file is in the folder's place.
-      PermissionError: If this user may not write to the folder, or may not create it.
-
-    Example:
-      >>> check_writable(".", "--output_dir")
-      PosixPath('.')
-    """
-    directory = Path(directory)
-    try:
-        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a null character
-        why = getattr(error, "strerror", None) or error
-        raise NotADirectoryError(
-            f"{name}={shown(directory)}: {why}: give another folder."
-        ) from error
-    if not there.is_dir():
-        raise NotADirectoryError(f"{name}={directory}: {there} is a file: give a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{name}={directory}: {there} is not writable: give another folder.")
-    return directory
+    for path in Path(directory).glob(".*.partial"):
+        if _PARTIAL.fullmatch(path.name):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                if lock(file.fileno()):
+                    path.unlink()

@@ -14,7 +14,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +22,15 @@ import pydantic
 import typing_extensions  # its TypedDict is the one that pydantic can read on every Python
 
 INT_BITS = 63
+# Ranges of numbers that many functions and configurations take. NaN and infinities are in none of them.
+_LARGEST = float(np.finfo(np.float32).max)  # what models compute in
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, le=_LARGEST)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, le=_LARGEST)]
+PositiveInt = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # a PRNG key ignores all further bits
+
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 _SHOWN = 60  # characters of a refused value in a message
 
@@ -75,6 +84,33 @@ def check(kind: Any, value: Any, name: str, *, error: type[Exception] = ValueErr
         raise error(_sentence(name, value, refused.errors(include_url=False))) from None
     except RecursionError:
         raise error(f"{name} is nested too deeply: give fewer levels.") from None
+
+
+def check_fields(
+    record: Any, names: Collection[str] | None = None, *, error: type[Exception] = ValueError
+) -> None:
+    """Converts the fields of a frozen dataclass to the types of their hints; called as it is made.
+
+    Args:
+      record: The dataclass. Hints may be Annotated with bounds, as for `check`.
+      names: Fields to convert; all by default.
+      error: Exception to raise.
+
+    Raises:
+      error: If a value cannot be converted, or is out of the range in the hint.
+    """
+    kind: Any = type(record)
+    hints = _hints(kind)
+    for name in hints if names is None else names:
+        value = check(hints[name], getattr(record, name), name, error=error)
+        object.__setattr__(record, name, value)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 @functools.cache
@@ -202,7 +238,7 @@ def _place(value: Any, error: Mapping[str, Any]) -> str:
     for number, part in enumerate(error["loc"], 1):
         last = number == len(error["loc"])
         if isinstance(value, Mapping) and (part in value or (last and "missing" in error["type"])):
-            path += f".{part}" if path else str(part)
+            path += f".{plain(part)}" if path else plain(part)
             value = value.get(part)
         elif isinstance(part, int) and isinstance(value, Sequence | np.ndarray):
             path += f"[{part}]"
@@ -251,3 +287,26 @@ def shown(value: Any) -> str:
     if len(text) > 2 * _SHOWN:
         text = f"{text[:_SHOWN]}...{text[-_SHOWN:]}"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def plain(name: Any) -> str:
+    """Returns the name of a field or tensor as messages show it: without quotes, and otherwise as `shown` does.
+
+    Example:
+      >>> plain("subject"), plain("two\\nlines")
+      ('subject', 'two lines')
+    """
+    text = " ".join(str(name).split()).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}...{text[-_SHOWN:]}"
+
+
+def listed(names: Iterable[Any], limit: int = 8) -> str:
+    """Lists names in their order, up to a limit: in a file of another layout, all names are wrong.
+
+    Example:
+      >>> listed(["a", "b", "c"], 2)
+      'a, b and 1 more'
+    """
+    ordered = list(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(map(plain, ordered[:limit])) + more

@@ -1,4 +1,4 @@
-"""Checksums of tensors in files, and the memory of which large files were already checked.
+"""Checksums of tensors in files and of JSON files, and the memory of which large files were already checked.
 
 Small files are checked whenever they are read. Hashing a model of 12 GB at each start would take longer than loading
 it, so a large file is checked when its size or its time of modification has changed since the last check.
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rome_jax.files.artifacts import cache_directory, write_whole
 
 VERIFY = "ROME_JAX_VERIFY"  # environment variable
-METADATA_KEY = "rome_jax.crc32"  # of safetensors files: a JSON object of checksums by tensor name
+# In the metadata of a safetensors file, a JSON object of checksums by tensor name; in a JSON file, its own checksum.
+METADATA_KEY = "rome_jax.crc32"
 _ALWAYS_CHECKED = 1 << 24  # bytes; checking such a file takes about 10 ms
 _CHUNK = 1 << 24
 
@@ -41,6 +45,33 @@ def checksum(array: np.ndarray) -> str:
     for start in range(0, flat.size, _CHUNK):
         value = zlib.crc32(flat[start : start + _CHUNK].data, value)
     return f"{value:08x}"
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a JSON file with its checksum as the last entry.
+
+    Args:
+      content: JSON values by name.
+
+    Example:
+      >>> with_checksum({"case_id": 7})
+      {'case_id': 7, 'rome_jax.crc32': 'c1f62845'}
+    """
+    plain = {name: value for name, value in content.items() if name != METADATA_KEY}
+    read_back = json.loads(json.dumps(plain))  # names become texts, tuples become lists
+    text = json.dumps(read_back, sort_keys=True)
+    return plain | {METADATA_KEY: f"{zlib.crc32(text.encode()):08x}"}
+
+
+def has_damage(content: Mapping[str, Any]) -> bool:
+    """Returns whether the content of a JSON file has another checksum than the one in it; False if it has none.
+
+    Example:
+      >>> has_damage(with_checksum({"case_id": 7}) | {"case_id": 8})
+      True
+    """
+    recorded = content.get(METADATA_KEY)
+    return recorded is not None and recorded != with_checksum(content)[METADATA_KEY]
 
 
 def needs_check(path: Path) -> bool:

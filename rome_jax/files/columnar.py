@@ -10,6 +10,7 @@ from typing import Any
 from rome_jax.files import extras
 from rome_jax.files.formats import ARROW_FILE, ARROW_STREAM, PARQUET
 from rome_jax.files.memory import check_memory
+from rome_jax.files.system_errors import explaining
 
 _ROWS = 1024  # rows in memory at once
 _EXPANSION = 4  # Python objects take about this many times the memory of columns
@@ -148,9 +149,9 @@ def open_table(path: Path, error: type[ValueError]) -> Table:
     extras.check("pyarrow", "data", str(path))
     import pyarrow.parquet
 
+    with explaining(path, reading=True), open(path, "rb") as file:
+        head = file.read(len(ARROW_FILE))
     try:
-        with open(path, "rb") as file:
-            head = file.read(len(ARROW_FILE))
         if head.startswith(PARQUET):
             reader = pyarrow.parquet.ParquetFile(path)
             names = reader.schema_arrow.names

@@ -12,9 +12,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from rome_jax.files.artifacts import explaining
 from rome_jax.files.locks import lock
 from rome_jax.files.progress import tqdm
+from rome_jax.files.system_errors import explaining
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a response

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rome_jax.files.checked import check
+from rome_jax.files.checksums import METADATA_KEY, has_damage
+from rome_jax.files.records import decode, parse_json
+from rome_jax.files.system_errors import explaining
 
 
 def read_object(
@@ -14,7 +16,7 @@ def read_object(
     kind: Any = dict[str, Any],
     *,
     remedy: str = "download or copy it again",
-    error: type[Exception] = ValueError,
+    error: type[ValueError] = ValueError,
 ) -> Any:
     """Reads a file that holds one JSON object.
 
@@ -25,10 +27,10 @@ def read_object(
       error: Exception to raise.
 
     Returns:
-      The converted object.
+      The converted object, without its checksum.
 
     Raises:
-      error: If the file is not UTF-8 or not JSON, or its values are of other types.
+      error: If the file is not UTF-8 or not JSON, its values are of other types, or it has a checksum and was changed.
       OSError: If the file cannot be read.
 
     Example:
@@ -36,7 +38,9 @@ def read_object(
       >>> read_object("config.json")
       {'n_layer': 6}
     """
-    return parse_object(Path(path).read_bytes(), str(path), kind, remedy=remedy, error=error)
+    with explaining(path, reading=True):
+        content = Path(path).read_bytes()
+    return parse_object(content, str(path), kind, remedy=remedy, error=error)
 
 
 def parse_object(
@@ -45,7 +49,7 @@ def parse_object(
     kind: Any = dict[str, Any],
     *,
     remedy: str,
-    error: type[Exception] = ValueError,
+    error: type[ValueError] = ValueError,
 ) -> Any:
     """Reads a JSON object from text, such as the metadata of another file; see `read_object`.
 
@@ -54,14 +58,11 @@ def parse_object(
       name: Name of the text in messages.
       kind, remedy, error: As in `read_object`.
     """
-    try:
-        text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        value = json.loads(text)
-    except UnicodeDecodeError:
-        raise error(f"{name} is not text in UTF-8: {remedy}.") from None
-    except (ValueError, RecursionError) as damage:
-        why = "it is nested too deeply" if isinstance(damage, RecursionError) else damage
-        raise error(f"{name} is not valid JSON ({why}): {remedy}.") from None
+    text = content if isinstance(content, str) else decode(content, name, error=error)
+    value = parse_json(text, name, remedy=remedy, error=error)
     if not isinstance(value, dict):
         raise error(f"{name} is not a JSON object: {remedy}.")
+    if has_damage(value):
+        raise error(f"{name} has changed since it was written ({METADATA_KEY}): {remedy}.")
+    value.pop(METADATA_KEY, None)
     return check(kind, value, name, error=error)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rome_jax.files.places import check_path
+from rome_jax.files.system_errors import explaining
+
 _MOST = 1 << 28  # bytes of all arrays together
 _MAGIC = b"PK\x03\x04"
 
@@ -31,17 +34,20 @@ def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:
       >>> read_npz("numbers.npz", "a table", "make it again")["one"].tolist()
       [0, 1, 2]
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the path of {what}.")
-    with open(path, "rb") as file:
+    with explaining(path, reading=True), open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{path} is damaged or is not {what} (no .npz file): {remedy}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
+        size = sum(member.file_size for member in members)
         if size > _MOST:
             raise ValueError(f"it unpacks to {size:,} bytes")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two of its arrays have the same name")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _numeric(name, arrays[name]) for name in arrays.files}
     except Exception as error:  # a damaged file can raise anything

@@ -18,10 +18,13 @@ from typing import Annotated, Any, TypeAlias
 import pydantic
 
 from rome_jax.files import columnar, formats
+from rome_jax.files.checked import shown
 from rome_jax.files.memory import check_memory
+from rome_jax.files.places import check_path
+from rome_jax.files.system_errors import explaining
 
 _PARSED = 8  # parsed JSON takes about this many times the memory of its text
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 
 
 def _not_blank(text: str) -> str:
@@ -55,8 +58,8 @@ def find(path: str | Path, *, error: type[ValueError] = DataError) -> Path:
       ...
       rome_jax.files.records.DataError: there is no file absent.json: give the path of a file.
     """
-    found = Path(os.path.expanduser(path))
-    if "\0" in str(path) or not found.exists():
+    found = Path(os.path.expanduser(check_path(path, error=error)))
+    if not found.exists():
         raise error(f"there is no file {found}: give the path of a file.")
     mode = found.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
@@ -79,7 +82,8 @@ def read_bytes(path: str | Path, *, error: type[ValueError] = DataError) -> byte
     if found.is_dir():
         raise error(f"{found} is a folder: give the path of a file.")
     check_memory(_PARSED * found.stat().st_size, f"{found}, parsed,", error=error)
-    content = found.read_bytes()
+    with explaining(found, reading=True):
+        content = found.read_bytes()
     if not content.strip():
         raise error(f"{found} is empty: copy it again.")
     return content
@@ -142,16 +146,20 @@ def read_lines(path: Path, *, error: type[ValueError] = DataError) -> Iterator[s
             yield text.rstrip("\r\n")
 
 
-def parse_json(text: str | bytes, name: str, *, error: type[ValueError] = DataError) -> Any:
+def parse_json(
+    text: str | bytes, name: str, *, remedy: str = "", error: type[ValueError] = DataError
+) -> Any:
     """Parses a JSON document.
 
     Args:
       text: The document.
       name: Its name in messages, such as its path.
+      remedy: What to do about a damaged document, as an imperative; by default what fits the damage.
       error: Exception to raise.
 
     Raises:
-      error: If the text is not JSON, nested too deeply, or holds an integer of thousands of digits.
+      error: If the text is not JSON, is nested too deeply, has a field twice with different values, or holds an
+        integer of thousands of digits.
 
     Example:
       >>> parse_json('{"a": ', "a.json")
@@ -160,25 +168,46 @@ def parse_json(text: str | bytes, name: str, *, error: type[ValueError] = DataEr
       rome_jax.files.records.DataError: a.json ends within a value (column 7): it was cut short; copy it again.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
+    except _TwiceError as problem:
+        what = remedy or "leave one of them out"
+        raise error(f"{name} has the field {shown(str(problem))} twice: {what}.") from None
     except RecursionError:
-        raise error(f"{name} is nested too deeply: give fewer levels.") from None
+        what = remedy or "give fewer levels"
+        raise error(f"{name} is nested too deeply: {what}.") from None
     except json.JSONDecodeError as problem:
-        raise error(f"{name} {_not_json(problem)}") from problem
+        raise error(f"{name} {_not_json(problem, remedy)}.") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{name} {formats.not_utf8(problem, 1)}") from None
     except ValueError:  # from int()
-        raise error(f"{name} holds an integer of too many digits: give a smaller one.") from None
+        what = remedy or "give a smaller one"
+        raise error(f"{name} holds an integer of too many digits: {what}.") from None
 
 
-def _not_json(problem: json.JSONDecodeError) -> str:
-    """Says as the end of a sentence why a text is not JSON."""
+class _TwiceError(ValueError):
+    """A JSON object has a field twice, with different values; the text is its name."""
+
+
+def _unique(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the fields of an object; json would keep the last of several with the same name."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        for name, value in fields:
+            if found[name] != value:
+                raise _TwiceError(name)
+    return found
+
+
+def _not_json(problem: json.JSONDecodeError, remedy: str) -> str:
+    """Says as the end of a sentence why a text is not JSON, and what to do."""
+    if not problem.doc.strip():
+        return f"is empty: {remedy or 'copy it again'}"
     where = f"column {problem.colno}"
     if "\n" in problem.doc.strip():
         where = f"line {problem.lineno}, {where}"
     if problem.pos >= len(problem.doc.rstrip()) or "Unterminated" in problem.msg:
-        return f"ends within a value ({where}): it was cut short; copy it again."
-    return f"is not JSON ({problem.msg}, {where}): correct it."
+        return f"ends within a value ({where}): {remedy or 'it was cut short; copy it again'}"
+    return f"is not JSON ({problem.msg}, {where}): {remedy or 'correct it'}"
 
 
 def read_json(path: str | Path, *, error: type[ValueError] = DataError) -> tuple[Any, str]:
@@ -223,15 +252,9 @@ def read_document(path: str | Path, *, error: type[ValueError] = DataError) -> A
     """
     if Path(path).suffix.lower() not in (".yaml", ".yml"):
         return read_json(path, error=error)[0]
-    import yaml
+    from rome_jax.files.yaml_files import parse_yaml  # imports yaml, which few programs need
 
-    try:
-        return yaml.safe_load(read_text(path, error=error))
-    except (yaml.YAMLError, RecursionError, ValueError) as problem:
-        if isinstance(problem, error):
-            raise
-        reason = " ".join(str(problem).split())[:200]
-        raise error(f"{path} is not YAML ({reason}): correct it.") from None
+    return parse_yaml(read_text(path, error=error), str(path), error=error)
 
 
 def read_records(path: str | Path, *, error: type[ValueError] = DataError) -> tuple[list[Any], str]:

@@ -19,8 +19,10 @@ import pydantic
 import typing_extensions
 
 from rome_jax.files import checksums
-from rome_jax.files.artifacts import replacing
+from rome_jax.files.artifacts import remove_leftovers, replacing
 from rome_jax.files.checked import check
+from rome_jax.files.records import parse_json
+from rome_jax.files.system_errors import explaining
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -125,20 +127,10 @@ def open_file(path: Path) -> StoredFile:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the path of a safetensors file.")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            file.seek(0)
-            if file.read(23) == b"version https://git-lfs":
-                raise CheckpointError(
-                    f"{path} is a Git LFS pointer instead of the weights: run `git lfs pull` in its directory."
-                )
-            raise _damaged(path, "its header is longer than the file")
-        header = file.read(length)
+    header = _header(path)
     try:
-        entries = json.loads(header)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(header, "header")
+    except ValueError as error:
         raise _damaged(path, "its header does not parse") from error
     if not isinstance(entries, dict):
         raise _damaged(path, "its header does not parse")
@@ -147,8 +139,29 @@ def open_file(path: Path) -> StoredFile:
         dict[str, str], entries.pop("__metadata__", None) or {}, name, error=CheckpointError
     )
     checked = check(dict[str, _Entry], entries, name, error=CheckpointError)
-    tensors = {}
-    for name, entry in checked.items():
+    tensors = _tensors(path, checked, 8 + len(header))
+    return StoredFile(path, tensors, metadata, _verify(path, tensors, metadata))
+
+
+def _header(path: Path) -> bytes:
+    """Reads the header of a file."""
+    size = path.stat().st_size
+    with explaining(path, reading=True), open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            file.seek(0)
+            if file.read(23) == b"version https://git-lfs":
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer instead of the weights: run `git lfs pull` in its directory."
+                )
+            raise _damaged(path, "its header is longer than the file")
+        return file.read(length)
+
+
+def _tensors(path: Path, entries: Mapping[str, _Entry], start: int) -> dict[str, StoredTensor]:
+    """Finds the tensors, which begin after `start` bytes. They fill the file, without overlaps and gaps."""
+    size, place, tensors = path.stat().st_size - start, 0, {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(
@@ -158,10 +171,15 @@ def open_file(path: Path) -> StoredFile:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise _damaged(path, f"the sizes of {name} disagree")
-        if begin < 0 or 8 + length + end > size:
+        if end > size:
             raise _damaged(path, f"{name} ends beyond the end of the file")
-        tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + begin)
-    return StoredFile(path, tensors, metadata, _verify(path, tensors, metadata))
+        if begin != place:
+            raise _damaged(path, f"{name} overlaps another tensor, or there is a gap before it")
+        place = end
+        tensors[name] = StoredTensor(path, name, dtype, shape, start + begin)
+    if place != size:
+        raise _damaged(path, "it has bytes that belong to no tensor")
+    return {name: tensors[name] for name in entries}
 
 
 def _verify(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> bool:
@@ -171,8 +189,8 @@ def _verify(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[s
     if not checksums.needs_check(path):
         return True
     try:
-        recorded = json.loads(metadata[checksums.METADATA_KEY])
-    except (ValueError, RecursionError) as error:
+        recorded = parse_json(metadata[checksums.METADATA_KEY], "checksums")
+    except ValueError as error:
         raise _damaged(path, "its checksums do not parse") from error
     found = {name: checksums.checksum(tensor.read()) for name, tensor in tensors.items()}
     if found != recorded:
@@ -193,6 +211,8 @@ def write(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file tensor by tensor, so that readers see all of it or nothing; see `artifacts.replacing`.
+
+    Temporary files that killed processes left in its folder are removed.
 
     Args:
       path: The file, which is replaced if it exists. Missing folders are created.
@@ -223,6 +243,7 @@ def write(
             "data_offsets": [offset, end],
         }
         offset = end
+    remove_leftovers(path.parent)
     with replacing(path) as file:
         # The checksums are known after the tensors, and stand before them. A pipe cannot go back, and gets none.
         found = dict.fromkeys(specs, "0" * 8) if file.seekable() else {}

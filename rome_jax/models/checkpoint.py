@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import typing_extensions
 
+from rome_jax.files import checked
 from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import (
     CheckpointError,
@@ -210,7 +211,5 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    """Lists names, up to a limit: in a checkpoint of another family, all names are wrong."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return ", ".join(ordered[:limit]) + more
+    """Lists names in alphabetical order, up to a limit: in a checkpoint of another family, all names are wrong."""
+    return checked.listed(sorted(names), limit)

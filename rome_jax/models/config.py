@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+
+from rome_jax.files.checked import check
 
 
 class Family(enum.Enum):
@@ -246,10 +249,21 @@ class ModelConfig:
         """Checks that the model has a layer, and returns it.
 
         Raises:
-          ValueError: If the model does not have the layer; the message names `argument` and the layers there are.
+          ValueError: If it is not a whole number, or the model does not have the layer; the message names `argument`
+            and the layers there are.
         """
+        layer = check(int, layer, argument)
         if not 0 <= layer < self.num_layers:
             raise ValueError(
                 f"{argument}={layer} does not exist: the model has layers 0 to {self.num_layers - 1}."
             )
         return layer
+
+    def check_layers(self, layers: Iterable[int], argument: str = "layers") -> tuple[int, ...]:
+        """Checks that the model has some layers, and returns them in their order.
+
+        Raises:
+          ValueError: If one is not a whole number, or the model does not have it; see `check_layer`.
+        """
+        checked = check(tuple[int, ...], layers, argument)
+        return tuple(self.check_layer(layer, argument) for layer in checked)

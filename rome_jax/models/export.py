@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import typing_extensions
 
-from rome_jax.files.artifacts import explaining, write_whole
+from rome_jax.files.artifacts import is_temporary, remove_leftovers, write_whole
+from rome_jax.files.checked import check
+from rome_jax.files.folders import creating, staging
 from rome_jax.files.json_files import read_object
+from rome_jax.files.locks import in_use
+from rome_jax.files.system_errors import explaining
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
 MARKER = "rome_jax_export.json"  # marks a directory that `save_hf` wrote, and lists its files
-_STAGING = ".saving-"
 
 
 class _Marker(typing_extensions.TypedDict):
@@ -41,6 +43,7 @@ def save_hf(directory: str | Path, model: LanguageModel, *, overwrite: bool = Fa
     Raises:
       FileExistsError: If the directory holds an export and `overwrite` is not set, or holds anything else.
       CheckpointError: If the params do not fit the model's config.
+      FolderInUseError: If another process saves to the directory.
       OSError: If the directory cannot be written to.
 
     Example:
@@ -54,28 +57,29 @@ def save_hf(directory: str | Path, model: LanguageModel, *, overwrite: bool = Fa
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
     known = {name: token for name, token in tokens.items() if token is not None}
-    with explaining(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=_STAGING) as staging:
-            save_params(staging, model.params, model.config, known)
-            model.tokenizer.save_pretrained(staging)
-            _move(Path(staging), directory, model)
+    with (
+        explaining(directory),
+        creating(directory),
+        in_use(directory),
+        staging(directory) as folder,
+    ):
+        remove_leftovers(directory)
+        save_params(folder, model.params, model.config, known)
+        model.tokenizer.save_pretrained(folder)
+        _move(folder, directory, model)
 
 
-def _move(staging: Path, directory: Path, model: LanguageModel) -> None:
+def _move(folder: Path, directory: Path, model: LanguageModel) -> None:
     """Moves the files of an export into place, and removes those of the export that it replaces."""
     old = set(_files(directory))
-    new = {file.name for file in staging.iterdir()}
+    new = {file.name for file in folder.iterdir()}
     # At any moment the marker lists every file, so that an interrupted export can be replaced.
     _mark(directory, old | new, model)
     # The config is moved last: a new directory is not a model before it has one.
     for name in sorted(new, key=lambda name: name == "config.json"):
-        (staging / name).replace(directory / name)
+        (folder / name).replace(directory / name)
     for name in old - new:
         (directory / name).unlink(missing_ok=True)
-    for leftover in directory.glob(f"{_STAGING}*"):  # an export was killed
-        if leftover.name != staging.name:
-            shutil.rmtree(leftover, ignore_errors=True)
     _mark(directory, new, model)
 
 
@@ -110,12 +114,12 @@ def check_hf_directory(directory: str | Path, *, overwrite: bool = False) -> Pat
     Raises:
       FileExistsError: If the directory holds an export and `overwrite` is not set, or holds anything else.
     """
-    directory = Path(directory)
+    directory = Path(check(str, os.fspath(directory), "directory"))  # tokenizers wants Unicode
     if not directory.exists() and not directory.is_symlink():
         return directory
     if not directory.is_dir():
         raise FileExistsError(f"{directory} is not a directory: give another path.")
-    names = {p.name for p in directory.iterdir() if not p.name.startswith(_STAGING)}
+    names = {p.name for p in directory.iterdir() if not is_temporary(p.name)}
     if not names:
         return directory
     own = {MARKER, *_files(directory)}

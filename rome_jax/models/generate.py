@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from flax import struct
 
 from rome_jax.data.tokenization import begin_ids, continuation_text
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, encode, round_up
+from rome_jax.files.checked import Count, NonNegativeInt, check, check_fields
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params, embed, plain_attention, run_layers, unembed
 from rome_jax.models.interventions import Delta
@@ -46,23 +47,18 @@ class Sampling:
       top_k: Number of most likely tokens to draw from; None, or more than there are, means all tokens.
 
     Raises:
-      ValueError: If the temperature is negative or not finite, or top_k is below 1.
+      ValueError: If the temperature is not a finite number of at least 0, or top_k not a whole number of at least 1.
 
     Example:
       >>> rome_jax.Sampling(top_k=5)  # as the original samples its context templates and evaluation texts
       Sampling(temperature=1.0, top_k=5)
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
+    temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
+    top_k: Count | None = None
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f"temperature={self.temperature}: it must be 0 (greedy) or a positive number."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k}: it must be at least 1, or None for all tokens.")
+        check_fields(self)
 
     @classmethod
     def greedy(cls) -> Sampling:
@@ -166,8 +162,9 @@ def generate(
       `GeneratedBatch` with B rows in the order of the prompts.
 
     Raises:
-      ValueError: If both or neither of the two limits are given, a limit is below 1, sampling has no key, the number of
-        keys is not B, a `case` has no delta, or the real tokens of a row are not contiguous.
+      ValueError: If both or neither of the two limits are given, a limit is not a whole number of at least 1,
+        `stop_token` is no id, sampling has no key, the number of keys is not B, a `case` has no delta, or the real
+        tokens of a row are not contiguous.
       SequenceTooLongError: If a row would outgrow the model's context. This is checked before anything is compiled.
 
     Example:
@@ -179,6 +176,7 @@ def generate(
     Source: Top-k sampling is from Fan et al., "Hierarchical Neural Story Generation" (2018). The ROME paper's
     evaluation (Meng et al., 2022) uses top_k=5 and a `max_length` that includes the prompt.
     """
+    stop_token = check(NonNegativeInt | None, stop_token, "stop_token")
     prompts, lengths = _align_right(batch, config.context_length)
     num_rows, width = prompts.ids.shape
     limits = _new_tokens(lengths, max_length, max_new_tokens, config.context_length)
@@ -238,10 +236,14 @@ def generate_text(model: LanguageModel, prompts: Sequence[str], **options: Any) 
 def clean_text(text: str) -> str:
     r"""Cleans generated text as the original does: NFKD, paragraph breaks to spaces, no `<|endoftext|>`.
 
+    Raises:
+      ValueError: If it is no text or not valid Unicode.
+
     Example:
       >>> clean_text("<|endoftext|>One.\n\nTwo.")
       'One. Two.'
     """
+    text = check(str, text, "text")
     return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("<|endoftext|>", "")
 
 
@@ -356,14 +358,13 @@ def _new_tokens(
     lengths: np.ndarray, max_length: int | None, max_new_tokens: int | None, context_length: int
 ) -> np.ndarray:
     """Computes how many tokens to add to each row, int32 [B]."""
+    max_length = check(Count | None, max_length, "max_length")
+    max_new_tokens = check(Count | None, max_new_tokens, "max_new_tokens")
     limit = max_length if max_new_tokens is None else max_new_tokens
     if limit is None or None not in (max_length, max_new_tokens):
         raise ValueError(
             f"max_length={max_length}, max_new_tokens={max_new_tokens}: give exactly one of the two."
         )
-    if limit < 1:
-        name = "max_length" if max_new_tokens is None else "max_new_tokens"
-        raise ValueError(f"{name}={limit}: it must be at least 1.")
     limits = np.full_like(lengths, limit)
     if max_new_tokens is None:
         limits = np.maximum(limit - lengths, 0)

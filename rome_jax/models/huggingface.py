@@ -172,7 +172,6 @@ def save_params(
             tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
             yield _theirs(slot.weight, tensor.T if slot.weight.transposed else tensor, config)
 
-    directory.mkdir(parents=True, exist_ok=True)
     write(directory / _SINGLE, specs, tensors(), {"format": "pt"})
     stored = {"dtype": str(leaves["wte/embedding"].dtype)}  # the dtype in which transformers loads
     content = json.dumps(to_hf(config) | stored | dict(attributes or {}), indent=2, sort_keys=True)

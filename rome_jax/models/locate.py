@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.files.checked import shown
 from rome_jax.files.downloads import DownloadError
 from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import CheckpointError
@@ -75,8 +77,8 @@ def read_model_config(place: Path) -> ModelConfig:
 
 def is_local(name: str) -> bool:
     """Returns whether a name is the path of a directory or of a GGUF file."""
-    path = Path(name).expanduser()
-    return bool(name) and (path.is_dir() or gguf_files.is_gguf(path))
+    path = os.path.expanduser(name)
+    return bool(name) and (os.path.isdir(path) or gguf_files.is_gguf(Path(path)))
 
 
 def find(
@@ -107,9 +109,9 @@ def find(
     if name in IN_WHEELS:
         return _from_wheel(name, offline)
     if is_local(name):
-        local = Path(name).expanduser()
+        local = Path(os.path.expanduser(name))
         return local, f"{'directory' if local.is_dir() else 'file'} {local.resolve()}"
-    if Path(name).suffix.lower() == gguf_files.SUFFIX:
+    if os.path.splitext(name)[1].lower() == gguf_files.SUFFIX:
         raise unknown_model(name, "there is no such file")
     check_hub_name(name)
     return _from_hub(name, revision, cache_dir, offline)
@@ -184,12 +186,15 @@ def check_hub_name(name: str) -> str:
     """Checks that a model on the hub can have this name, and returns it.
 
     Raises:
-      ModelNotFoundError: If the name is not possible on the hub, or looks like a misspelled shipped model.
+      ModelNotFoundError: If the name is not possible on the hub, is that of a file, or looks like a misspelled shipped
+        model.
 
     Example:
       >>> check_hub_name("EleutherAI/gpt-j-6B")
       'EleutherAI/gpt-j-6B'
     """
+    if os.path.isfile(os.path.expanduser(name)):
+        raise unknown_model(name, "it is a file, and a model is a directory")
     part = r"\w(?:[\w.-]*\w)?"
     possible = re.fullmatch(f"{part}(?:/{part})?", name, re.ASCII) and not re.search(
         r"--|\.\.", name
@@ -220,7 +225,7 @@ def unknown_model(name: str, why: str, *, only_shipped: bool = False) -> ModelNo
             ", the directory of a Hugging Face model, a GGUF file, or a name on the hub such as gpt2-xl or "
             "EleutherAI/gpt-j-6B"
         )
-    return ModelNotFoundError(f"unknown model {name!r} ({why}): give {names}.")
+    return ModelNotFoundError(f"unknown model {shown(name)} ({why}): give {names}.")
 
 
 def _unreachable(name: str, why: str) -> ModelNotFoundError:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.tokens import TokenBatch
+from rome_jax.files.checked import Count, check
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import Params, hidden_states, unembed
 from rome_jax.models.interventions import Delta, Site
@@ -78,10 +79,16 @@ def top_tokens(logits: jax.Array, tokenizer: Any, k: int = 5) -> list[list[tuple
     Returns:
       M lists of k pairs (text, probability), most likely first.
 
+    Raises:
+      ValueError: If k is not a whole number from 1 to V.
+
     Example:
       >>> top_tokens(jnp.zeros((2, 1536)).at[:, 65].set(20), model.tokenizer, k=1)[0]
       [('a', 0.99...)]
     """
+    k, size = check(Count, k, "k"), jnp.shape(logits)[-1]
+    if k > size:
+        raise ValueError(f"k={k}: the vocabulary has {size} tokens; give at most as many.")
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits), axis=-1), k)
     return [
         [(tokenizer.decode([token]), probability) for token, probability in zip(*row, strict=True)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import jax
 import typing_extensions
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from rome_jax.files.artifacts import explaining
+from rome_jax.files.checked import check
+from rome_jax.files.folders import abandoned, creating, staging
 from rome_jax.files.json_files import read_object
+from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import CheckpointError, damaged
+from rome_jax.files.system_errors import explaining
 from rome_jax.models.families import from_hf, to_hf
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.registry import LanguageModel, as_dtype, as_precision
@@ -75,23 +79,30 @@ def save_orbax(directory: str | Path, model: LanguageModel, *, overwrite: bool =
         "dtypes": dtypes,
         "versions": {"rome_jax": __version__, "jax": jax.__version__},
     }
-    with explaining(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        explaining(directory),
-        tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as folder,
-    ):
-        staging = Path(folder).resolve() / "checkpoint"
-        staging.mkdir()
-        model.tokenizer.save_pretrained(staging / _TOKENIZER)
-        with (
-            ocp.StandardCheckpointer() as checkpointer
-        ):  # leaving the context waits for its threads
-            checkpointer.save(staging / _PARAMS, model.params)
-        (staging / _MODEL).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    with explaining(directory), creating(directory.parent), staging(directory.parent) as folder:
+        new = folder.resolve() / "checkpoint"
+        new.mkdir()
+        model.tokenizer.save_pretrained(new / _TOKENIZER)
+        # Leaving the context waits for the threads of the checkpointer.
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(new / _PARAMS, model.params)
+        (new / _MODEL).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         if directory.exists() and any(directory.iterdir()):
-            directory.replace(Path(folder) / "old")
-        staging.replace(directory)
+            directory.replace(folder / _replaced(directory))
+        new.replace(directory)
+
+
+def _replaced(directory: Path) -> str:
+    """Returns the name of a checkpoint inside the temporary folder while another one takes its place."""
+    return f"old-{directory.name}"
+
+
+def _recover(directory: Path) -> None:
+    """Moves a checkpoint back into place, if a process was killed after it moved it away."""
+    for left in abandoned(directory.parent) if not directory.exists() else ():
+        moved = left / _replaced(directory)
+        if moved.is_dir() and not directory.exists():
+            moved.replace(directory)
 
 
 def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -103,7 +114,8 @@ def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> 
     Raises:
       FileExistsError: If the directory holds a checkpoint and `overwrite` is not set, or holds anything else.
     """
-    directory = Path(directory)
+    directory = Path(check(str, os.fspath(directory), "directory"))  # tokenizers wants Unicode
+    _recover(directory)
     if not directory.exists() and not directory.is_symlink():
         return directory
     if not directory.is_dir():
@@ -166,7 +178,8 @@ def load_orbax(
     """
     import orbax.checkpoint as ocp  # slow to import, and needed only for checkpoints
 
-    directory, dtype = Path(directory), as_dtype(dtype)
+    directory, dtype = Path(check_path(directory, "directory")), as_dtype(dtype)
+    _recover(directory)
     if not (directory / _MODEL).is_file():
         raise FileNotFoundError(
             f"{directory} has no {_MODEL}: give a directory that save_orbax wrote."
@@ -183,14 +196,7 @@ def load_orbax(
         from_hf(content["config"], f"{path}: config"),
         content["fingerprint"],
     )
-    try:
-        stored = jax.tree.map(
-            lambda leaf, kept: jax.ShapeDtypeStruct(leaf.shape, as_dtype(kept)),
-            param_shapes(config),
-            content["dtypes"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, error) from error
+    stored = _with_dtypes(param_shapes(config), content["dtypes"], path)
     for part in (_TOKENIZER, _PARAMS):
         if not (directory / part).is_dir():
             raise CheckpointError(
@@ -220,6 +226,28 @@ def load_orbax(
             "replaced: copy or save the checkpoint again."
         )
     return model
+
+
+def _with_dtypes(shapes: Any, dtypes: Mapping[str, Any], path: Path) -> Any:
+    """Returns the shapes of all params with the dtypes that model.json gives them.
+
+    Raises:
+      CheckpointError: If model.json lacks a dtype, or gives one that weights cannot have.
+    """
+
+    def with_dtype(keys: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        found: Any = dtypes
+        name = "dtypes"
+        try:
+            for key in keys:
+                found = check(dict[str, Any], found, name).get(key.key)
+                name += f".{key.key}"
+            return jax.ShapeDtypeStruct(leaf.shape, as_dtype(check(str, found, name)))
+        except ValueError as error:
+            why = str(error).rstrip(".")
+            raise CheckpointError(f"{path} is damaged ({why}): copy or save it again.") from error
+
+    return jax.tree_util.tree_map_with_path(with_dtype, shapes)
 
 
 def _check_shapes(metadata: Any, stored: Any) -> None:

@@ -8,21 +8,25 @@ Results that are already in the folder are not computed again. Each program deci
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from rome_jax.data.tokenization import describe_tokenization
-from rome_jax.files.artifacts import write_whole
+from rome_jax.files.artifacts import is_temporary, remove_leftovers, write_whole
 from rome_jax.files.checked import check
+from rome_jax.files.checksums import with_checksum
 from rome_jax.files.json_files import read_object
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
+_SHOWN = 120  # characters of a setting in a message
+_MOST = 4  # settings in a message
 # Settings that are compared by checksum, with the setting that holds their name.
 _NAMED = {"fingerprint": "model", "facts_sha256": "facts", "dataset_sha256": "dataset"}
 
@@ -37,6 +41,8 @@ def open_run(
     remedy: str = "give another output_dir",
 ) -> Path:
     """Creates the folder of a run, or resumes a run with the same settings.
+
+    Temporary files of a killed process are removed from the folder.
 
     Args:
       directory: A new folder, or the folder of a run.
@@ -62,9 +68,9 @@ def open_run(
     """
     directory = Path(directory)
     path = directory / "run.json"
-    settings = json.loads(
-        json.dumps(settings)
-    )  # as they are read back from a file: tuples become lists
+    # As they are read back from a file: tuples become lists.
+    settings = json.loads(json.dumps(settings))
+    remove_leftovers(directory)
     if path.exists():
         _refuse_others(path, settings, remedy)
     elif any(directory.glob(cases)):
@@ -72,7 +78,8 @@ def open_run(
             f"{directory} holds cases, but no run.json that says how they were computed: {remedy}."
         )
     else:
-        write_json(path, {"settings": settings, **(recorded or {}), "versions": versions(packages)})
+        content = {"settings": settings, **(recorded or {}), "versions": versions(packages)}
+        write_state(path, content)
     return directory
 
 
@@ -107,11 +114,18 @@ def _recorded(directory: Path, remedy: str) -> dict[str, Any]:
         ) from error
 
 
+def _shortened(value: Any) -> str:
+    """Returns a setting as text of a bounded length."""
+    text = f"{value}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _refuse(directory: Path, differing: Sequence[str], remedy: str) -> None:
     """Raises a ValueError if there are differences."""
     if differing:
+        more = f"; and {len(differing) - _MOST} more" if len(differing) > _MOST else ""
         raise ValueError(
-            f"{directory} holds a run of other settings ({'; '.join(differing)}): {remedy}."
+            f"{directory} holds a run of other settings ({'; '.join(differing[:_MOST])}{more}): {remedy}."
         )
 
 
@@ -135,7 +149,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     for key in dict.fromkeys([*here, *there]):
         if key in _NAMED.values() or there.get(key) == here.get(key):
             continue
-        shown = [f"{of.get(key)}" for of in (there, here)]
+        shown = [_shortened(of.get(key)) for of in (there, here)]
         if key in _NAMED:
             shown = [f"{of.get(_NAMED[key])} ({str(of.get(key))[:12]})" for of in (there, here)]
         differing.append(f"{_NAMED.get(key, key)} is {shown[0]} there and {shown[1]} here")
@@ -155,19 +169,30 @@ def read_run(directory: Path) -> dict[str, Any]:
     return read_object(directory / "run.json", remedy="remove the folder, or give another one")
 
 
-def next_run(directory: str | Path) -> Path:
-    """Returns the folder of the next run of a method: run_000, run_001, and so on.
+def next_runs(directory: str | Path) -> Iterator[Path]:
+    """Yields folders for the next runs of a method: run_000, run_001, and so on, from the last run on.
+
+    A folder that holds nothing, because its run was killed at the start, is used again.
+
+    Args:
+      directory: Folder of the method.
 
     Example:
-      >>> next_run("results/ROME")
+      >>> next(next_runs("results/ROME"))
       PosixPath('results/ROME/run_000')
     """
     numbers = [
         int(match[1])
         for path in Path(directory).glob("run_*")
-        if (match := re.fullmatch(r"run_(\d+)", path.name))
+        if (match := re.fullmatch(r"run_(\d+)", path.name)) and _holds_something(path)
     ]
-    return Path(directory) / f"run_{max(numbers, default=-1) + 1:03d}"
+    for number in itertools.count(max(numbers, default=-1) + 1):
+        yield Path(directory) / f"run_{number:03d}"
+
+
+def _holds_something(path: Path) -> bool:
+    """Returns whether there is a file, or a folder with more than temporary files."""
+    return not path.is_dir() or any(not is_temporary(inner.name) for inner in path.iterdir())
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
@@ -196,3 +221,8 @@ def short_name(model: LanguageModel) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file so that it appears complete or not at all."""
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_state(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that later runs read back, with a checksum; see `files.checksums.has_damage`."""
+    write_json(path, with_checksum(content))

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rome_jax.files.checked import Count, check
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.forward import param_shapes
 
@@ -66,13 +67,14 @@ def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
     """Returns the logical axes that are split over a number of devices.
 
     Raises:
-      ValueError: If the number of devices does not divide the MLP's width.
+      ValueError: If the number of devices is not a whole number of at least 1 that divides the MLP's width.
 
     Example:
       >>> from rome_jax.models.families import PRESETS
       >>> sorted(split_axes(PRESETS["gpt2-xl"], 8))
       ['mlp']
     """
+    num_devices = check(Count, num_devices, "num_devices")
     if config.mlp_width % num_devices:
         raise ValueError(
             f"mlp_width={config.mlp_width} cannot be split over {num_devices} devices: use a number of devices that "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def load_tokenizer(place: Path, config: ModelConfig) -> Any:
             f"the tokenizer in {place} has ids up to {max(beyond.values())}, but the model has {config.vocab_size} "
             "embeddings: use the tokenizer of this model."
         )
+    _check_merges(place, tokenizer, vocabulary.keys() - added.keys())
     return _bounded(tokenizer, beyond) if beyond else tokenizer
 
 
@@ -88,6 +90,20 @@ def _load_directory(directory: Path, exact: bool) -> Any:
             "token: convert it to a fast one (tokenizer.json)."
         )
     return tokenizer
+
+
+def _check_merges(place: Path, tokenizer: Any, tokens: Collection[str]) -> None:
+    """Refuses a tokenizer without merges, which would encode every text byte by byte."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if (
+        model.get("type") == "BPE"
+        and not model["merges"]
+        and any(len(token) > 1 for token in tokens)
+    ):
+        raise TokenizerError(
+            f"the tokenizer in {place} has {len(tokens)} tokens but no merges: download its tokenizer.json, or its "
+            "merges.txt, again."
+        )
 
 
 def _bounded(tokenizer: Any, beyond: Mapping[str, int]) -> Any:

@@ -92,3 +92,19 @@ def _check_place(moment: SecondMoment, layer: int, model: LanguageModel, what: s
         raise ValueError(
             f"{what} belongs to layer {known.layer}, not to layer {layer}: give the second moment of that layer."
         )
+
+
+def describe_matches(moments: Mapping[int, SecondMoment] | None) -> dict[str, str]:
+    """Describes how second moments were verified, as it is recorded with the results that depend on them.
+
+    Args:
+      moments: The second moment of each layer; None if there are none.
+
+    Returns:
+      "verified", "verified for another dtype", "unverified", and so on, by layer; see `provenance.Match`.
+
+    Example:
+      >>> describe_matches({5: SecondMoment(np.eye(4), count=100)})
+      {'5': 'unverified'}
+    """
+    return {str(layer): moment.match.value for layer, moment in (moments or {}).items()}

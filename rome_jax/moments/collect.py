@@ -16,15 +16,18 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.packing import Packer, stack
 from rome_jax.data.tokenization import prompt_ids
 from rome_jax.data.tokens import TokenBatch
-from rome_jax.files.artifacts import explaining, remove_leftovers
+from rome_jax.files.artifacts import remove_leftovers
+from rome_jax.files.checked import check
+from rome_jax.files.folders import creating
 from rome_jax.files.locks import in_use
 from rome_jax.files.memory import check_memory
 from rome_jax.files.progress import tqdm
@@ -41,6 +44,7 @@ from rome_jax.version import __version__
 
 _TEXTS = 256  # Texts tokenized per call of the tokenizer, at most.
 _LONGEST_ROW = 2048
+_Seconds = Annotated[float, pydantic.Field(ge=0)]
 
 
 def collect(
@@ -91,19 +95,19 @@ def collect(
       300
     """
     directory = Path(directory)
-    length = sequence_length
+    length = check(int | None, sequence_length, "sequence_length")
     if length is None:
         length = min(model.config.context_length, _LONGEST_ROW)
+    batch_tokens = check(int, batch_tokens, "batch_tokens")
+    checkpoint_seconds = check(_Seconds, checkpoint_seconds, "checkpoint_seconds")
     num_rows = _rows_per_batch(length, batch_tokens, model.config.context_length)
     needed = 4 * batch_tokens * (model.config.mlp_width + 4 * model.config.width)
     check_memory(needed, f"batch_tokens={batch_tokens}")
-    requested = {model.config.check_layer(layer, "layers") for layer in layers}
+    requested = set(model.config.check_layers(layers))
     if not requested:
         raise ValueError("layers is empty: name at least one layer.")
     settings = _settings(model, corpus, limit, length) | {"batch_tokens": batch_tokens}
-    with explaining(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    with in_use(directory, "output_dir"):
+    with creating(directory), in_use(directory, "output_dir"):
         state = _begin(model, directory, requested, settings)
         if state is None:
             return
@@ -271,16 +275,16 @@ def _articles(
     texts = corpus.read(counts.texts)
     size = min(_TEXTS, corpus.read_ahead)
     while not limit.reached(counts) and (chunk := list(itertools.islice(texts, size))):
-        for row in prompt_ids(model.tokenizer, chunk):
+        for ids in prompt_ids(model.tokenizer, chunk):
             if limit.reached(counts):
                 return
             left = length if limit.tokens is None else limit.tokens - counts.tokens
-            ids = np.asarray(row[: min(length, left)], np.int32)
+            article = np.asarray(ids[: min(length, left)], np.int32)
             counts.texts += 1
-            if len(ids):
+            if len(article):
                 counts.articles += 1
-                counts.tokens += len(ids)
-                yield ids
+                counts.tokens += len(article)
+                yield article
 
 
 def _bar(state: State, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:

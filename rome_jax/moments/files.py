@@ -25,6 +25,7 @@ import typing_extensions
 from rome_jax.files import safetensors_io
 from rome_jax.files.checked import check
 from rome_jax.files.json_files import parse_object
+from rome_jax.files.places import check_path
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import checks
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
@@ -93,7 +94,6 @@ def save(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: give {' or '.join(DTYPES)}.")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for layer, moment in moments.items():
         if dtype == "float16":
             scale = _scale(moment.mean)
@@ -139,13 +139,13 @@ def load(
       >>> load("stats/mine", layers=[0])[0].mean.shape
       (4, 4)
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if not path.exists():
         raise FileNotFoundError(
             f"there are no second moments at {path}: give a directory that eval.layer_stats wrote, or a file in it."
         )
     files = files_in(path) if path.is_dir() else {read_provenance(path)[0].layer: path}
-    requested = sorted(files) if layers is None else sorted(set(layers))
+    requested = sorted(set(files if layers is None else check(tuple[int, ...], layers, "layers")))
     if missing := [layer for layer in requested if layer not in files]:
         raise FileNotFoundError(
             f"{path} holds the second moments of layers {_listed(files)}, not of {_listed(missing)}: collect them "
@@ -173,7 +173,7 @@ def read_provenance(path: str | Path) -> tuple[MomentProvenance, int]:
       >>> provenance.layer, tokens
       (3, 100)
     """
-    return _provenance(_open(Path(path)))
+    return _provenance(_open(Path(check_path(path))))
 
 
 def _open(path: Path) -> safetensors_io.StoredFile:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
+import pydantic
+
+from rome_jax.files.checked import check, shown
 from rome_jax.models.config import ModelConfig
 from rome_jax.moments.limits import Limit
 
@@ -31,7 +35,7 @@ def read_layers(text: str | None, edited: Sequence[int] | None, name: str) -> li
     """
     if text is None:
         if edited is None:
-            raise ValueError(f"no ROME layer is known for model {name!r}: give --layers.")
+            raise ValueError(f"no ROME layer is known for model {shown(name)}: give --layers.")
         return list(edited)
     if text == _ALL:
         return None
@@ -45,7 +49,7 @@ def read_layers(text: str | None, edited: Sequence[int] | None, name: str) -> li
         layers += found
     if not layers:
         raise ValueError(
-            f"--layers={text} names no layers of a model: give one (17), several (5,6,7), a range (3-8), or all."
+            f"--layers={shown(text)} names no layers of a model: give one (17), several (5,6,7), a range (3-8), or all."
         )
     return layers
 
@@ -80,7 +84,7 @@ def read_limit(
       error: Value of --until_error. None if it is not given.
 
     Raises:
-      ValueError: If a value is not a number or is negative, both are given, or the error is not between 0 and 1.
+      ValueError: If a value is not a number in its range, both limits are given, or the error is not between 0 and 1.
 
     Example:
       >>> str(read_limit(None, None, 100_000))
@@ -88,8 +92,12 @@ def read_limit(
       >>> str(read_limit(None, ["1000"], 100_000, error=0.05))
       '1000 tokens or error 0.05'
     """
-    num_articles = _number("--num_articles", articles)
-    num_tokens = None if tokens is None else _number("--num_tokens", ",".join(tokens))
+    num_articles = _number("--num_articles", articles, 0)
+    num_tokens = None if tokens is None else _number("--num_tokens", ",".join(tokens), 1)
+    if num_articles and num_tokens:
+        raise ValueError(
+            f"--num_articles={num_articles} and --num_tokens={num_tokens} both limit the corpus: leave one out."
+        )
     if articles is None and tokens is None:
         num_articles = default_articles
     return Limit(num_articles or None, num_tokens, error)
@@ -113,22 +121,18 @@ def read_limits(values: Sequence[str]) -> list[Limit | None]:
     """
     limits: list[Limit | None] = []
     for value in values:
-        if value != _ALL and not value.isdecimal():
-            raise ValueError(
-                f"--num_tokens={value} is not a number of tokens: give numbers, or all."
-            )
-        if value == _ALL:
-            limits.append(Limit())
-        else:
-            limits.append(Limit(tokens=int(value)) if int(value) else None)
+        number = _number("--num_tokens", value, 0)
+        limits.append(None if number == 0 else Limit(tokens=number))
     return limits
 
 
-def _number(flag: str, text: str | None) -> int | None:
+def _number(flag: str, text: str | None, least: int) -> int | None:
     """Parses the number of a flag; None if the flag is not given or says "all"."""
     if text is None or text == _ALL:
         return None
     try:
-        return int(text)
+        return check(Annotated[int, pydantic.Field(ge=least)], text, flag)
     except ValueError:
-        raise ValueError(f"{flag}={text} is not a number: give a whole number, or all.") from None
+        raise ValueError(
+            f"{flag}={shown(text)}: give a whole number of {least} or more, or all."
+        ) from None

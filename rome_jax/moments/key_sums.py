@@ -53,7 +53,7 @@ class KeySums:
     """
 
     def __init__(self, params: forward.Params, config: ModelConfig, layers: Iterable[int]):
-        layers = sorted({config.check_layer(layer, "layers") for layer in layers})
+        layers = sorted(set(config.check_layers(layers)))
         if not layers:
             raise ValueError("layers is empty: name at least one layer.")
         self._params, self._config = params, config

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
+import pydantic
+
+from rome_jax.files.checked import PositiveInt, check_fields
 from rome_jax.moments.state import Counts
 
 
@@ -24,18 +28,16 @@ class Limit:
       ('1000 articles', 'all')
     """
 
-    articles: int | None = None
-    tokens: int | None = None
-    error: float | None = None
+    articles: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    error: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
 
     def __post_init__(self):
-        given = [value for value in (self.articles, self.tokens) if value is not None]
-        if len(given) > 1 or min(given, default=1) < 1:
+        check_fields(self)
+        if self.articles is not None and self.tokens is not None:
             raise ValueError(
-                f"num_articles={self.articles}, num_tokens={self.tokens}: give at most one of them, and at least 1."
+                f"articles={self.articles}, tokens={self.tokens}: give at most one of them."
             )
-        if self.error is not None and not 0 < self.error < 1:
-            raise ValueError(f"until_error={self.error}: give a number between 0 and 1.")
 
     def __str__(self) -> str:
         size = "all" if self.articles is None else f"{self.articles} articles"

@@ -19,6 +19,7 @@ import numpy as np
 from rome_jax.files import downloads
 from rome_jax.files.artifacts import cache_directory
 from rome_jax.files.checked import check, shown
+from rome_jax.files.places import check_path
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf
@@ -73,7 +74,7 @@ def load_reference(path: str | Path, *, width: int | None = None) -> SecondMomen
       >>> load_reference(path).mean.tolist()
       [[3.0, 3.0], [3.0, 3.0]]
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if not path.is_file():
         raise FileNotFoundError(
             f"there are no second moments at {path}: give the path of an .npz file."
@@ -103,6 +104,8 @@ def _read_arrays(
 ) -> tuple[np.ndarray, int, int]:
     """Reads the sum, the number of tokens and the number of articles, but no other arrays, which may be pickles."""
     sizes = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if len(sizes) < len(archive.infolist()):
+        raise _Refused(f"{path} holds two arrays of the same name: copy it again.")
     if not {_SUM, _COUNT} <= sizes.keys():
         raise _Refused(
             f"{path} holds {shown(sorted(sizes))}, not the original's {_SUM!r} and {_COUNT!r}: give a "

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
+from rome_jax.files.checked import PositiveInt, check_fields
 from rome_jax.models.provenance import Match, Origin
 
 
@@ -71,19 +72,26 @@ class SecondMoment:
       match: How that model relates to the model that C was read for; see `rome_jax.models.provenance`.
 
     Raises:
-      ValueError: If `mean` is not square.
+      ValueError: If `mean` is not a square matrix of finite numbers, or `count` is not a whole number of at least 1.
     """
 
     mean: np.ndarray
-    count: int
+    count: PositiveInt
     provenance: MomentProvenance = MomentProvenance()
     match: Match = Match.UNVERIFIED
 
     def __post_init__(self):
+        object.__setattr__(self, "mean", np.asarray(self.mean))
+        check_fields(self, ["count"])
+        if self.mean.dtype.kind not in "fiu":
+            raise ValueError(f"mean has the type {self.mean.dtype}: give a matrix of numbers.")
         if self.mean.ndim != 2 or self.mean.shape[0] != self.mean.shape[1]:
             raise ValueError(
                 f"the second moment has mean of shape {self.mean.shape}: give a square matrix [F, F]."
             )
+        # A sum is finite if all numbers are, unless they overflow; it needs no array of the same size.
+        if not np.isfinite(self.mean.sum()) and not np.isfinite(self.mean).all():
+            raise ValueError("mean holds NaN or infinity: collect the second moment again.")
 
     @property
     def fingerprint(self) -> str:
@@ -185,9 +193,10 @@ class SecondMoment:
           [2.0, 0.5]
         """
         keys = np.asarray(keys, np.float64)
-        if keys.shape[-1] != self.mean.shape[0]:
+        width = keys.shape[-1] if keys.ndim else 0
+        if width != self.mean.shape[0]:
             raise ValueError(
-                f"keys of width {keys.shape[-1]} and a second moment of width {self.mean.shape[0]} do not fit: give "
+                f"keys of width {width} and a second moment of width {self.mean.shape[0]} do not fit: give "
                 "second moments that were collected on this model."
             )
         if not np.isfinite(keys).all():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.resources
 from importlib.resources.abc import Traversable
 
+from rome_jax.files.checked import check, shown
 from rome_jax.models.registry import SHIPPED
 from rome_jax.moments import files
 from rome_jax.moments.second_moment import SecondMoment
@@ -41,7 +42,7 @@ def load_shipped(name: str) -> dict[int, SecondMoment]:
       >>> sorted(load_shipped("factworld-gpt2"))[:2]
       [0, 1]
     """
-    return files.load(str(_folder(name)))
+    return files.load(str(_folder(check(str, name, "name"))))
 
 
 def _folder(name: str) -> Traversable:
@@ -53,6 +54,6 @@ def _folder(name: str) -> Traversable:
         return package / "moments" / "assets" / PRETRAINED[name]
     known = ", ".join((*SHIPPED, *PRETRAINED))
     raise ValueError(
-        f"no second moments come with model {name!r} (only with {known}): collect them with "
+        f"no second moments come with model {shown(name)} (only with {known}): collect them with "
         "`python -m eval.layer_stats`, or edit with mom2_adjustment=False."
     )

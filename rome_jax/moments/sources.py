@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from rome_jax.files.places import check_path
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import checks, files, published
 from rome_jax.moments.published import PUBLISHED
@@ -39,7 +41,7 @@ def read(
       >>> moments[2].mean.shape, moments[2].provenance.corpus
       ((512, 512), 'factworld')
     """
-    layers = sorted({model.config.check_layer(layer, "layers") for layer in layers})
+    layers = sorted(set(model.config.check_layers(layers)))
     if source is None:
         shipped = load_shipped(model.name)
         if missing := ", ".join(str(layer) for layer in layers if layer not in shipped):
@@ -51,7 +53,7 @@ def read(
         moments = {layer: shipped[layer] for layer in layers}
         what = f"the second moment that comes with {model.name}"
         return checks.verified(moments, model, dict.fromkeys(layers, what))
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(check_path(source, "source")))
     if str(source) == PUBLISHED:
         paths = {layer: published.download(model, layer) for layer in layers}
     elif path.suffix == ".npz":

@@ -163,11 +163,11 @@ def read_state(path: Path, model: LanguageModel) -> State:
       ValueError: If the file is damaged.
     """
     file, header = _open(path)
-    state = State.new(model, header["layers"])
-    state.counts = Counts(**header["counts"])
-    for half, tokens in zip(state.halves, header["tokens"], strict=True):
-        half.tokens = tokens
     try:
+        state = State.new(model, header["layers"])
+        state.counts = Counts(**header["counts"])
+        for half, tokens in zip(state.halves, header["tokens"], strict=True):
+            half.tokens = tokens
         for name, total in _named_totals(state):
             found = unpack_triangle(file.tensors[name].read())
             if found.shape != total.shape or not np.isfinite(found).all():
@@ -178,9 +178,13 @@ def read_state(path: Path, model: LanguageModel) -> State:
             if keys.ndim != 2 or keys.shape[1] != model.config.mlp_width:
                 raise ValueError(f"keys_{layer} has another width")
             state.keys[layer] = keys
-        ends = np.cumsum(file.tensors["lengths"].read())
-        waiting = np.array(file.tensors["waiting"].read())
+        lengths, waiting = (file.tensors[name].read() for name in ("lengths", "waiting"))
+        if (lengths.dtype, lengths.ndim, waiting.dtype) != (np.int64, 1, np.int32):
+            raise ValueError("the waiting articles are of other types")
+        if (lengths < 0).any() or waiting.shape != (lengths.sum(),):
+            raise ValueError("the lengths of the waiting articles are wrong")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}.") from error
-    state.waiting = np.split(waiting, ends)[:-1]
+        why = str(error).rstrip(".")
+        raise ValueError(f"{path} is damaged ({why}): {_REMEDY}.") from error
+    state.waiting = np.split(np.array(waiting), np.cumsum(lengths))[:-1]
     return state

@@ -20,6 +20,7 @@ import numpy as np
 
 from rome_jax.files import extras
 from rome_jax.files.artifacts import write_whole
+from rome_jax.files.checked import shown
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -157,6 +158,26 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
+def check_figure_path(path: str | Path, name: str = "path") -> Path:
+    """Checks that a figure can be written in the format that a file's name ends in, and returns the path.
+
+    Args:
+      path: The file.
+      name: Name of the path in errors, such as "--plot".
+
+    Raises:
+      ValueError: If the file does not end in .pdf, .svg or .png.
+
+    Example:
+      >>> check_figure_path("figures/sweep.bmp", "--plot")
+      Traceback (most recent call last):
+      ValueError: --plot='figures/sweep.bmp' must end in one of .pdf, .svg, .png.
+    """
+    if Path(path).suffix.lower() not in _METADATA:
+        raise ValueError(f"{name}={shown(str(path))} must end in one of {', '.join(_METADATA)}.")
+    return Path(path)
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure to a file; an interrupted call leaves no partial file, and the same figure gives the same bytes.
 
@@ -175,10 +196,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
       ...     figure = style.new_figure(2, 1)
       >>> style.save_figure(figure, "figures/empty.svg")
     """
-    path = Path(path)
+    path = check_figure_path(path)
     suffix = path.suffix.lower()
-    if suffix not in _METADATA:
-        raise ValueError(f"path={str(path)!r} must end in one of {', '.join(_METADATA)}.")
     image = io.BytesIO()
     with settings():
         figure.savefig(

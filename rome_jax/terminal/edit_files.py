@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from rome_jax.edit.edit_files import SUFFIX, check_edit_path, load_edits, save_e
 from rome_jax.edit.method import METHODS, Editor
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.saved_edits import SavedEdit, apply_edits, record_edits, revert_edits
-from rome_jax.files.artifacts import check_writable
 from rome_jax.models.export import check_hf_directory, save_hf
 from rome_jax.models.interventions import LowRankUpdate
 from rome_jax.models.orbax import check_orbax_directory, save_orbax
@@ -79,7 +79,7 @@ def check_places(
     export_orbax: str | None,
     overwrite: bool = False,
 ) -> None:
-    """Refuses places that cannot be written to, before anything is computed.
+    """Refuses places that hold something else, before anything is computed.
 
     Args:
       edits: File for edits.
@@ -87,22 +87,21 @@ def check_places(
       overwrite: Whether earlier exports in these directories are replaced.
 
     Raises:
-      ValueError: If the file for edits does not end in .safetensors, or both exports name the same directory.
+      ValueError: If the file for edits does not end in .safetensors, or one place is inside of another.
       FileExistsError: If a directory contains something else.
-      OSError: If a folder is not writable.
     """
-    for place in filter(None, (edits, export_hf, export_orbax)):
-        check_writable(Path(place).parent, "folder")
     if edits:
         check_edit_path(edits)
     if export_hf:
         check_hf_directory(export_hf, overwrite=overwrite)
     if export_orbax:
         check_orbax_directory(export_orbax, overwrite=overwrite)
-    if export_hf and export_orbax and Path(export_hf).resolve() == Path(export_orbax).resolve():
-        raise ValueError(
-            f"--export_hf and --export_orbax both name {export_hf}: give two different directories."
-        )
+    places = [Path(place).resolve() for place in (edits, export_hf, export_orbax) if place]
+    for one, other in itertools.permutations(places, 2):
+        if one.is_relative_to(other):
+            raise ValueError(
+                f"{one} is the same as {other}, or inside of it: write edits and exports to places of their own."
+            )
 
 
 def compute(editor: Editor, request: EditRequest) -> EditResult:
@@ -234,7 +233,7 @@ def inspect(path: str | Path) -> None:
 
     Raises:
       FileNotFoundError: If the file does not exist, or the folder contains no .safetensors file.
-      ValueError: If the file is not a saved edit.
+      ValueError: If the file is not a saved edit, or the folder has none.
     """
     path = Path(path)
     if not path.is_dir():
@@ -247,6 +246,7 @@ def inspect(path: str | Path) -> None:
         raise FileNotFoundError(
             f"{path} contains no {SUFFIX} file: name a folder with saved edits."
         )
+    unread = 0
     for file in files:
         try:
             for edit in load_edits(file):
@@ -257,7 +257,10 @@ def inspect(path: str | Path) -> None:
                     f"{made.fingerprint[:12]}   {requests}"
                 )
         except ValueError as error:
+            unread += 1
             print(f"{file.name}   cannot be read: {error}")
+    if unread == len(files):
+        raise ValueError(f"{path} contains no saved edit that can be read: give another folder.")
 
 
 def _print_details(edit: SavedEdit) -> None:

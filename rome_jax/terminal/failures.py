@@ -6,6 +6,7 @@ traceback, or the flags to lower if memory ran out.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import linecache
 import os
@@ -71,8 +72,9 @@ def write_traceback(error: BaseException) -> Path | None:
     text = "".join(traceback.format_exception(error))
     command = " ".join(sys.argv)
     content = f"rome_jax {__version__}\n{command}\n\n{text}".encode("utf-8", "backslashreplace")
-    for folder in (cache_directory() / "errors", Path(tempfile.gettempdir())):
+    for find in (lambda: cache_directory() / "errors", lambda: Path(tempfile.gettempdir())):
         try:
+            folder = find()
             folder.mkdir(parents=True, exist_ok=True)
             if folder.name == "errors":
                 trim_directory(folder, _TRACEBACKS)
@@ -120,7 +122,7 @@ def _is_deliberate(error: ValueError) -> bool:
 
 def _file_sentence(error: OSError, message: str, places: Mapping[str, str]) -> str:
     """Returns the sentence about an error of the file system."""
-    if error.errno is None:  # raised with a sentence of its own
+    if error.errno is None or error.strerror is None:  # raised with a sentence of its own
         return message
     reason = os.strerror(error.errno)
     if error.filename is not None:
@@ -130,7 +132,9 @@ def _file_sentence(error: OSError, message: str, places: Mapping[str, str]) -> s
             else "check the path"
         )
         return f"{_one_line(os.fsdecode(error.filename))}: {reason}; {remedy}."
-    named = [f"--{name}={value}" for name, value in places.items()]
-    listed = ", ".join([*named, "the standard output", f"the cache {cache_directory()}"])
+    named = [*(f"--{name}={value}" for name, value in places.items()), "the standard output"]
+    with contextlib.suppress(OSError):  # this user has no home folder
+        named.append(f"the cache {cache_directory()}")
+    listed = ", ".join(named)
     remedy = "free some space there" if error.errno in _FULL else "check them"
     return f"{reason} (error {error.errno}) in one of {listed}: {remedy}, or write to other places."

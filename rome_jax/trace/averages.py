@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from rome_jax.files.checked import shown
 from rome_jax.trace.result import SkippedCase, TraceResult, traced
 
 
@@ -122,7 +123,7 @@ def average_effects(cases: Iterable[TraceResult | SkippedCase]) -> AverageEffect
     for case in found:
         if np.isnan(case.scores).any():
             raise ValueError(
-                f"a score of the case with the answer {case.answer!r} is NaN: trace it without a screening."
+                f"a score of the case with the answer {shown(case.answer)} is NaN: trace it without a screening."
             )
     indirect = {}
     for place in TokenClass:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from rome_jax.files.checked import shown
 from rome_jax.trace.averages import TokenClass, check_same_sort
 from rome_jax.trace.protocol import Series
 from rome_jax.trace.result import SkippedCase, TraceResult, traced
@@ -76,7 +77,7 @@ def best_states(cases: Iterable[TraceResult | SkippedCase]) -> BestStates:
     for case in found:
         if np.isnan(case.scores).all():
             raise ValueError(
-                f"the case with the answer {case.answer!r} has no known score: trace it again."
+                f"the case with the answer {shown(case.answer)} has no known score: trace it again."
             )
         row, layer = np.unravel_index(np.nanargmax(case.scores), case.scores.shape)
         layers.append(int(layer))

@@ -11,25 +11,23 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
-import pydantic
 from typing_extensions import TypedDict
 
 from rome_jax.data import samples
 from rome_jax.data.request import SLOT
 from rome_jax.data.samples import SAMPLE
-from rome_jax.files.checked import check
+from rome_jax.files.checked import Seed, check, check_fields
 from rome_jax.files.records import Text, find, read_records
 
 FACTWORLD = "factworld"
-_MAX_ID = 2**32  # A `known_id` is folded into a PRNG key.
 
 
 class _Record(TypedDict):
     """The fields of known_1000.json that are read."""
 
-    known_id: Annotated[int, pydantic.Field(ge=0, lt=_MAX_ID)]
+    known_id: Seed
     subject: Text
     attribute: Text
     prompt: Text
@@ -45,18 +43,24 @@ class KnownFact:
     """A prompt that a model may know the answer to.
 
     Attributes:
-      known_id: Number of the fact. It names files and decides the noise.
+      known_id: Number of the fact, from 0 to 2³² − 1. It names files and is folded into the key of the noise.
       subject: What the fact is about.
-      attribute: The expected answer.
+      attribute: The expected answer; empty if it is unknown.
       prompt: Text with the subject in it.
       template: Beginning of the prompt, with `{}` for the subject; it may be shorter than the prompt.
+
+    Raises:
+      FactsError: If a value has another type or is out of range, or another text is empty.
     """
 
-    known_id: int
-    subject: str
+    known_id: Seed
+    subject: Text
     attribute: str
-    prompt: str
+    prompt: Text
     template: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, error=FactsError)
 
     @property
     def characters(self) -> tuple[int, int] | None:

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rome_jax.files.artifacts import check_name, remove_leftovers
+from rome_jax.files.artifacts import remove_leftovers
 from rome_jax.files.checked import shown
 from rome_jax.files.locks import in_use
+from rome_jax.files.places import check_name
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.models.runs import open_run, versions

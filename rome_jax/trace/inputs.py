@@ -12,6 +12,7 @@ from rome_jax.data.corpus import Corpus, open_corpus
 from rome_jax.data.published import PUBLISHED
 from rome_jax.data.request import SLOT, fill
 from rome_jax.data.samples import SAMPLE
+from rome_jax.files.checked import shown
 from rome_jax.models.registry import IN_WHEELS, SHIPPED, LanguageModel
 from rome_jax.models.runs import describe_model, short_name
 from rome_jax.trace.facts import FACTWORLD, KnownFact, KnownFacts, open_facts
@@ -73,7 +74,7 @@ def read_series(kinds: Sequence[str], severed: bool) -> list[Series]:
     for kind in kinds or [""]:
         if kind not in valid:
             raise ValueError(
-                f"--kinds={','.join(kinds)}: {kind!r} is no kind: give some of {', '.join(valid)}."
+                f"--kinds={','.join(kinds)}: {shown(kind)} is no kind: give some of {', '.join(valid)}."
             )
     if severed and TraceKind.HIDDEN not in kinds:
         raise ValueError("--severed is compared with hidden states: add hidden to --kinds.")

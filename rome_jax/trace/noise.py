@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.tokenization import bare_ids
+from rome_jax.files.checked import Count, NonNegativeFloat, check, check_fields, shown
 from rome_jax.models.registry import LanguageModel
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -47,11 +48,17 @@ class NoiseLevel:
       distribution: Family of the noise.
       value: Standard deviation, half width or degrees of freedom; 0 for MULTIVARIATE.
       relative: Whether `value` is a multiple of the standard deviation of the subjects' embeddings.
+
+    Raises:
+      ValueError: If a value has another type or is out of range.
     """
 
     distribution: Distribution
-    value: float
+    value: NonNegativeFloat
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def needs_texts(self) -> bool:
@@ -75,13 +82,14 @@ def parse_noise(text: str) -> NoiseLevel:
       >>> parse_noise("s3")
       NoiseLevel(distribution=<Distribution.GAUSSIAN: 'gaussian'>, value=3.0, relative=True)
     """
+    text = check(str, text, "noise_level")
     match = re.fullmatch(r"([sut]?)(\d+\.?\d*(?:e-?\d+)?|\.\d+)|(m)", text.strip())
     value = float(match[2]) if match and match[2] else 0.0
     student = match and match[1] == "t"
     least = 2.0 if student else 0.0
     if match is None or not (match[3] or least < value <= _LARGEST):
         raise ValueError(
-            f"noise_level={text!r} is not a noise level: give s3 (3 times the standard deviation of the subjects' "
+            f"noise_level={shown(text)} is not a noise level: give s3 (3 times the standard deviation of the subjects' "
             "embeddings), 0.1 (Gaussian), u0.1 (uniform), t3 (Student's t, more than 2 degrees of freedom) or m "
             "(multivariate Gaussian)."
         )
@@ -100,12 +108,18 @@ class Noise:
       value: Standard deviation, half width or degrees of freedom; 0 for MULTIVARIATE.
       mean: [D] mean; only for MULTIVARIATE and STUDENT_T, which does not use it.
       root: [D, D] symmetric square root of the covariance; only for MULTIVARIATE and STUDENT_T.
+
+    Raises:
+      ValueError: If `distribution` or `value` has another type or is out of range.
     """
 
     distribution: Distribution
-    value: float
+    value: NonNegativeFloat
     mean: np.ndarray | None = None
     root: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, ["distribution", "value"])
 
     def draw(self, key: jax.Array, samples: int, tokens: int, width: int) -> jax.Array:
         """Draws independent noise vectors.
@@ -119,11 +133,15 @@ class Noise:
         Returns:
           float32 [S, n, D].
 
+        Raises:
+          ValueError: If one of the three is not a whole number of at least 1.
+
         Example:
           >>> Noise(Distribution.UNIFORM, 0.1).draw(jax.random.key(0), 10, 4, 768).shape
           (10, 4, 768)
         """
-        shape = (samples, tokens, width)
+        sizes = {"samples": samples, "tokens": tokens, "width": width}
+        shape = tuple(check(Count, size, name) for name, size in sizes.items())
         if self.distribution is Distribution.UNIFORM:
             return jax.random.uniform(key, shape, minval=-self.value, maxval=self.value)
         if self.distribution is Distribution.GAUSSIAN:
@@ -190,9 +208,9 @@ def subject_embedding_std(model: LanguageModel, subjects: Sequence[str]) -> floa
       >>> round(subject_embedding_std(model, ["Gothulf Punby"]), 3)
       0.137
     """
-    if not subjects:
+    ids = bare_ids(model.tokenizer, subjects, "subjects")
+    if not any(ids):
         raise ValueError("subjects is empty: give at least one subject.")
-    ids = bare_ids(model.tokenizer, subjects)
     embedding = np.asarray(model.params["wte"]["embedding"], np.float64)
     return float(embedding[np.concatenate(ids)].std(ddof=1))
 
@@ -218,7 +236,7 @@ def embedding_moments(model: LanguageModel, texts: Iterable[str]) -> tuple[np.nd
     counts = np.zeros(model.config.vocab_size)
     for text in texts:
         (ids,) = bare_ids(model.tokenizer, [text])
-        counts += np.bincount(ids, minlength=len(counts))
+        counts += np.bincount(np.array(ids, int), minlength=len(counts))
     total = counts.sum()
     if not total or not math.isfinite(total):
         raise ValueError("texts is empty: give running text to fit the noise to.")

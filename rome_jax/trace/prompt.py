@@ -13,7 +13,7 @@ from flax import struct
 
 from rome_jax.data.tokenization import continuation_ids, encode_prompts
 from rome_jax.data.tokens import SequenceTooLongError, round_up, token_span
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 
 _LENGTH_MULTIPLE = 8  # Prompts are padded to few lengths, so that few programs are compiled.
 
@@ -93,34 +93,35 @@ class TracePrompt:
         """
         text, subject = check(str, text, "prompt"), check(str, subject, "subject")
         target = check(str | None, target, "target")
+        characters = check(tuple[int, int] | None, characters, "characters")
         occurrences = [match.span() for match in re.finditer(re.escape(subject), text)]
         if not subject.strip() or not occurrences:
             raise ValueError(
-                f"subject={subject!r} is not in the prompt {text!r}: give it exactly as the prompt spells it."
+                f"subject={shown(subject)} is not in the prompt {shown(text)}: give it exactly as the prompt spells it."
             )
         if characters is None:
             if len(occurrences) > 1:
                 raise ValueError(
-                    f"subject={subject!r} occurs {len(occurrences)} times in the prompt {text!r}: choose one with "
-                    f"characters, from {occurrences}."
+                    f"subject={shown(subject)} occurs {len(occurrences)} times in the prompt {shown(text)}: choose one "
+                    f"with characters, from {occurrences}."
                 )
             characters = occurrences[0]
         elif text[slice(*characters)] != subject:
             raise ValueError(
-                f"characters={characters} of the prompt are {text[slice(*characters)]!r}, not the subject {subject!r}: "
-                f"give one of {occurrences}."
+                f"characters={characters} of the prompt are {shown(text[slice(*characters)])}, not the subject "
+                f"{shown(subject)}: give one of {occurrences}."
             )
         (encoded,) = encode_prompts(tokenizer, [text])
         ids = tuple(encoded.ids)
         if len(ids) < 2:
             raise ValueError(
-                f"the prompt {text!r} is a single token: give a longer one, with text after the subject."
+                f"the prompt {shown(text)} is a single token: give a longer one, with text after the subject."
             )
         target_ids = None
         if target is not None:
             if not target.strip():
                 raise ValueError(
-                    f"target is empty ({target!r}): give the text whose probability is measured."
+                    f"target is empty ({shown(target)}): give the text whose probability is measured."
                 )
             spaced = target if target[0].isspace() else f" {target}"
             target_ids = tuple(continuation_ids(tokenizer, [spaced])[0])
@@ -145,8 +146,8 @@ class TracePrompt:
         ids = self.ids + (self.target or (0,))[:-1]
         if len(ids) > context_length:
             raise SequenceTooLongError(
-                f"the prompt {self.text!r} has {len(ids)} tokens with its target, more than the model's context of "
-                f"{context_length}: shorten it."
+                f"the prompt {shown(self.text)} has {len(ids)} tokens with its target, more than the model's context "
+                f"of {context_length}: shorten it."
             )
         length = min(round_up(len(ids), _LENGTH_MULTIPLE), context_length)
         column = np.arange(length)
@@ -174,7 +175,7 @@ class TracePrompt:
         first, stop = self.span
         if noise.shape[1] != stop - first:
             raise ValueError(
-                f"noise has shape {noise.shape}, but the subject {self.subject!r} has {stop - first} tokens: give "
+                f"noise has shape {noise.shape}, but the subject {shown(self.subject)} has {stop - first} tokens: give "
                 f"noise of shape [samples, {stop - first}, width]."
             )
         return jnp.pad(noise, ((0, 0), (first, length - stop), (0, 0)))

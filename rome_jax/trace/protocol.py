@@ -9,14 +9,21 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import pydantic
 
 from rome_jax.data.tokens import SequenceTooLongError
-from rome_jax.files.checked import check
+from rome_jax.files.checked import (
+    Count,
+    NonNegativeInt,
+    PositiveInt,
+    Seed,
+    check,
+    check_fields,
+    shown,
+)
 from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import PatchMode, Site
 from rome_jax.models.registry import LanguageModel
@@ -28,8 +35,6 @@ from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult
 from rome_jax.trace.screen import screen, verify
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_runs_memory, start, trace
-
-_KnownId = Annotated[int, pydantic.Field(ge=0, lt=1 << 32)]
 
 
 class Series(enum.StrEnum):
@@ -89,20 +94,18 @@ class Protocol:
     """
 
     noise: Noise
-    samples: int = 10
-    seed: int = 0
+    samples: PositiveInt = 10
+    seed: Seed = 0
     mode: PatchMode = PatchMode.ADD
-    window: int = DEFAULT_WINDOW
+    window: Count = DEFAULT_WINDOW
     measure: Measure = Measure.PROBABILITY
     subject_last: bool = False
-    screen: int = 0
-    chunk_columns: int = CHUNK_COLUMNS
+    screen: NonNegativeInt = 0
+    chunk_columns: PositiveInt = CHUNK_COLUMNS
 
     def __post_init__(self) -> None:
         """Refuses settings of other types or out of range."""
-        for name, least in (("samples", 1), ("window", 1), ("screen", 0), ("chunk_columns", 1)):
-            check(Annotated[int, pydantic.Field(ge=least)], getattr(self, name), name)
-        check(int, self.seed, "seed")
+        check_fields(self, [f.name for f in dataclasses.fields(self) if f.name != "noise"])
 
     def begin(self, model: LanguageModel, prompt: TracePrompt, known_id: int = 0) -> Runs:
         """Computes the clean run and the corrupted runs of a prompt.
@@ -117,7 +120,7 @@ class Protocol:
           ValueError: If the number of the case is out of range, or the runs need more memory than the machine has.
           NotFiniteScoreError: If a score of the runs is not a finite number.
         """
-        known_id = check(_KnownId, known_id, "known_id")
+        known_id = check(Seed, known_id, "known_id")
         key = jax.random.fold_in(jax.random.key(self.seed), known_id)
         first, stop = prompt.span
         check_runs_memory(model.config, len(prompt.ids), self.samples)
@@ -211,7 +214,7 @@ def _check_finite(scores: np.ndarray, prompt: TracePrompt) -> None:
     """Refuses scores that are not finite."""
     if not (scores.size and np.isfinite(scores).all()):
         raise NotFiniteScoreError(
-            f"the scores of the prompt {prompt.text!r} are not finite: check the model's weights and the noise."
+            f"the scores of the prompt {shown(prompt.text)} are not finite: check the model's weights and the noise."
         )
 
 
@@ -264,7 +267,7 @@ def find_prompt(model: LanguageModel, fact: KnownFact, target: str | None = None
     """
     if fact.prompt != fact.prompt.rstrip():
         raise ValueError(
-            f"the prompt {fact.prompt!r} ends in white space: remove it, because answers begin with their own."
+            f"the prompt {shown(fact.prompt)} ends in white space: remove it, because answers begin with their own."
         )
     return TracePrompt.of(
         model.tokenizer,
@@ -292,7 +295,7 @@ def begin_case(model: LanguageModel, fact: KnownFact, protocol: Protocol) -> Run
         return str(error)
     answer = runs.answer
     if not answer.strip() or not fact.attribute.strip().startswith(answer.strip()):
-        return f"the clean answer to {fact.prompt!r} is {answer!r}, not {fact.attribute!r}"
+        return f"the clean answer to {shown(fact.prompt)} is {shown(answer)}, not {shown(fact.attribute)}"
     return runs
 
 

@@ -20,7 +20,7 @@ import pydantic
 import typing_extensions
 
 from rome_jax.files.artifacts import write_whole
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 from rome_jax.files.json_files import parse_object
 from rome_jax.files.npz import read_npz
 from rome_jax.trace.restore import TraceKind
@@ -120,7 +120,9 @@ def save_trace(path: str | Path, result: TraceResult | SkippedCase) -> None:
         arrays["reason"] = np.array(result.reason)
     else:
         if wrong := _what_is_wrong(result):
-            raise ValueError(f"the trace of {result.answer!r} is not written to {path}: {wrong}.")
+            raise ValueError(
+                f"the trace of {shown(result.answer)} is not written to {path}: {wrong}."
+            )
         arrays |= {
             "scores": np.asarray(result.scores, np.float32),
             "low_score": np.array(result.low_score),

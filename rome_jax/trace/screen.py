@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.files.checked import Count, check
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import PatchMode, RunPatch
@@ -61,6 +62,7 @@ def screen(
       >>> int((~np.isnan(table)).sum()), round(float(np.nanmax(table)), 2), round(runs.clean_score, 2)
       (12, 0.99, 0.99)
     """
+    kind, window = check(TraceKind, kind, "kind"), check(int, window, "window")
     num_layers = runs.model.config.num_layers
     check_window(kind, window, num_layers)
     rates = np.asarray(
@@ -106,10 +108,9 @@ def verify(
       >>> runs = start(model, prompt, 0.5 * jax.random.normal(key, (2, 3, 128)))
       >>> verify(runs, np.zeros((7, 6)), top=0)
       Traceback (most recent call last):
-      ValueError: top=0 must be at least 1.
+      ValueError: top=0: give a number of 1 or more.
     """
-    if top < 1:
-        raise ValueError(f"top={top} must be at least 1.")
+    top = check(Count, top, "top")
     shape = len(runs.prompt.ids), runs.model.config.num_layers
     if estimate.shape != shape:
         raise ValueError(

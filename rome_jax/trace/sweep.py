@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.tokens import bucket
+from rome_jax.files.checked import Count, PositiveInt, check, shown
 from rome_jax.files.memory import check_memory
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import PatchMode, Site
@@ -56,7 +57,7 @@ def start(
 
     Raises:
       SequenceTooLongError: If the prompt is longer than the model's context.
-      ValueError: If the noise has another shape.
+      ValueError: If the noise has another shape or type, or there is no such mode or measure.
 
     Example:
       >>> text = "Gothulf Punby plays the sport of"
@@ -65,6 +66,10 @@ def start(
       >>> runs.answer, round(runs.clean_score, 2), round(runs.corrupted_score, 2)
       (' rowing', 0.99, 0.04)
     """
+    mode, measure = check(PatchMode, mode, "mode"), check(Measure, measure, "measure")
+    noise = noise if isinstance(noise, jax.Array) else np.asarray(noise)
+    if noise.dtype.kind not in "fiu":
+        raise ValueError(f"noise has the type {noise.dtype}: give numbers.")
     noise = jnp.asarray(noise)
     if noise.ndim != 3 or noise.shape[2] != model.config.width or not len(noise):
         raise ValueError(
@@ -136,12 +141,7 @@ def trace(
       >>> effects[2].round(1)
       array([ 1.,  1.,  1.,  0., -0.,  0.], dtype=float32)
     """
-    columns = np.arange(len(runs.prompt.ids)) if tokens is None else np.asarray(tokens)
-    if columns.size and not (columns.min() >= 0 and columns.max() < len(runs.prompt.ids)):
-        raise ValueError(
-            f"tokens={columns.tolist()}: the prompt {runs.prompt.text!r} has the tokens 0 to "
-            f"{len(runs.prompt.ids) - 1}; give some of these."
-        )
+    columns = _tokens(runs, range(len(runs.prompt.ids)) if tokens is None else tokens)
     num_layers = runs.model.config.num_layers
     return scores(
         runs,
@@ -178,7 +178,8 @@ def scores(
       [N] scores, each the mean over noise samples.
 
     Raises:
-      ValueError: If the window is empty or more than twice as long as the model is deep, or `chunk_columns` is below 1.
+      ValueError: If the prompt does not have a token, the model does not have a layer, the window is empty or more than
+        twice as long as the model is deep, or `chunk_columns` is below 1.
 
     Example:
       >>> text = "Gothulf Punby plays the sport of"
@@ -188,11 +189,18 @@ def scores(
       >>> scores(runs, tokens, layers).round(2)[[0, 6]]  # the first and the last token of the subject, layer 0
       array([0.03, 0.99], dtype=float32)
     """
+    kind, window = check(TraceKind, kind, "kind"), check(int, window, "window")
+    num_layers = runs.model.config.num_layers
+    tokens, layers = _tokens(runs, tokens), _indices(layers, num_layers, "layers", "the model")
+    if len(tokens) != len(layers):
+        raise ValueError(
+            f"there are {len(tokens)} tokens and {len(layers)} layers: give one of each per place."
+        )
     plan = plan_chunks(
         runs.prompt,
         tokens,
         layers,
-        runs.model.config.num_layers,
+        num_layers,
         kind=kind,
         window=window,
         from_start=held is not None,
@@ -216,7 +224,7 @@ def scores(
                 runs.states,
                 packed,
                 kind=kind,
-                window=jnp.int32(min(window, 2 * runs.model.config.num_layers)),  # unused if larger
+                window=jnp.int32(min(window, 2 * num_layers)),  # unused if larger
                 severed=tuple(severed),
                 held=None if held is None else held.states,
             )
@@ -224,6 +232,23 @@ def scores(
     for chunk, values in zip(plan, found, strict=True):
         result[chunk.indices] = np.asarray(values)[: len(chunk.indices)]
     return result
+
+
+def _tokens(runs: Runs, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Refuses tokens that the prompt does not have, and returns them as an array."""
+    owner = f"the prompt {shown(runs.prompt.text)}"
+    return _indices(tokens, len(runs.prompt.ids), "tokens", owner)
+
+
+def _indices(values: Sequence[int] | np.ndarray, count: int, name: str, owner: str) -> np.ndarray:
+    """Refuses tokens or layers that the prompt or the model does not have, and returns them as an array."""
+    found = np.atleast_1d(np.asarray(values))
+    whole = not found.size or found.dtype.kind in "iu"
+    if found.ndim != 1 or not whole or (found.size and not 0 <= found.min() <= found.max() < count):
+        raise ValueError(
+            f"{name}={shown(found.tolist())}: {owner} has the {name} 0 to {count - 1}; give some of these."
+        )
+    return found.astype(int)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,8 +302,7 @@ def plan_chunks(
       [(1, 10), (4, 8)]
     """
     check_window(kind, window, num_layers)
-    if chunk_columns < 1:
-        raise ValueError(f"chunk_columns={chunk_columns} must be at least 1.")
+    chunk_columns = check(PositiveInt, chunk_columns, "chunk_columns")
     lowest, _ = kind.layers(layers, window)
     # A restored hidden state is a layer's output: the next layer is the first to change.
     lowest = np.clip(lowest + (kind is TraceKind.HIDDEN), 0, num_layers - 1)
@@ -314,11 +338,14 @@ def default_window(num_layers: int) -> int:
 
     In a model of six layers all windows of ten would cover the same layers.
 
+    Raises:
+      ValueError: If `num_layers` is not a whole number of at least 1.
+
     Example:
       >>> default_window(48), default_window(6)
       (10, 3)
     """
-    return min(DEFAULT_WINDOW, max(1, num_layers // 2))
+    return min(DEFAULT_WINDOW, max(1, check(Count, num_layers, "num_layers") // 2))
 
 
 def check_window(kind: TraceKind, window: int, num_layers: int) -> None:

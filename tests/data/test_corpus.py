@@ -169,7 +169,7 @@ def test_a_table_without_the_column_is_an_error(tmp_path):
 def test_what_is_not_there_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match=r"there is no .*absent\.jsonl"):
         open_corpus(str(tmp_path / "absent.jsonl"))
-    with pytest.raises(CorpusError, match=r"there is no \./absent"):
+    with pytest.raises(CorpusError, match=r"there is no '\./absent'"):
         open_corpus("./absent")
     with pytest.raises(
         CorpusError, match=r"holds no \.arrow, \.json, \.jsonl, \.parquet, \.txt files"

@@ -22,7 +22,9 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.files.checked import check
 from tests.programs import ROOT, Program, refusal
 
-PROGRAMS = sorted(path.stem for path in (ROOT / "eval").glob("*.py") if path.stem != "cli")
+PROGRAMS = sorted(
+    path.stem for path in (ROOT / "eval").glob("*.py") if "\nPROGRAM = " in path.read_text()
+)
 COMMON = {"compilation_cache", "verify"}  # flags of all programs
 # Messages of libraries that are hidden by default, and three that are not.
 NOISY = """
@@ -290,6 +292,13 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
         (["--model_name=factworld-gpt3"], "unknown model 'factworld-gpt3' (it is neither"),
         (["--model_name=factworld-gpt3", "--config=rome.py"], "unknown model 'factworld-gpt3'"),
         (["--results_dir=setup.cfg"], "setup.cfg is a file: give a folder"),
+        (["--results_dir="], "--results_dir is empty: give a path"),
+        (["--data_path=" + "a" * 300], "has a name of more than 255 bytes: give a shorter one"),
+        (["--flagfile=nowhere"], "--flagfile=nowhere cannot be read: give the path of a text file"),
+        (["--flagfile", "results"], "--flagfile=results cannot be read"),
+        (["--config=setup.cfg"], "--config=setup.cfg: a configuration is a Python file, such as"),
+        (["--config", "eval/cli.py"], "--config=eval/cli.py: the file has no function get_config"),
+        (["--model_name=setup.cfg"], "(it is a file, and a model is a directory)"),
         (["--dtype=int8"], "dtype='int8'"),
         (["--sampels=3"], "--sampels is not a flag: did you mean --samples?"),
         (["--seed=x"], "--seed=x"),
@@ -317,6 +326,31 @@ def test_a_config_file_that_gives_no_configuration_is_refused(tmp_path, body, sa
     path.write_text(f"def get_config():\n{body}\n")
     done = Program("eval.evaluate", environment={"ROME_JAX_CACHE": str(tmp_path)})
     assert re.search(said, refusal(done(f"--config={path}")))
+
+
+@pytest.mark.parametrize(
+    ("program", "argument", "said"),
+    [
+        (
+            "summarize",
+            "--output=results/",
+            "is the path of a folder: give the path of a file in it",
+        ),
+        ("edit", "--save=.", "is the path of a folder"),
+        ("edit", "--export_hf= ", "--export_hf is empty"),
+        ("compare", "--plot=figure.bmp", "must end in one of .pdf, .svg, .png"),
+        ("mass_edits", "--counts=" + "9" * 5000, "give whole numbers from 1 to 1000"),
+    ],
+)
+def test_places_and_sizes_are_checked_first(program, argument, said):
+    assert said in refusal(Program(f"eval.{program}")(argument))
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    done = Program("eval.summarize")("--results_dir=~/results", "--dir_name=ROME")
+    assert f"nor a folder in {tmp_path}/results" in refusal(done)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +424,46 @@ def test_ctrl_c_prints_the_command_that_resumes(monkeypatch, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("To resume: python -m ")
     assert said[-1].endswith("'--results_dir=my results' --num_cases=3 --continue_from_run=run_007")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_signal_stops_a_program_in_one_line(monkeypatch, capsys, number, lost):
+    def main():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            if lost:  # as by a library that calls Python from its own threads
+                raise RuntimeError("the callback failed") from error
+            raise
+
+    # Shells start background jobs with some signals ignored, and then they stay ignored.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(sys, "argv", ["eval.edit"])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            cli.Program(main).run()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("ROME_JAX_CACHE", "/dev/null"), ("XDG_CACHE_HOME", "/proc/1"), ("ROME_JAX_CACHE", "file")],
+)
+def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, capsys, name, place):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROME_JAX_CACHE", raising=False)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    monkeypatch.setenv(name, place)
+    cli.keep_compiled_programs()
+    (warning,) = capsys.readouterr().err.splitlines()
+    pattern = rf"Warning: .* set ROME_JAX_CACHE .*{place}.* cannot be written .*"
+    assert re.fullmatch(pattern, warning)
 
 
 def test_resumable_programs():

@@ -84,10 +84,14 @@ def test_places_that_cannot_be_written_to_are_refused(model, tmp_path):
         edit_files.check_places(None, notes, None)
     with pytest.raises(FileExistsError, match="notes is not empty"):
         edit_files.check_places(None, None, notes)
-    with pytest.raises(ValueError, match="both name"):
+    with pytest.raises(ValueError, match=r"is the same as .*, or inside of it"):
         edit_files.check_places(None, new, f"{tmp_path}/notes/../new")
     save_hf(new, model)
     edit_files.check_places(None, new, None, overwrite=True)
+    with pytest.raises(ValueError, match=r"is the same as .*, or inside of it"):
+        edit_files.check_places(None, new, f"{new}/inner", overwrite=True)
+    with pytest.raises(ValueError, match=r"is the same as .*, or inside of it"):
+        edit_files.check_places(f"{new}/edit.safetensors", new, None, overwrite=True)
     with pytest.raises(FileExistsError, match=r"earlier export.*--overwrite"):
         edit_files.check_places(None, new, None)
     with pytest.raises(FileExistsError, match="new is not empty"):

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from rome_jax.data.request import RequestError
-from rome_jax.edit.baseline_config import FTConfig
+from rome_jax.edit.baseline_config import FTConfig, MENDConfig
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.method import Editor, MethodName
 from rome_jax.edit.result import NotFiniteError
@@ -15,9 +15,14 @@ from rome_jax.evaluation import batch, tables
 from rome_jax.evaluation import run as evaluation_run
 from rome_jax.evaluation.case_files import read_cases
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
-from rome_jax.evaluation.run import EvaluationRun, Settings, load_generation_tests
+from rome_jax.evaluation.run import EvaluationRun, load_generation_tests
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.summaries import summarize
+from rome_jax.files.checksums import METADATA_KEY
+from rome_jax.files.locks import in_use
 from rome_jax.models import runs
+from rome_jax.models.interventions import Delta
+from rome_jax.models.provenance import Match
 from tests.evaluation.edits import RandomEdits
 from tests.programs import Program, refusal
 
@@ -43,9 +48,18 @@ def config(model):
     )
 
 
+class Together(RandomEdits):
+    """Edits that depend on their batch in the last bits, as MEND's do."""
+
+    def compute(self, requests, progress=False):
+        (update,) = super().compute(requests, progress).updates
+        scale = 1 + 1e-6 * sum(request.case_id for request in requests)
+        return Delta((dataclasses.replace(update, left=scale * update.left),))
+
+
 @pytest.fixture(scope="module")
 def editor(model, config):
-    return RandomEdits.prepare(MethodName.ROME, model, config)
+    return Together.prepare(MethodName.ROME, model, config)
 
 
 def evaluate(results_dir, editor, dataset, continue_from=None, generation=None, batch_size=2):
@@ -70,7 +84,8 @@ def test_a_run_has_the_files_of_the_original_and_its_settings(whole, dataset, co
     names = {f"case_{record.case_id}.json" for record in dataset.records}
     assert {path.name for path in whole.directory.iterdir()} == {*names, "params.json", "run.json"}
     case = json.loads((whole.directory / f"case_{dataset.records[0].case_id}.json").read_text())
-    assert list(case) == ["case_id", "requested_rewrite", "time", "post", "pre"]
+    names = ["case_id", "requested_rewrite", "time", "post", "pre", METADATA_KEY]
+    assert list(case) == names
     assert case["requested_rewrite"] == dataset.records[0].requested_rewrite
     assert case["time"] > 0
     params = json.loads((whole.directory / "params.json").read_text())
@@ -79,15 +94,40 @@ def test_a_run_has_the_files_of_the_original_and_its_settings(whole, dataset, co
     assert about["settings"]["fingerprint"] == model.fingerprint()
     assert about["settings"]["dataset_sha256"] == dataset.sha256
     assert about["settings"]["hyperparameters"] == params
+    assert about["second_moments"] == {"0": "verified"}
     assert about["wall_time"] > about["compile_time"] >= 0
     assert {"rome_jax", "jax", "nltk"} <= about["versions"].keys()
     assert summarize(read_cases(whole.directory)).metrics["post_rewrite_success"].count == CASES
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 5, 7, 9, 11])
-def test_a_run_resumes_from_any_point_to_the_same_results(
-    whole, tmp_path, editor, dataset, monkeypatch, writes
-):
+def test_how_second_moments_were_verified_is_recorded(editor, dataset):
+    moments = editor.options["second_moments"]
+    unknown = {0: dataclasses.replace(moments[0], match=Match.UNVERIFIED)}
+    options = editor.options | {"second_moments": unknown}
+    settings = Settings.of(dataclasses.replace(editor, options=options), dataset, None)
+    assert settings.recorded()["second_moments"] == {"0": "unverified"}
+    assert settings.edit == Settings.of(editor, dataset, None).edit, "such runs can be resumed"
+    without = Settings.of(dataclasses.replace(editor, options={}), dataset, None)
+    assert "second_moments" not in without.recorded()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [8, 10])
+def test_mend_resumes_to_the_same_bits(tmp_path, model, dataset, monkeypatch, writes):
+    """Killed between two cases of a batch; sweeps and comparisons share this loop."""
+    mend = Editor.prepare(MethodName.MEND, model, MENDConfig.for_model(model.name))
+    four = dataclasses.replace(dataset, records=dataset.records[:4])
+    whole = evaluate(tmp_path / "whole", mend, four, batch_size=4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, writes)
+        evaluate(tmp_path, mend, four, batch_size=4)
+    assert 0 < len(list((tmp_path / "MEND").rglob("case_*.json"))) < 4
+    run = evaluate(tmp_path, mend, four, "run_000", batch_size=4)
+    assert contents(run.directory) == contents(whole.directory)
+
+
+def stop_after(patch, writes):
+    """Lets a run be interrupted after it has written some files."""
     write, left = runs.write_json, [writes]
 
     def stop_at_last(path, content):
@@ -96,10 +136,16 @@ def test_a_run_resumes_from_any_point_to_the_same_results(
         left[0] -= 1
         write(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_json", stop_at_last)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(tmp_path, editor, dataset)
+    patch.setattr(runs, "write_json", stop_at_last)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 5, 7, 9, 11])
+def test_a_run_resumes_from_any_point_to_the_same_results(
+    whole, tmp_path, editor, dataset, monkeypatch, writes
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, writes)
+        evaluate(tmp_path, editor, dataset)
     (tmp_path / "ROME" / "run_000").mkdir(parents=True, exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("case_*.json")}
     run = evaluate(tmp_path, editor, dataset, "run_000")
@@ -208,6 +254,28 @@ def test_an_edit_that_is_refused_or_infinite_is_recorded(tmp_path, editor, datas
     assert len(cases) == CASES
 
 
+def test_a_run_that_was_killed_at_its_start_leaves_its_folder_to_the_next(
+    tmp_path, editor, dataset
+):
+    folder = tmp_path / "ROME" / "run_000"
+    folder.mkdir(parents=True)
+    (folder / ".0123456789abcdef.partial").touch()
+    short = dataclasses.replace(dataset, records=dataset.records[:1])
+    run = evaluate(tmp_path, editor, short)
+    assert run.directory == folder
+    assert not list(tmp_path.rglob(".*"))
+    (tmp_path / "ROME" / "run_001").mkdir()
+    settings = Settings.of(editor, short, None)
+    with in_use(tmp_path / "ROME" / "run_001"):  # another process begins a run
+        second = EvaluationRun.open(tmp_path, settings)
+    assert second.directory.name == "run_002"
+    with in_use(second.directory):
+        second.discard()
+    assert second.directory.exists(), "it is in use"
+    second.discard()
+    assert not second.directory.exists() and run.pre.exists()
+
+
 def test_a_start_that_fails_leaves_nothing(tmp_path, editor, dataset):
     class Broken(RandomEdits):
         def compute(self, requests, progress=False):
@@ -225,11 +293,12 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, editor, dataset):
     assert len(contents(run.directory)) == 1, "results are kept"
 
 
-@pytest.mark.parametrize("content", ["{}", '{"case_id": 1, "post": {}}', '{"case_id"'])
+@pytest.mark.parametrize("content", ["{}", '{"case_id": 1, "post": {}}', '{"case_id"', None])
 def test_a_damaged_case_file_is_not_a_result(tmp_path, editor, dataset, content):
     short = dataclasses.replace(dataset, records=dataset.records[:2])
     run = evaluate(tmp_path, editor, short)
-    run.path(short.records[0]).write_text(content)
+    path = run.path(short.records[0])
+    path.write_text(content or path.read_text().replace("0.", "1.", 1))  # by default, one number
     with pytest.raises(ValueError, match=r"case_\d+\.json is damaged .*: remove it and evaluate"):
         evaluate(tmp_path, editor, short, "run_000")
 

@@ -9,7 +9,9 @@ from rome_jax.evaluation import mass_edits as mass_edit_runs
 from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, edit_requests
+from rome_jax.files.checksums import METADATA_KEY
 from rome_jax.files.locks import FolderInUseError, in_use
+from rome_jax.models.runs import read_run
 from tests.programs import Program
 
 
@@ -31,6 +33,9 @@ def written(tmp_path_factory):
 @pytest.mark.slow
 def test_the_program_writes_numbers_and_a_figure(written):
     report = json.loads((written / "mass_edits.json").read_text())
+    about = read_run(written)
+    assert about["second_moments"]["ROME"] == {"0": "verified"}
+    assert about["second_moments"]["MEMIT"] == dict.fromkeys("012", "verified")
     assert list(report["runs"]) == ["ROME", "MEMIT"]
     for rows in report["runs"].values():
         assert [row["edits"] for row in rows] == [2, 3]
@@ -67,6 +72,7 @@ def test_existing_measurements_are_kept(written, world, shipped_model, monkeypat
     mass.measure([3, 2])
     assert asked == [(MethodName.ROME, []), (MethodName.MEMIT, [2])]
     new = json.loads(missing.read_text())
+    assert new.pop(METADATA_KEY)
     for name in ("edits", "retention", "paraphrase", "neighborhood"):
         assert new[name] == old[name]
     assert new["perplexity"] == pytest.approx(old["perplexity"], rel=1e-5)
@@ -76,7 +82,7 @@ def test_existing_measurements_are_kept(written, world, shipped_model, monkeypat
     with in_use(written), pytest.raises(FolderInUseError, match=r"--output_dir=.* is in use"):
         mass.measure([3, 2])
     for damage, wrong in (
-        ("{", "is not valid JSON .*remove it"),
+        ("{", "ends within a value .*remove it"),
         ("[]", "is not a JSON object: remove it"),
         (json.dumps(new | {"perplexity": float("nan")}), ": perplexity=nan: give a finite number"),
     ):
@@ -84,7 +90,7 @@ def test_existing_measurements_are_kept(written, world, shipped_model, monkeypat
         with pytest.raises(ValueError, match=rf"MEMIT_0002\.json ?{wrong}"):
             mass.report([3, 2])
     missing.write_text("{")
-    with pytest.raises(ValueError, match=r"MEMIT_0002\.json is not valid JSON .*remove it"):
+    with pytest.raises(ValueError, match=r"MEMIT_0002\.json ends within a value .*remove it"):
         mass.report([2])
 
 

@@ -30,7 +30,7 @@ def test_a_table_has_a_row_for_each_number_of_tokens(program):
     [
         (
             "--num_tokens=1,many",
-            "--num_tokens=many is not a number of tokens: give numbers, or all",
+            "--num_tokens='many': give a whole number of 0 or more, or all",
         ),
         ("--model_name=gpt2-xl", "unknown model 'gpt2-xl'"),
     ],

@@ -287,7 +287,7 @@ def test_cases_are_read_in_order_of_their_ids(results):
     assert [one["case_id"] for one in read_cases(folder)] == [0, 2, 10]
     assert [one["case_id"] for one in read_cases(folder, 2)] == [0, 2]
     assert len(read_cases(folder, 100)) == 3
-    with pytest.raises(ValueError, match=r"--first_n_cases=0: give 1 or more"):
+    with pytest.raises(ValueError, match=r"first_n_cases=0: give a number of 1 or more"):
         read_cases(folder, 0)
 
 
@@ -302,6 +302,10 @@ def test_cases_are_read_in_order_of_their_ids(results):
         ('{"post": {}}', r"case_0\.json is damaged \(has no case_id\): remove it"),
         ('{"case_id": 0}', r"case_0\.json is damaged \(has no scores under post\): remove it"),
         ('{"case_id": 0, "post": {"text": ["a"]}}', r"has no scores under post"),
+        (  # a case of EasyEdit
+            '{"case_id": 0, "post": {"rewrite_acc": [1.0], "locality": {}, "portability": {}}}',
+            r"case_0\.json holds the scores rewrite_acc, locality, portability of another program: give",
+        ),
         ('{"case_id": 8, "post": {"rewrite_prompts_exact": [true]}}', r"\(holds case 8\)"),
         ('{"case_id": 0, "post": {"rewrite_prompts_correct": ["true"]}}', r"correct\[0\]='true'"),
         (
@@ -350,7 +354,11 @@ def test_runs_are_found(results):
             [],
             r"--dir_name=MEND is neither a path nor a folder in .*, which holds FT, KN, ROME\.$",
         ),
-        (["KN"], [], r"KN has no run with cases: evaluate first"),
+        (
+            ["KN"],
+            [],
+            r"KN has no run with cases \(case_<id>\.json .* AlphaEdit, are read\): evaluate first",
+        ),
         (["FT"], ["run_007"], r"--runs=run_007: .*FT has no such run .* there: run_000\.$"),
         (["ROME"], ["run_000", "run_003"], r"--runs=run_003: .* run_000, run_001, run_002\.$"),
         (["KN"], ["run_000"], r"--runs=run_000: .* runs with cases there: none\.$"),
@@ -365,7 +373,9 @@ def test_an_error_about_a_missing_run_lists_the_existing_ones(results, methods, 
 def test_a_missing_results_folder_has_no_runs(tmp_path):
     with pytest.raises(ValueError, match=r"a folder in .*absent, which holds nothing\.$"):
         find_runs(tmp_path / "absent", ["ROME"])
-    with pytest.raises(ValueError, match=r"ROME has no case_<id>\.json: give the folder of a run"):
+    with pytest.raises(
+        ValueError, match=r"ROME has no files of cases \(case_.*: give the folder of a run"
+    ):
         read_cases(tmp_path / "ROME")
 
 

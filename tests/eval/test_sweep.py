@@ -1,14 +1,18 @@
 """Sweeps over grids of hyperparameters, and `python -m eval.sweep`."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
+from unittest import mock
 
 import pytest
 
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.method import MethodName
+from rome_jax.edit.methods import rome
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.grid import Grid, label
 from rome_jax.evaluation.scoring import MAX_TOKENS
@@ -42,8 +46,17 @@ def run(sweep, results):
 
 
 @pytest.fixture(scope="module")
-def found(sweep, results):
-    return run(sweep, results)
+def first_run(sweep, results):
+    """What a sweep finds, and what it prints if every edit counts as too large."""
+    output = io.StringIO()
+    with mock.patch.object(rome, "EXPLOSION_RATIO", 0.0), contextlib.redirect_stdout(output):
+        found = run(sweep, results)
+    return found, output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(first_run):
+    return first_run[0]
 
 
 def files(folder, pattern="*/case_*.json"):
@@ -60,6 +73,14 @@ def test_a_sweep_name_that_is_a_path_is_refused(tmp_path, name):
     )
     assert f"--sweep_name={name!r} is not a name" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_point_has_one_line_of_warnings(first_run):
+    warnings = [line for line in first_run[1].splitlines() if "Warning" in line]
+    assert len(warnings) == len(NAMES)
+    assert all(
+        line.startswith("  Warning: 2 of 2 edits are too large: the edit") for line in warnings
+    )
 
 
 def test_a_grid_is_every_combination_and_its_last_key_varies_fastest():
@@ -104,12 +125,12 @@ def test_weights_go_by_their_names_and_none_is_a_value():
         ([], "--sweep is missing: .* the hyperparameters are layers, .*, key_mode"),
         (
             ["lr=1"],
-            "--sweep=lr=1: there is no hyperparameter 'lr'; the hyperparameters are layers, fact_token",
+            "--sweep='lr=1': there is no hyperparameter 'lr'; the hyperparameters are layers, fact_token",
         ),
-        (["v_lr"], "--sweep=v_lr: give values separated by commas, such as v_lr=0.5"),
+        (["v_lr"], "--sweep='v_lr': give values separated by commas, such as v_lr=0.5"),
         (["v_lr=1,,2"], "give values separated by commas"),
         (["v_lr=f(1)"], "give values separated by commas"),
-        (["v_lr=0.1,-1"], "--sweep=v_lr=0.1,-1: v_lr=-1: give a number above 0"),
+        (["v_lr=0.1,-1"], "--sweep='v_lr=0.1,-1': v_lr=-1: give a number above 0"),
         (["v_lr=high"], "v_lr='high': give a finite number"),
         (["v_lr=1,nan"], "v_lr='nan': give a finite number"),
         (["v_lr=1e400"], "v_lr=inf: give a finite number"),
@@ -124,7 +145,7 @@ def test_weights_go_by_their_names_and_none_is_a_value():
         (["key_mode=other"], "key_mode='other': give one of reference, consistent"),
         (["v_lr=" + "(" * 5000], "give values separated by commas"),
         ([f"{key}={','.join(map(str, range(1, 200)))}" for key in ("v_lr", "kl_factor")], "39601"),
-        (["v_lr=1,1.0"], "--sweep=v_lr=1,1.0: give each value once"),
+        (["v_lr=1,1.0"], "--sweep='v_lr=1,1.0': give each value once"),
         (["v_lr=1", "v_lr=2"], "names v_lr, v_lr: give each hyperparameter once"),
     ],
 )

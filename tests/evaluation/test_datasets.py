@@ -351,7 +351,7 @@ def test_records_beyond_the_limit_are_not_checked(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(ValueError, match=f"limit={limit}: load at least one record"):
+    with pytest.raises(ValueError, match=f"limit={limit}: give a number of 1 or more"):
         load_dataset(DatasetName.CF, model_name="factworld-gpt2", limit=limit)
 
 
@@ -483,6 +483,16 @@ def test_other_layouts(tmp_path):
             DatasetName.CF,
             {"question": "a", "answer": "b"},
             "record 0 has the fields question, answer",
+        ),
+        (  # EasyEdit's results
+            DatasetName.CF,
+            {"case_id": 0, "requested_rewrite": FLAT, "time": 1.5, "post": {"rewrite_acc": [1.0]}},
+            "record 0 has post, so these are results of an evaluation",
+        ),
+        (  # KnowEdit's recent facts have no true targets
+            DatasetName.CF,
+            {name: value for name, value in KNOWEDIT.items() if name != "ground_truth"},
+            "case 0: ground_truth is missing: give it, or give ds_name=zsre",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """Reference texts that are read from a file in parts, and the TF-IDF vocabulary."""
 
+import dataclasses
 import json
 import os
 import tracemalloc
@@ -176,13 +177,28 @@ def test_a_file_cut_short_anywhere_is_an_error(tmp_path, cache):
             b'[{"relation_id": "P1", "target_id": "Q1", "samples": [{"name": "x", "text": 3}]}]',
             r"at byte 1: samples\[0\].text=3: give a text\.",
         ),
+        *(
+            (content, r"snippets.json: it is not a JSON list of objects")
+            for content in (
+                *(b"[null]", b"[-1]", b'["text"]', b"layers: []", b"[] []", b"[]]", b"// none\n[]"),
+                *(b"[%s,]", b"[,%s]", b"[%s %s]", b"[%s,,%s]", b"[%s, null]", b"[%s] [%s]"),
+            )
+        ),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, content, message):
     path = tmp_path / "snippets.json"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        AttributeSnippets.open(path)
+    path.write_bytes(content.replace(b"%s", json.dumps(GROUPS[0]).encode()))
+    for chunk_size in (3, 1000):
+        with pytest.raises(DataError, match=message):
+            AttributeSnippets.open(path, chunk_size=chunk_size)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = write(tmp_path / "snippets.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    for chunk_size in (1, 1000):
+        assert AttributeSnippets.open(path, chunk_size=chunk_size).texts("P1", "Q1")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -223,7 +239,9 @@ def test_published_snippets_are_checked_by_size_and_not_hashed(cache, monkeypatc
     path = write(cache / "attribute_snippets.json")
     with pytest.raises(DownloadError, match="instead of 926285719"):
         load_snippets()
-    os.truncate(path, 926_285_719)  # a hole: it takes no space, and no bracket is in it
+    smaller = dataclasses.replace(published.ATTRIBUTE_SNIPPETS, size=path.stat().st_size)
+    monkeypatch.setattr(published, "ATTRIBUTE_SNIPPETS", smaller)
+    monkeypatch.setattr(published, "_LARGE", 1)
     assert len(load_snippets().texts("P1", "Q1")) == 6
 
 

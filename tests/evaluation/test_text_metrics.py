@@ -120,7 +120,7 @@ def test_a_text_too_short_for_an_ngram_has_no_entropy(tokens):
 
 
 def test_an_ngram_needs_a_word():
-    with pytest.raises(ValueError, match="n is 0: give the number of words"):
+    with pytest.raises(ValueError, match="n=0: give a number of 1 or more"):
         ngram_entropy(["a"], 0)
 
 

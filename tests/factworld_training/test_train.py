@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -75,6 +76,14 @@ def test_a_killed_run_resumes_to_the_same_model(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train_step", step)
     with pytest.raises(ValueError, match="another configuration"):
         training.train(dataclasses.replace(TINY, warmup=1), tmp_path / "killed")
+    damaged = tmp_path / "damaged.training"
+    shutil.copytree(tmp_path / "killed.training", damaged)
+    path = max((damaged / "3" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        ValueError, match=r"damaged\.training holds a damaged checkpoint: remove it"
+    ):
+        training.train(TINY, tmp_path / "damaged", checkpoint_every=3)
     resumed = training.train(TINY, tmp_path / "killed", checkpoint_every=3)
 
     assert resumed == whole

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rome_jax.files import downloads
-from rome_jax.files.artifacts import cache_directory, check_writable, trim_directory
+from rome_jax.files.artifacts import cache_directory, trim_directory
 from rome_jax.files.downloads import DownloadError, download
+from rome_jax.files.places import check_writable
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -171,6 +172,9 @@ def test_places_are_checked_before_they_are_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"--output_dir=.*file is a file: give a folder"):
         check_writable(tmp_path / "file" / "b", "--output_dir")
+    if os.path.exists("/proc"):  # where even root cannot write
+        with pytest.raises(PermissionError, match=r"--output_dir=.*/proc is not writable: give"):
+            check_writable("/proc/x", "--output_dir")
 
 
 def test_a_download_in_progress_is_not_joined(server, tmp_path):

@@ -96,6 +96,30 @@ def test_one_object_is_one_record_and_a_home_folder_is_found(tmp_path, monkeypat
         find("~no.such.user/x")
 
 
+def test_a_field_may_be_repeated_with_the_same_value(tmp_path):
+    (tmp_path / "one.json").write_text('{"a": [1], "a": [1]}')
+    assert read_records(tmp_path / "one.json")[0] == [{"a": [1]}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: 1\na: 2", r"\(it has the field a twice, line 2\): correct it"),
+        ("a: {b: 1, b: 1}", r"\(it has the field b twice, line 1\)"),
+        ("a: &x [1]\nb: *x", r"\(it has an alias \(\*NAME\), line 2\)"),
+        ("a:\n\tb: 1", "cannot start any token"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("[" * 600, "is nested too deeply: give fewer levels"),
+        ("a: " + "9" * 5000, "is not YAML that is read"),
+        ("x" * (1 << 16) + "y", "has 65,537 characters of YAML: give it as JSON"),
+    ],
+)
+def test_yaml_that_is_not_read(tmp_path, content, message):
+    (tmp_path / "hparams.yaml").write_text(content)
+    with pytest.raises(DataError, match=rf"hparams\.yaml .*{message}"):
+        read_document(tmp_path / "hparams.yaml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -125,6 +149,8 @@ def test_one_object_is_one_record_and_a_home_folder_is_found(tmp_path, monkeypat
             "is a Git LFS pointer .*pull",
         ),
         (b'["\0\1\2", "\0\0"]', "is not a text: it has NUL bytes"),
+        (b'[{"a": 1, "a": 2}]', "has the field 'a' twice: leave one of them out"),
+        (b'{"b": {"a": [], "a": {}}}', "has the field 'a' twice"),
     ],
 )
 def test_what_a_file_is_instead_is_said(tmp_path, content, message):
@@ -165,7 +191,7 @@ def test_paths_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert find(tmp_path / "pipe") == tmp_path / "pipe"
     for path, message in [
-        ("a\0b", "there is no file"),
+        ("a\0b", "has a NUL character: leave it out"),
         ("/dev/zero", "/dev/zero is a device: give the path of a file"),
         (tmp_path, "is a folder: give a file of records, or a folder of save_to_disk"),
     ]:

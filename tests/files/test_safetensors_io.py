@@ -27,6 +27,12 @@ from rome_jax.files.safetensors_io import CheckpointError, open_file, read_heade
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 99999999999999999999]}}',
         b'{"__metadata__": {"a": 1}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',  # bytes of no tensor
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',  # a gap
+        b'{"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]},'
+        b' "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',  # an overlap
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},'
+        b' "a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}}',
         b'{"__metadata__": {"rome_jax.crc32": "{"}}',
     ],
 )
@@ -64,6 +70,16 @@ def test_an_unaligned_file_of_another_writer_is_read(tmp_path):
         path = tmp_path / "x.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + value.tobytes())
         assert np.array_equal(read_header(path)["a"].read(), value)
+
+
+def test_headers_need_not_be_sorted(tmp_path):
+    header = b'{"a": {"dtype": "U8", "shape": [5], "data_offsets": [3, 8]},'
+    header += b' "b": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(8)))
+    tensors = read_header(path)
+    assert list(tensors) == ["a", "b"]
+    assert tensors["a"].read().tolist() == [3, 4, 5, 6, 7]
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path):

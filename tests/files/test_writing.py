@@ -11,15 +11,11 @@ import threading
 import numpy as np
 import pytest
 
-from rome_jax.files.artifacts import (
-    check_name,
-    explaining,
-    remove_leftovers,
-    replacing,
-    write_whole,
-)
+from rome_jax.files.artifacts import remove_leftovers, replacing, write_whole
 from rome_jax.files.locks import FolderInUseError, in_use
+from rome_jax.files.places import check_name
 from rome_jax.files.safetensors_io import read_header, write
+from rome_jax.files.system_errors import explaining
 
 
 def _write_often(path, letter):

@@ -69,11 +69,11 @@ def _collect(path: Path, folder: str) -> list[dict[str, Any]]:
             output = log.read()
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         results = [row for row in rows if "verdict" in row]
-        if done.returncode == 0:
+        if done.returncode == 0 or (rows and "end" in rows[-1]):
             return results
         begun = rows[-1] if rows and "verdict" not in rows[-1] else None
         if begun is None:
-            sys.exit(f"the cases could not be run:\n{output[-3000:]}")
+            sys.exit(f"the cases could not be run, status {done.returncode}:\n{output[-3000:]}")
         detail = f"status {done.returncode}: {output.strip()[-300:]!r}"
         lost = {
             **begun,
@@ -107,6 +107,7 @@ def _run(arguments: argparse.Namespace, path: Path) -> None:
             about |= {"verdict": result.verdict.value, "right": result.verdict.right}
             about |= {"detail": result.detail, "seconds": round(result.seconds, 3)}
             print(json.dumps(about), file=file, flush=True)
+        print(json.dumps({"end": True}), file=file, flush=True)
 
 
 def _report(results: list[dict[str, Any]], failures: str | None) -> None:

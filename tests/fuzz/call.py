@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.cases import Attempt, Case, Expect, attempt_call
+from tests.fuzz.examples import tiny
 from tests.fuzz.work import stopping
 
 # Values that no argument of a type may have, by the names of the cases.
@@ -47,7 +48,18 @@ _BAD: dict[type, dict[str, Any]] = {
         **_OBJECTS,
     },
 }
-# Of these, the ones of the right Python type, for arguments that never come from a file.
+# Further bad values of many arguments.
+BELOW_ONE = {"zero": 0, "minus": -1}
+TEXTS: dict[str, Any] = {"surrogate": "\ud800", "empty": "", "null": None, "number": 3}
+WORDS = {
+    "nonsense": "nonsense",
+    "empty": "",
+    "nan": "nan",
+    "inf": "inf",
+    "1e400": "1e400",
+    "minus": "-1",
+}
+# Of the first, the ones of the right Python type, for arguments that never come from a file.
 _PLAUSIBLE: dict[type, set[str]] = {
     str: {"surrogate"},
     int: {"nan", "inf", "minus-inf", "half", "huge"},
@@ -63,27 +75,31 @@ class Call:
       name: Name of the function.
       area: The part of the library that it belongs to.
       function: The function.
-      valid: Valid arguments; called without damage, they must not be refused.
+      valid: Valid arguments, or a function that returns them; called without damage, they must not be refused.
+        None if only bad values are tried.
       bad: Further bad values by argument and name. For an argument that is in here but has no valid value, only these
         are tried.
       loose: Whether only values of a plausible Python type are tried; for arguments that never come from a file.
       typed: Valid arguments whose types choose the bad values, if they differ from those of `valid`.
       names: Further words of which a message may contain one in place of the argument's name.
+      prepare: Called first. Its work, such as to load a model, is not that of the function.
     """
 
     name: str
     area: str
     function: Callable[..., Any]
-    valid: Callable[[], Mapping[str, Any]]
+    valid: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None
     bad: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     loose: bool = False
     typed: Callable[[], Mapping[str, Any]] | None = None
     names: tuple[str, ...] = ()
+    prepare: Callable[[], object] = tiny
 
     def cases(self) -> Iterator[Case]:
         """Yields a case without damage, and one per argument and bad value."""
-        yield self._case("undamaged", "undamaged", Expect.ACCEPT, {})
-        for argument, value in (self.typed or self.valid)().items():
+        if self.valid is not None:
+            yield self._case("undamaged", "undamaged", Expect.ACCEPT, {})
+        for argument, value in _made(self.typed or self.valid).items():
             for label, bad in _bad_values(value).items():
                 plausible = not self.loose or label in _PLAUSIBLE.get(type(value), ())
                 if plausible and label not in self.bad.get(argument, ()):
@@ -103,11 +119,18 @@ class Call:
         return Case(f"input/{self.name}/{label}", f"input: {kind}", self.area, expect, run)
 
     def _try(self, changes: Mapping[str, Any], folder: Path) -> Attempt:
+        self.prepare()
+        arguments = {**_made(self.valid), **changes}
+
         def call() -> None:
             with stopping():
-                self.function(**{**self.valid(), **changes})
+                self.function(**arguments)
 
         return attempt_call(call, *changes, *self.names, *map(_shown, changes.values()))
+
+
+def _made(valid: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return valid() if callable(valid) else valid or {}
 
 
 def _shown(value: Any) -> str:

@@ -83,11 +83,25 @@ OF_ROLE: Mapping[str, Mapping[str, str]] = {
         "below-file": "foreign.txt/x.safetensors",
         "folder": "folder",
         "long": LONG,
+        "long-path": "a/" * 3000,
+        "empty": "",
+        "spaces": "  ",
+        "dot": ".",
+        "dots": "folder/..",
+        "slash": "new/",
+        "loop": "loop",
+        "below-loop": "loop/x.safetensors",
     },
     "output folder": {
         "file": "foreign.txt",
         "below-file": "foreign.txt/x",
         "long": LONG,
+        "long-path": "a/" * 3000,
+        "empty": "",
+        "spaces": "  ",
+        "loop": "loop",
+        "broken": "broken",
+        "below-broken": "broken/x",
     },
     "text": {"bytes": "caf\udce9"},
     "numbers": {"word": "abc", "minus": "-1", "range": "3-1", "half": "1.5.2", **NAN},
@@ -108,7 +122,12 @@ OF_ROLE: Mapping[str, Mapping[str, str]] = {
     "other": {},
 }
 # Values of texts that may be taken or refused.
-EMPTY: Mapping[str, str] = {"empty": "", "byte": "\udce9", "proc": "/proc/nowhere/x"}
+EMPTY: Mapping[str, str] = {
+    "empty": "",
+    "byte": "\udce9",
+    "proc": "/proc/nowhere/x",
+    "nobody": "~no.such.user/x",
+}
 ODD: Mapping[str, str] = {
     "empty": "",
     "spaces": "  ",
@@ -117,6 +136,7 @@ ODD: Mapping[str, str] = {
     "tilde": "~",
     "number": "17",
     "dash": "-",
+    "nobody": "~no.such.user/x",
 }
 # The values that are refused and those that may be taken, by what a flag is parsed with.
 OF_PARSER: Mapping[type, tuple[Mapping[str, str], Mapping[str, str]]] = {
@@ -171,6 +191,34 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--config=broken.py"],
         ["--config=configs/rome.py:nonsense"],
         ["--hparams_fname=unknown.json"],
+        *(
+            [f"--{flag}={path}"]
+            for flag in ("hparams_fname", "templates", "second_moments", "config", "inspect")
+            for path in ("cf.json", "texts.txt", "folder", "foreign", "blank.txt")
+        ),
+        *(
+            [f"--{flag}=edit.safetensors"]
+            for flag in ("hparams_fname", "templates", "second_moments", "config", "model_name")
+        ),
+        *([f"--model_name={path}"] for path in ("folder", "foreign", "cf.json", "foreign.txt")),
+        *(
+            [f"--config.{field}"]
+            for field in ("layers=", "layers=(0,0)", "=1", "layers.0=1", "v_lr=1e-400", "v_lr=0")
+        ),
+        ["--prompt={} is", "--subject=", "--target_new=x"],
+        ["--prompt={} is", "--subject= Rome", "--target_new=x"],
+        ["--prompt={} is ", "--subject=Rome", "--target_new=x"],
+        ["--prompt={} is", "--subject=Rome", "--target_new=  "],
+        ["--prompt={} is in", "--subject=Rome", "--target_new=" + "x " * 3000 + "x"],
+        ["--save=edit.safetensors/x.safetensors"],
+        ["--save=.safetensors"],
+        ["--save=new.safetensors", "--export_hf=new.safetensors"],
+        ["--export_hf=new", "--export_orbax=new"],
+        ["--export_hf=new", "--export_orbax=new/inner"],
+        ["--export_hf=new", "--save=new/x.safetensors"],
+        ["--export_hf=results"],
+        ["--second_moments=published"],
+        ["--dtype=float64"],
     ],
     "edits": [
         [],
@@ -179,12 +227,30 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--apply=edit.safetensors", "--export_hf=foreign"],
         ["--apply=edit.safetensors", "--model_name=factworld-gptj"],
         ["--revert=edit.safetensors", "--merge_to=x.safetensors"],
+        ["--apply=cf.json"],
+        ["--apply=folder"],
+        ["--apply=junk.bin"],
+        ["--inspect=folder"],
+        ["--inspect=cf.json"],
+        ["--apply=edit.safetensors", "--prompt={} is"],
+        ["--apply=edit.safetensors", "--export_hf=results"],
+        ["--apply=edit.safetensors", "--merge_to=edit.safetensors/x.safetensors"],
     ],
     "evaluate": [
         ["--continue_from_run=run_999"],
         ["--ds_name=zsre", "--data_path=cf.json"],
         ["--data_path=cf.json", "--snippets_path=cf.json"],
         ["--alg_name=MEND", "--hypernetwork=edit.safetensors"],
+        *(
+            [f"--data_path={path}"]
+            for path in ("folder", "texts.txt", "number.json", "edit.safetensors", "results.json")
+        ),
+        ["--generation", "--tfidf_dir=folder"],
+        ["--generation", "--snippets_path=texts.txt"],
+        ["--continue_from_run=../ROME"],
+        ["--continue_from_run=ROME/run_000"],
+        ["--results_dir=cf.json"],
+        ["--max_tokens=255"],
     ],
     "layer_stats": [
         ["--num_articles=1", "--num_tokens=1"],
@@ -194,6 +260,19 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--batch_tokens=1"],
         ["--sequence_length=99999999999"],
         ["--num_tokens=1,2"],
+        *(
+            [f"--layers={layers}"]
+            for layers in ("", ",", "0,,1", "1e3", "0-", "-1", "all,0", "5-0", "0" * 5000, "0-6")
+        ),
+        ["--layers=" + ",".join(["0-9999"] * 1000)],
+        *(
+            [f"--dataset={path}"]
+            for path in ("folder", "empty.json", "cf.json", "edit.safetensors", "blank.jsonl")
+        ),
+        ["--dataset=texts.jsonl", "--text_key=nothing"],
+        ["--num_articles=1e3"],
+        ["--num_tokens=-5"],
+        ["--num_tokens=" + "9" * 5000],
     ],
     "causal_trace": [
         ["--prompt={} is in"],
@@ -204,11 +283,36 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--noise_level=s1e400"],
         ["--noise_level=s0"],
         ["--samples=99999999999"],
+        *([f"--fact_file={path}"] for path in ("cf.json", "texts.txt", "folder", "blank.txt")),
+        *([f"--noise_level={level}"] for level in ("t0", "x3", "s-1", "t", "u", "s" + "9" * 5000)),
+        ["--noise_level=m", "--noise_corpus=blank.jsonl"],
+        ["--kinds="],
+        ["--window=0"],
+        ["--prompt={} is in", "--subject=Rome", "--fact_file=cf.json"],
+    ],
+    "mass_edits": [
+        *([f"--counts={counts}"] for counts in ("0", "1e3", "1-5", "1,x", "9" * 5000, "99999999")),
+        ["--output_dir=cf.json"],
+    ],
+    "sequential_edits": [
+        ["--num_cases=0"],
+        ["--output_dir=cf.json"],
+        ["--data_path=number.json"],
+    ],
+    "statistics_table": [
+        *([f"--num_tokens={number}"] for number in ("-1", "1e3", "x", "9" * 5000)),
     ],
     "summarize": [
         ["--dir_name=ROME/run_000", "--runs=run_000"],
         ["--dir_name=ROME", "--output=/dev/full"],
         ["--dir_name=ROME", "--runs=../ROME/run_000"],
+        ["--dir_name="],
+        ["--dir_name=cf.json"],
+        ["--dir_name=easyedit"],
+        ["--dir_name=easyedit/one"],
+        ["--dir_name=ROME", "--columns=nonsense"],
+        ["--dir_name=ROME", "--first_n_cases=0"],
+        ["--dir_name=ROME", "--output=folder/."],
     ],
     "train_factworld": [
         ["--family=gpt2"],
@@ -219,10 +323,29 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--alg_name=ROME"],
         ["--data_path=cf.json", "--model_name=nowhere/nothing"],
     ],
-    "sweep": [["--sweep=layers=0", "--sweep=layers=1"], ["--sweep=v_lr=nan"], []],
+    "sweep": [
+        ["--sweep=layers=0", "--sweep=layers=1"],
+        ["--sweep=v_lr=nan"],
+        [],
+        *(
+            [f"--sweep={values}"]
+            for values in ("nonsense=1", "layers", "layers=", "=1", "v_lr=1e400", "layers=0-99")
+        ),
+        ["--sweep=v_lr=0.1,0.1"],
+        ["--sweep=layers=0", "--sweep_name=."],
+        [
+            f"--sweep=v_lr={','.join(map(str, range(1, 2000)))}",
+            f"--sweep=v_num_grad_steps={','.join(map(str, range(1, 2000)))}",
+        ],
+    ],
     "compare": [
         ["--algs=ROME", "--alg_name=FT"],
         ["--hypernetworks=MEND=nothing", "--algs=ROME"],
         ["--hypernetworks=MEND"],
+        *([f"--algs={names}"] for names in ("", ",", "ROME,ROME", "ROME,,FT", "rome ft")),
+        ["--hypernetworks=MEND=edit.safetensors", "--algs=MEND"],
+        ["--hypernetworks=MEND=a,MEND=b", "--algs=MEND"],
+        ["--plot=new.bmp"],
+        ["--plot=new"],
     ],
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 
 from tests.fuzz.cases import Expect
 
-TEXT = ("json", "jsonl", "text")
+TEXT = ("json", "jsonl", "text", "yaml")
 _FLIPS = 12
 
 
@@ -42,10 +45,10 @@ def of_bytes(content: bytes, form: str, checksum: bool) -> Iterator[Damage]:
 
     Args:
       content: The valid file.
-      form: Its format: "json", "jsonl", "text", "npz", "npy", "safetensors" or "parquet".
+      form: Its format: "json", "jsonl", "text", "yaml", "npz", "npy", "safetensors" or "parquet".
       checksum: Whether a reader has to notice every changed byte of a tensor.
     """
-    loose = form in ("text", "jsonl")
+    loose = form in ("text", "jsonl", "yaml")
     cut = Expect.EITHER if loose else Expect.REFUSE
     yield _write("empty", "truncation", Expect.EITHER if loose else Expect.REFUSE, b"")
     size = len(content.rstrip()) if form in TEXT else len(content)
@@ -76,6 +79,9 @@ def _encodings(text: str, form: str) -> Iterator[Damage]:
     yield _write("utf-16", "encoding", Expect.EITHER, text.encode("utf-16"))
     yield _write("utf-16-be", "encoding", Expect.EITHER, text.encode("utf-16-be"))
     yield _write("bom", "encoding", Expect.ACCEPT, b"\xef\xbb\xbf" + text.encode())
+    yield _write("utf-32", "encoding", Expect.EITHER, text.encode("utf-32"))
+    yield _write("utf-16-twice", "encoding", Expect.EITHER, 2 * text.encode("utf-16"))
+    yield _write("bom-twice", "encoding", Expect.EITHER, 2 * b"\xef\xbb\xbf" + text.encode())
     yield _write("nul-bytes", "encoding", Expect.EITHER, text.encode().replace(b" ", b"\0"))
     crlf = text.replace("\n", "\r\n").encode()
     yield _write("crlf", "encoding", Expect.ACCEPT, crlf)
@@ -86,8 +92,9 @@ def _encodings(text: str, form: str) -> Iterator[Damage]:
 def other_formats(form: str) -> Iterator[Damage]:
     """Yields files of other formats under the name of a file."""
     for name, content in _CONTENTS.items():
-        text = name in ("html", "yaml", "lfs-pointer", "csv", "jsonl", "json-number")
+        text = name in _TEXTS
         same = form == name or (form == "text" and text) or (form == "json" and name == "jsonl")
+        same = same or (form == "yaml" and name == "toml")
         yield _write(
             f"is-{name}", "other format", Expect.EITHER if same else Expect.REFUSE, content
         )
@@ -137,7 +144,49 @@ def bomb(shape: tuple[int, ...], stored: int = 0) -> bytes:
     return _npy(shape=shape) + bytes(stored)
 
 
+class _Other:
+    """A class that no reader may build."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch escaped",)
+
+
+def _tar(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+# Contents that may be read as a text file.
+_TEXTS = (
+    "html",
+    "yaml",
+    "lfs-pointer",
+    "csv",
+    "jsonl",
+    "json-number",
+    "comments",
+    "trailing-comma",
+)
+_TEXTS += ("python", "pickle-of-text", "toml")
 _CONTENTS = {
+    "comments": b'// settings\n{"a": 1} // one\n',
+    "trailing-comma": b'[{"a": 1},]\n',
+    "python": b"{'a': True, 'b': None}\n",
+    "toml": b"[model]\nlayers = [17]\n",
+    "bz2": bz2.compress(b'[{"case_id": 0}]'),
+    "xz": lzma.compress(b'[{"case_id": 0}]'),
+    "zstd": b"\x28\xb5\x2f\xfd" + bytes(range(64)),
+    "tar": _tar("../../escaped", b"[]"),
+    "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(64),
+    "sqlite": b"SQLite format 3\0" + bytes(64),
+    "pdf": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
+    "arrow-file": b"ARROW1\0\0" + bytes(64) + b"ARROW1",
+    "pickle-of-text": pickle.dumps({"mean": [1.0]}, protocol=0),
+    "pickle-of-a-call": pickle.dumps(_Other()),
     "jsonl": b'{"a": 1, "text": "one"}\n{"a": 2, "text": "two"}\n',
     "json-number": b"17",
     "yaml": b"layers: [17]\nv_lr: 5e-1\nname: two words\n",

@@ -14,6 +14,7 @@ import numpy as np
 import rome_jax
 from rome_jax.edit.hypernetworks import networks
 from rome_jax.evaluation import snippets
+from rome_jax.files import safetensors_io
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
@@ -51,11 +52,11 @@ def copy_of(source: Path, name: str) -> Callable[[Path], Path]:
     return make
 
 
-def write_parquet(path: Path, values: list[Any]) -> Path:
+def write_parquet(path: Path, values: Any, column: str = "text") -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
+    pyarrow.parquet.write_table(pyarrow.table({column: values}), path)
     return path
 
 
@@ -84,6 +85,23 @@ def orbax(name: str) -> Callable[[Path], Path]:
         return next((folder / "orbax").rglob(name))
 
     return make
+
+
+def shards(folder: Path) -> Path:
+    """Writes a checkpoint in two files, and returns the path of their index."""
+    shutil.copytree(GOLDEN / "ckpt" / "gpt2", folder / "copy")
+    whole = folder / "copy" / "model.safetensors"
+    tensors = safetensors_io.read_header(whole)
+    weight_map = {}
+    for number, names in enumerate((sorted(tensors)[:5], sorted(tensors)[5:]), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        specs = {one: (tensors[one].dtype, tensors[one].shape) for one in names}
+        arrays = (tensors[one].read() for one in names)
+        safetensors_io.write(folder / "copy" / name, specs, arrays, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, name)
+    whole.unlink()
+    content = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    return json_file("model.safetensors.index.json", content)(folder / "copy")
 
 
 def pytorch(folder: Path) -> Path:

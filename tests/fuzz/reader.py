@@ -12,22 +12,27 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import damage, examples, trees
+import yaml
+
+from tests.fuzz import damage, examples, tensors, trees
 from tests.fuzz.cases import Attempt, Case, Expect, Verdict, attempt_call, litter, snapshot
 
 _OF_FORM: dict[str, Callable[[bytes, Reader], Iterator[damage.Damage]]] = {
     "json": lambda content, reader: trees.json_damage(
         json.loads(content), reader.required, reader.typed
     ),
+    "yaml": lambda content, reader: trees.yaml_damage(
+        yaml.safe_load(content), reader.required, reader.typed
+    ),
     "jsonl": lambda content, reader: trees.jsonl_damage(
         [json.loads(line) for line in content.splitlines()], reader.required
     ),
-    "safetensors": lambda content, reader: trees.safetensors_damage(
+    "safetensors": lambda content, reader: tensors.safetensors_damage(
         content, reader.required, reader.typed
     ),
-    "npz": lambda content, reader: trees.npz_damage(content, reader.required),
-    "npy": lambda content, reader: trees.npy_damage(content),
-    "parquet": lambda content, reader: trees.parquet_damage(examples.write_parquet),
+    "npz": lambda content, reader: tensors.npz_damage(content, reader.required),
+    "npy": lambda content, reader: tensors.npy_damage(content),
+    "parquet": lambda content, reader: tensors.parquet_damage(examples.write_parquet),
     "text": lambda content, reader: iter(()),
     "opaque": lambda content, reader: iter(()),
 }

@@ -11,12 +11,14 @@ import json
 import shutil
 from pathlib import Path
 
+import yaml
+
 import rome_jax
 from rome_jax import evaluation
 from rome_jax.data.corpus import open_corpus
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.hypernetworks import networks
-from rome_jax.edit.method import METHODS, read_config
+from rome_jax.edit.method import METHODS, read_config, read_hypernetwork
+from rome_jax.edit.stages import contexts
 from rome_jax.evaluation import datasets, snippets, summaries
 from rome_jax.models import runs
 from rome_jax.models.registry import known_config
@@ -30,8 +32,8 @@ from tests.golden_cases import GOLDEN
 _CF, _ZS = datasets.DatasetName
 
 
-def _hparams(name: MethodName) -> Reader:
-    """Returns the reader of the original's hyperparameter files for a method."""
+def _hparams(name: MethodName, in_yaml: bool = False) -> Reader:
+    """Returns the reader of the original's hyperparameter files for a method, or of those of EasyEdit in YAML."""
     values = {
         MethodName.ROME: examples.ROME_HPARAMS,
         MethodName.MEMIT: examples.ROME_HPARAMS | {"layers": [1, 2], "mom2_update_weight": 15000.0},
@@ -48,7 +50,7 @@ def _hparams(name: MethodName) -> Reader:
         del values["context_template_length_params"]
         values["layer_selection"] = "all"
     fields = {field.name for field in dataclasses.fields(METHODS[name].config_type)} & set(values)
-    return Reader(
+    reader = Reader(
         name=f"hparams-{name}",
         area="configs",
         form="json",
@@ -58,6 +60,11 @@ def _hparams(name: MethodName) -> Reader:
         harmless=("crlf", "is-yaml", "is-jsonl", "root=*empty-object", "first-*", "flip-*"),
         whole=name is MethodName.ROME,
     )
+    if not in_yaml:
+        return reader
+    content = yaml.safe_dump(values, allow_unicode=True)
+    make = examples.text_file("hparams.yaml", content)
+    return dataclasses.replace(reader, name=f"hparams-yaml-{name}", form="yaml", make=make)
 
 
 READERS: tuple[Reader, ...] = (
@@ -129,6 +136,15 @@ READERS: tuple[Reader, ...] = (
         examples.json_file("facts.json", [examples.FACT]),
         facts.open_facts,
         required=("root", "0", "0.known_id", "0.subject", "0.attribute", "0.prompt"),
+    ),
+    Reader(
+        "templates",
+        "configs",
+        "json",
+        examples.json_file("templates.json", ["{}", "Zoé is here. {}"]),
+        contexts.read_templates,
+        required=("root", "0"),
+        whole=False,
     ),
     Reader(
         "corpus-text",
@@ -251,14 +267,15 @@ READERS: tuple[Reader, ...] = (
         required=("root", "layers", "counts", "tokens"),
         typed=("counts.*",),
         checksum=True,
-        harmless=("layers=empty-list", "lengths:*", "waiting:*"),
     ),
     Reader(
         "hypernetwork",
         "models",
         "safetensors",
         examples.network,
-        lambda path: networks.load(path).check(examples.tiny()),
+        lambda path: read_hypernetwork(
+            str(path), examples.tiny(), MethodName.MEND, examples.MEND_CONFIG
+        ),
         required=("root", "format", "kind", "config", "config.layers"),
         typed=("config.rank", "config.lr_scale", "model", "about"),
         checksum=True,
@@ -283,13 +300,23 @@ READERS: tuple[Reader, ...] = (
         names=("copy",),
     ),
     Reader(
+        "shards",
+        "models",
+        "json",
+        examples.shards,
+        lambda path: rome_jax.load_model(path.parent),
+        required=("root", "weight_map"),
+        harmless=("flip-*", "first-*"),
+        names=("copy",),
+    ),
+    Reader(
         "tokenizer",
         "models",
         "json",
         examples.copy_of(GOLDEN / "ckpt" / "gpt2", "tokenizer.json"),
         lambda path: rome_jax.load_model(path.parent),
         required=("root", "model"),
-        harmless=("missing", "*link*", "flip-*", "first-*", "utf-16*", "bom", "latin-1"),
+        harmless=("missing", "*link*", "flip-*", "first-*", "utf-16*", "bom", "latin-1", "*-twice"),
         names=("copy",),
     ),
     Reader(
@@ -326,4 +353,5 @@ READERS: tuple[Reader, ...] = (
         for _ in range(importlib.util.find_spec("torch") is not None)
     ),
     *(_hparams(name) for name in MethodName if name is not MethodName.FT_ATTN),
+    _hparams(MethodName.ROME, in_yaml=True),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 
-from tests.fuzz import commands, inputs, readers, writers
+from tests.fuzz import commands, further, inputs, readers, writers
 from tests.fuzz.cases import Case
 
 
@@ -18,6 +18,8 @@ def all_cases(name: str = "") -> Iterator[Case]:
     for reader in readers.READERS:
         if _may_begin(f"file/{reader.name}/", name):
             yield from reader.cases()
+    if _may_begin("file/further/", name):
+        yield from further.cases()
     if _may_begin("input/", name):
         yield from inputs.cases()
     if _may_begin("write/", name):

@@ -1,27 +1,24 @@
-"""Damage to what a file says: values of other types, missing and additional fields, lies about shapes."""
+"""Damage to what a file says: values of other types, missing, additional and repeated fields."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 import functools
-import io
 import itertools
 import json
 import math
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from tests.fuzz.cases import Expect
-from tests.fuzz.damage import Damage, bomb, npz_of
+from tests.fuzz.damage import Damage
 
 Step = str | int
 _PATHS = 24  # fields of a file that are damaged
 _DEEP = "DEEP"
+_TWICE = "TWICE"  # becomes the name of another field
 # The values that replace a field, by name. Python's JSON writes NaN and Infinity, as other programs do.
 VALUES: dict[str, Any] = {
     "null": None,
@@ -85,8 +82,16 @@ def of_json(
             yield f"{name}={label}{suffix}", kind, expect, functools.partial(_dump, changed)
         if path and isinstance(path[-1], str):
             expect = Expect.REFUSE if needed else Expect.EITHER
-            dropped = functools.partial(_dump, functools.partial(_drop, content, path))
+            dropped = functools.partial(_dump, functools.partial(drop, content, path))
             yield f"{name}-missing{suffix}", "missing field", expect, dropped
+        if isinstance(old, dict) and old:
+            twice = functools.partial(replaced, content, path, {**old, _TWICE: [0.125]})
+            yield (
+                f"{name}-twice{suffix}",
+                "repeated field",
+                Expect.REFUSE,
+                functools.partial(_dump_twice, twice, next(iter(old))),
+            )
         if isinstance(old, dict):
             more = {**old, "fuzz": [1], "": None, "__class__": "x"}
             added = functools.partial(_dump, functools.partial(replaced, content, path, more))
@@ -96,169 +101,76 @@ def of_json(
 def json_damage(content: Any, required: Sequence[str], typed: Sequence[str]) -> Iterator[Damage]:
     """Yields damage to the fields of a JSON file."""
     for name, kind, expect, text in of_json(content, required, typed):
-        yield _written(name, kind, expect, lambda text=text: text().encode())
+        yield written(name, kind, expect, lambda text=text: text().encode())
+
+
+def yaml_damage(
+    content: dict[str, Any], required: Sequence[str], typed: Sequence[str]
+) -> Iterator[Damage]:
+    """Yields damage to the fields of a YAML file, most of it in JSON, which is YAML too."""
+    for damaged in json_damage(content, required, typed):
+        harmless = damaged.name.endswith(("=nan", "=inf", "=surrogate"))  # JSON's words for them
+        yield dataclasses.replace(damaged, expect=Expect.EITHER) if harmless else damaged
+    text = "".join(f"{name}: {json.dumps(value)}\n" for name, value in content.items())
+    first = next(iter(content))
+    lines = {
+        "valid": ("", Expect.ACCEPT),
+        "comment": ("# a comment\n", Expect.ACCEPT),
+        "document-end": ("...\n", Expect.ACCEPT),
+        "twice": (f"{first}: [0.125]\n", Expect.REFUSE),
+        "two-documents": (f"---\n{first}: 1\n", Expect.REFUSE),
+        "tab": (f"fuzz:\n\t{first}: 1\n", Expect.REFUSE),
+        "expanding": (
+            "a: &a [x, x]\n"
+            + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghij"))
+            + f"{first}: *j\n",
+            Expect.REFUSE,
+        ),
+        "call": (
+            '!!python/object/apply:os.system ["touch escaped"]: 1\n',
+            Expect.REFUSE,
+        ),
+        "key-of-list": ("? [a]\n: 1\n", Expect.REFUSE),
+        "key-of-number": ("17: 1\n", Expect.REFUSE),
+        "open": (f'{first}2: "no end\n', Expect.REFUSE),
+        "alone": ("*missing\n", Expect.REFUSE),
+    }
+    for name, (more, expect) in lines.items():
+        yield written(f"yaml-{name}", "YAML", expect, lambda more=more: (text + more).encode())
+    for name, value in (
+        *(("binary", "!!binary aGVsbG8="), ("set", "!!set {a, b}"), ("date", "2020-01-01")),
+        *(("nan", ".nan"), ("inf", "-.inf"), ("word", "yes"), ("none", "~"), ("time", "1:30")),
+    ):
+        for field in content:
+            changed = "".join(
+                f"{one}: {value if one == field else json.dumps(old)}\n"
+                for one, old in content.items()
+            )
+            wrong = _matches(field, (*required, *typed)) and name in (
+                "binary",
+                "date",
+                "nan",
+                "inf",
+            )
+            yield written(
+                f"yaml-{field}={name}",
+                "YAML",
+                Expect.REFUSE if wrong else Expect.EITHER,
+                lambda changed=changed: changed.encode(),
+            )
 
 
 def jsonl_damage(lines: Sequence[Any], required: Sequence[str]) -> Iterator[Damage]:
     """Yields damage to one line of a JSON Lines file."""
     before, after = (json.dumps(line) + "\n" for line in (lines[0], lines[-1]))
     for name, kind, expect, text in of_json(lines[0], required, ()):
-        yield _written(
+        yield written(
             name, kind, expect, lambda text=text: (before + text() + "\n" + after).encode()
         )
 
 
-def safetensors_damage(
-    content: bytes, required: Sequence[str], typed: Sequence[str]
-) -> Iterator[Damage]:
-    """Yields damage to the header, the metadata and the tensors of a safetensors file."""
-    length = int.from_bytes(content[:8], "little")
-    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
-    metadata = json.loads(header.get("__metadata__", {}).get("rome_jax", "null"))
-    tensors = [name for name in header if name != "__metadata__"]
-
-    def rebuilt(changed: dict[str, Any], data: bytes = body) -> Callable[[], bytes]:
-        return functools.partial(join, changed, data)
-
-    def join(changed: dict[str, Any], data: bytes) -> bytes:
-        encoded = json.dumps(changed).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        return len(encoded).to_bytes(8, "little") + encoded + data
-
-    if metadata is not None:
-        for name, kind, expect, text in of_json(metadata, required, typed):
-
-            def wrapped(text: Callable[[], str] = text) -> bytes:
-                changed = {**header["__metadata__"], "rome_jax": text()}
-                return join({**header, "__metadata__": changed}, body)
-
-            yield _written(f"metadata.{name}", kind, expect, wrapped)
-        yield _written(
-            "no-metadata", "missing field", Expect.REFUSE, rebuilt(_drop(header, ("__metadata__",)))
-        )
-    for name in tensors[:3]:
-        entry = header[name]
-        lies: dict[str, Any] = {
-            "shape-flat": {**entry, "shape": [math.prod(entry["shape"])]},
-            "shape-more": {**entry, "shape": [*entry["shape"], 1]},
-            "shape-huge": {**entry, "shape": [1 << 40, 1 << 40]},
-            "shape-minus": {**entry, "shape": [-1, -4]},
-            "shape-nan": {**entry, "shape": [math.nan]},
-            "shape-text": {**entry, "shape": "text"},
-            "offsets-swapped": {**entry, "data_offsets": entry["data_offsets"][::-1]},
-            "offsets-huge": {**entry, "data_offsets": [0, 1 << 70]},
-            "offsets-null": {**entry, "data_offsets": None},
-            "dtype-int": {**entry, "dtype": "I32"},
-            "dtype-unknown": {**entry, "dtype": "F7"},
-            "dtype-null": {**entry, "dtype": None},
-            "entry-list": [entry],
-        }
-        for lie, said in lies.items():
-            harmless = lie == "shape-flat" and len(entry["shape"]) == 1
-            expect = Expect.EITHER if harmless or lie == "dtype-int" else Expect.REFUSE
-            yield _written(
-                f"{name}:{lie}", "lie about a tensor", expect, rebuilt({**header, name: said})
-            )
-        dropped = rebuilt(_drop(header, (name,)))
-        yield _written(f"{name}:missing", "missing tensor", Expect.REFUSE, dropped)
-        renamed = {("fuzz" if key == name else key): value for key, value in header.items()}
-        yield _written(f"{name}:renamed", "missing tensor", Expect.REFUSE, rebuilt(renamed))
-        begin, end = entry["data_offsets"]
-        for label, value in (("nan", math.nan), ("inf", math.inf)):
-            if entry["dtype"] == "F32" and end - begin >= 4:
-                poisoned = body[:begin] + np.float32(value).tobytes() + body[begin + 4 :]
-                yield _written(
-                    f"{name}:{label}", "not finite", Expect.REFUSE, rebuilt(header, poisoned)
-                )
-
-
-def npz_damage(content: bytes, required: Collection[str]) -> Iterator[Damage]:
-    """Yields damage to the arrays of a .npz file."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
-    for name in members:
-        refuse = Expect.REFUSE if name in required else Expect.EITHER
-        others = {key: value for key, value in members.items() if key != name}
-        yield _written(
-            f"{name}:missing", "missing field", refuse, lambda others=others: npz_of(others)
-        )
-        array = np.load(io.BytesIO(members[name]), allow_pickle=False)
-        for label, kind, changed in _arrays(array):
-            swapped = functools.partial(_swapped, others, name, changed)
-            yield _written(f"{name}:{label}", kind, refuse, swapped)
-        for label, data in (
-            ("bomb", bomb((1 << 20, 1 << 20))),
-            ("zeros-bomb", bomb((1 << 28,), 1 << 24)),
-            ("no-array", b"text"),
-            ("empty", b""),
-        ):
-            swapped = functools.partial(_swapped, others, name, data)
-            yield _written(f"{name}:{label}", "lie about a tensor", refuse, swapped)
-    more = functools.partial(_swapped, members, "fuzz", np.zeros(2))
-    yield _written("more", "additional field", Expect.EITHER, more)
-
-
-def npy_damage(content: bytes) -> Iterator[Damage]:
-    """Yields damage to a .npy file."""
-    for label, kind, changed in _arrays(np.load(io.BytesIO(content), allow_pickle=False)):
-        yield _written(label, kind, Expect.REFUSE, functools.partial(_save, changed))
-    yield _written("bomb", "lie about a tensor", Expect.REFUSE, lambda: bomb((1 << 20, 1 << 20)))
-
-
-def parquet_damage(write: Callable[[Path, Any], object]) -> Iterator[Damage]:
-    """Yields parquet files whose column of texts has another type; `write` writes a file with such a column."""
-    columns = {
-        "lists": [["a"], ["b"]],
-        "structs": [{"a": "b"}, {"a": "c"}],
-        "ints": [1, 2],
-        "floats": [1.5, math.nan],
-        "bools": [True, False],
-        "bytes": [b"\xff\xfe", b"a"],
-    }
-    for name, values in columns.items():
-        yield Damage(
-            f"column-of-{name}",
-            "wrong type",
-            Expect.REFUSE,
-            lambda path, values=values: write(path, values),
-        )
-    for name, values in {"nulls": ["a", None], "empty": ["", "  "], "none": []}.items():
-        yield Damage(
-            f"column-{name}",
-            "wrong type",
-            Expect.EITHER,
-            lambda path, values=values: write(path, values),
-        )
-
-
-def _arrays(array: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields the kinds of arrays that cannot stand for an array."""
-    yield "objects", "wrong type", np.array([{"a": 1}, None], dtype=object)
-    if array.dtype.kind != "U":
-        yield "texts", "wrong type", np.full(array.shape, "text")
-    yield "dates", "wrong type", np.zeros(array.shape, "datetime64[s]")
-    yield "more-axes", "wrong shape", np.stack([np.stack([array] * 2)] * 3)
-    yield "nothing", "wrong shape", np.zeros((0, *array.shape), array.dtype)
-    if array.dtype.kind == "f":
-        yield "nan", "not finite", np.full_like(array, math.nan)
-        yield "inf", "not finite", np.full_like(array, math.inf)
-        yield "complex", "wrong type", array.astype(np.complex64)
-    if array.ndim and len(array) > 1:
-        yield "shorter", "wrong shape", array[:-1]
-
-
-def _save(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=True)
-    return file.getvalue()
-
-
-def _swapped(others: dict[str, bytes], name: str, array: np.ndarray | bytes) -> bytes:
-    """Returns a .npz file in which one member is replaced or added."""
-    return npz_of({**others, name: array if isinstance(array, bytes) else _save(array)})
-
-
-def _written(name: str, kind: str, expect: Expect, content: Callable[[], bytes]) -> Damage:
+def written(name: str, kind: str, expect: Expect, content: Callable[[], bytes]) -> Damage:
+    """Returns the damage that replaces a file by other content."""
     return Damage(name, kind, expect, lambda path: path.write_bytes(content()))
 
 
@@ -278,6 +190,11 @@ def _dump(content: Callable[[], Any]) -> str:
         .replace('"1E400"', "1e400")
         .replace(f'"{_DEEP}"', "[" * 50_000 + "]" * 50_000)
     )
+
+
+def _dump_twice(content: Callable[[], Any], name: str) -> str:
+    """Writes JSON in which an object has a field twice."""
+    return _dump(content).replace(json.dumps(_TWICE), json.dumps(name))
 
 
 def paths(content: Any) -> list[tuple[Step, ...]]:
@@ -318,7 +235,8 @@ def replaced(content: Any, path: tuple[Step, ...], value: Any) -> Any:
     return changed
 
 
-def _drop(content: Any, path: tuple[Step, ...]) -> Any:
+def drop(content: Any, path: tuple[Step, ...]) -> Any:
+    """Returns a copy of a tree without the field at a path."""
     changed = copy.deepcopy(content)
     del _get(changed, path[:-1])[path[-1]]
     return changed

@@ -12,7 +12,7 @@ from rome_jax.trace import restore, screen, sweep
 from rome_jax.trace.averages import average_effects
 from rome_jax.trace.best_states import best_states
 from rome_jax.trace.corruption import Measure
-from rome_jax.trace.facts import KnownFact
+from rome_jax.trace.facts import FactsError, KnownFact
 from rome_jax.trace.folder import RunFolder
 from rome_jax.trace.noise import Distribution, Noise
 from rome_jax.trace.protocol import NotFiniteScoreError, Protocol, Series, subtract, trace_case
@@ -97,10 +97,9 @@ def test_averages_of_screened_cases_are_refused():
         average_effects([result("probability", screened=True)])
 
 
-def test_a_case_name_is_no_path(tmp_path):
-    folder = RunFolder(tmp_path, {})
-    with pytest.raises(ValueError, match=r"known_id='knowledge_\.\./\.\./x\.npz' is not a name"):
-        folder.path(dataclasses.replace(FACT, known_id="../../x"), Series.HIDDEN)
+def test_the_number_of_a_fact_is_no_path():
+    with pytest.raises(FactsError, match=r"known_id='\.\./\.\./x': give an integer"):
+        dataclasses.replace(FACT, known_id="../../x")
 
 
 def test_scores_that_are_not_numbers_skip_the_case(model, protocol):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as checkpoint
-import typing_extensions
 
 from rome_jax.edit.hypernetworks.steps import TrainState
-from rome_jax.files import checked as values
-
-
-class _History(typing_extensions.TypedDict):
-    """The part of a checkpoint that is stored as JSON."""
-
-    rows: list[dict[str, Any]]
-    about: dict[str, Any]
+from rome_jax.models import training_checkpoints
+from rome_jax.models.training_checkpoints import read_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +33,6 @@ class Progress:
     history: tuple[dict[str, float], ...] = ()
 
 
-def open_manager(directory: Path) -> checkpoint.CheckpointManager:
-    """Opens a directory of checkpoints that keeps the last one only."""
-    options = checkpoint.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return checkpoint.CheckpointManager(directory, options=options)
-
-
 def save(
     manager: checkpoint.CheckpointManager, progress: Progress, about: Mapping[str, Any]
 ) -> None:
@@ -57,13 +43,8 @@ def save(
       progress: The run after a validation.
       about: The settings of the run.
     """
-    manager.save(
-        progress.step,
-        args=checkpoint.args.Composite(
-            state=checkpoint.args.StandardSave((progress.state, progress.best)),
-            history=checkpoint.args.JsonSave({"rows": list(progress.history), "about": about}),
-        ),
-    )
+    arrays = (progress.state, progress.best)
+    training_checkpoints.save(manager, progress.step, arrays, about, list(progress.history))
 
 
 def check(
@@ -81,7 +62,7 @@ def check(
     """
     step = manager.latest_step()
     if step is not None:
-        check_settings(run_directory, _read_history(manager, step)["about"], about)
+        check_settings(run_directory, read_notes(manager, step)["about"], about)
 
 
 def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
@@ -97,32 +78,10 @@ def restore(manager: checkpoint.CheckpointManager, start: Progress) -> Progress:
     step = manager.latest_step()
     if step is None:
         return start
-    item = checkpoint.args.StandardRestore((start.state, start.best))
-    with _naming_damage(manager):
-        restored = manager.restore(step, args=checkpoint.args.Composite(state=item))["state"]
+    arrays = training_checkpoints.restore(manager, step, (start.state, start.best))
     # Restored arrays are committed to a device. Uncommitted copies, like new arrays, share the compiled programs.
-    state, best = jax.tree.map(jnp.asarray, jax.device_get(restored))
-    return Progress(step, state, best, tuple(_read_history(manager, step)["rows"]))
-
-
-def _read_history(manager: checkpoint.CheckpointManager, step: int) -> dict[str, Any]:
-    """Reads the history and the settings of a checkpoint, without its arrays."""
-    item = checkpoint.args.Composite(history=checkpoint.args.JsonRestore())
-    with _naming_damage(manager):
-        history = manager.restore(step, args=item)["history"]
-        return values.check(_History, history, f"step {step}")
-
-
-@contextlib.contextmanager
-def _naming_damage(manager: checkpoint.CheckpointManager) -> Iterator[None]:
-    """Names the directory and a remedy in place of the exceptions of Orbax, of which there are many."""
-    try:
-        yield
-    except Exception as error:
-        why = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{manager.directory} holds a damaged checkpoint ({type(error).__name__}: {why}): remove it to start again."
-        ) from error
+    state, best = jax.tree.map(jnp.asarray, arrays)
+    return Progress(step, state, best, tuple(read_notes(manager, step)["rows"]))
 
 
 def check_settings(directory: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from rome_jax.data.request import EditRequest
-from rome_jax.data.tokenization import prompt_ids
-from rome_jax.data.tokens import TokenBatch, pad
+from rome_jax.data.tokens import TokenBatch, encode, pad
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import (
     Config,
@@ -29,6 +28,7 @@ from rome_jax.edit.hypernetworks.networks import (
     training_command,
 )
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.stages.answers import add_answers
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors, projection_sizes
 from rome_jax.edit.stages.targets import tokenize_request_targets
@@ -94,34 +94,45 @@ def check_shape(config: Config, hypernetwork: Hypernetwork) -> None:
 
 
 def compute(
-    network: nn.Module,
+    kind: MethodName,
+    build: Callable[[Hypernetwork], nn.Module],
     model: LanguageModel,
     requests: Sequence[EditRequest],
-    hypernetwork: Hypernetwork,
-    chunk_size: int,
-    progress: bool,
+    config: Config,
+    *,
+    hypernetwork: Hypernetwork | None = None,
+    chunk_size: int = 8,
+    progress: bool = False,
+    check_answers: bool = True,
 ) -> EditResult:
-    """Computes N independent edits with a network of either method: gradients in, deltas out.
+    """Computes N independent edits, each by a single pass through the network of MEND or KE: gradients in, deltas out.
+
+    `mend.compute` and `ke.compute` call it with the first two arguments; the others are theirs.
 
     Args:
-      network: The linen module of the hypernetwork, `mend.MEND` or `ke.KE`.
+      kind: The method, MEND or KE.
+      build: Returns the linen module, `mend.MEND` or `ke.KE`, of a hypernetwork.
       model: The model to edit; it is not changed.
       requests: The facts to write.
-      hypernetwork: The trained variables of the network.
+      config: Hyperparameters. Those that determine the network's shape must be the network's own.
+      hypernetwork: A network trained for this model; None takes the network that comes with the model.
       chunk_size: Requests that run side by side, which bounds the memory.
       progress: Whether to show a progress bar.
+      check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
+        did not make their target the model's answer.
 
     Returns:
-      An `EditResult` with low-rank deltas.
+      An `EditResult` with low-rank deltas, one update per weight.
 
     Raises:
-      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or the network was trained
-        for a model of another size.
+      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or there is no
+        hypernetwork of this method, shape and model.
       SequenceTooLongError: If a request does not fit into the context.
     """
-    config = network.config
+    hypernetwork = choose(kind, model, config, hypernetwork)
+    network = build(hypernetwork)
     check_requests(model, requests, config, chunk_size)
-    _check_sizes(network, model, hypernetwork)
+    check_sizes(network, model, hypernetwork)
     # All chunks share one shape, because the number of tokens is the rank of their updates.
     arrays = (
         tokenize_request_targets(model.tokenizer, requests, model.config.context_length),
@@ -135,7 +146,8 @@ def compute(
 
     rows, label = range(len(requests)), hypernetwork.kind.value
     result = map_chunks(compute_chunk, rows, rows, chunk_size, label, progress)
-    return result.finite(requests)
+    # The warning points past this function and that of the method.
+    return add_answers(model, requests, result.finite(requests), check_answers)
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -151,8 +163,17 @@ def _apply(
     return deltas
 
 
-def _check_sizes(network: nn.Module, model: LanguageModel, hypernetwork: Hypernetwork) -> None:
-    """Refuses a hypernetwork that was trained for a model of other sizes."""
+def check_sizes(network: nn.Module, model: LanguageModel, hypernetwork: Hypernetwork) -> None:
+    """Refuses a hypernetwork that was trained for a model of other sizes.
+
+    Args:
+      network: The linen module of the hypernetwork.
+      model: The model to edit.
+      hypernetwork: The trained variables of the network.
+
+    Raises:
+      ValueError: If a variable is missing, or has another shape than the network would have for this model.
+    """
 
     def factor(size):
         return jax.ShapeDtypeStruct((1, len(network.config.layers), 1, size), jnp.float32)
@@ -187,8 +208,7 @@ def condition_tokens(
       >>> model.tokenizer.decode(tokens.ids[0][tokens.mask[0]])
       'Gothulf Punby plays the sport of tennis'
     """
-    ids = prompt_ids(tokenizer, [r.text + r.target_text for r in requests])
-    return pad(ids, multiple=length or 8)
+    return encode(tokenizer, [r.text + r.target_text for r in requests], multiple=length or 8)
 
 
 def token_update(leaf: Leaf, layer: int, left: jax.Array, right: jax.Array) -> LowRankUpdate:

@@ -21,8 +21,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, shown
 from rome_jax.files.json_files import parse_object
+from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import StoredTensor, open_file, write
 from rome_jax.models import provenance
 from rome_jax.models.provenance import Origin
@@ -152,7 +153,7 @@ def save(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{str(path)!r} must end in .safetensors.")
+        raise ValueError(f"{path} must end in .safetensors.")
     header = {
         "format": FORMAT,
         "kind": hypernetwork.kind.value,
@@ -168,7 +169,6 @@ def save(
         )
         for name, value in flatten_dict(hypernetwork.variables, sep=".").items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     write(path, specs, arrays.values(), {"rome_jax": json.dumps(header)})
     return path
@@ -193,7 +193,7 @@ def load(path: str | Path, model: LanguageModel | None = None) -> Hypernetwork:
       >>> load(path, model).config.rank
       64
     """
-    path = Path(path)
+    path = Path(check_path(path))
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not a file: give a file that eval.train_hypernetwork wrote."
@@ -259,8 +259,8 @@ def load_shipped(kind: MethodName, model: LanguageModel) -> Hypernetwork:
     """
     if model.name not in SHIPPED:
         raise ValueError(
-            f"no hypernetwork of {kind} comes with model {model.name!r} (only with {', '.join(SHIPPED)}): train one "
-            f"with `{training_command(kind, model.name)}`, or give a file with --hypernetwork (hypernetwork=)."
+            f"no hypernetwork of {kind} comes with model {shown(model.name)} (only with {', '.join(SHIPPED)}): train "
+            f"one with `{training_command(kind, model.name)}`, or give a file with --hypernetwork (hypernetwork=)."
         )
     assets = importlib.resources.files("rome_jax") / "factworld" / "assets" / "hypernetworks"
     return load(str(assets / f"{kind.lower()}_{SHIPPED[model.name]}.safetensors"), model)

@@ -18,6 +18,7 @@ from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.stages.gradients import projection_sizes
+from rome_jax.files.checked import shown
 from rome_jax.models.convert_torch import read_tensors
 from rome_jax.models.huggingface import stores_transposed
 from rome_jax.models.interventions import Leaf
@@ -145,8 +146,8 @@ def _ke(find: _Finder, model: LanguageModel, config: KEConfig) -> dict[str, Any]
     """Converts the variables of KE."""
     if stores_transposed(model.config, Leaf.MLP_UP):
         raise ValueError(
-            f"no KE checkpoint was published for the family of {model.name!r}, whose weights PyTorch keeps transposed: "
-            "use a model of the GPT-2 family."
+            f"no KE checkpoint was published for the family of {shown(model.name)}, whose weights PyTorch keeps "
+            "transposed: use a model of the GPT-2 family."
         )
     params = {"condition": _condition(find, model, config)}
     for leaf in config.leaves:

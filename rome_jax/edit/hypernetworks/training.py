@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import typing_extensions
 
 from rome_jax.data.tokens import round_up
 from rome_jax.edit.config import MethodName
@@ -30,8 +31,12 @@ from rome_jax.edit.hypernetworks.steps import evaluate, initial_state, make_netw
 from rome_jax.edit.hypernetworks.training_config import TrainingConfig
 from rome_jax.edit.methods.ke import KE
 from rome_jax.edit.methods.mend import MEND
-from rome_jax.files.artifacts import write_whole
+from rome_jax.files.artifacts import remove_leftovers, write_whole
+from rome_jax.files.folders import creating
+from rome_jax.files.json_files import read_object
+from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
+from rome_jax.models import training_checkpoints
 from rome_jax.models.fingerprint import base_fingerprint
 from rome_jax.models.interventions import check_leaves
 from rome_jax.models.registry import LanguageModel
@@ -69,23 +74,34 @@ def train(
       The hypernetwork, as hypernetwork.safetensors holds it.
 
     Raises:
-      ValueError: If the model does not have a layer or weight, the directory holds a run with other settings, or the
-        training diverges.
+      ValueError: If the model does not have a layer or weight, the directory holds a run with other settings or a
+        damaged file, or the training diverges.
+      FolderInUseError: If another process trains in the directory.
+      OSError: If a file cannot be written.
     """
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
     check_leaves(model.config, config.leaves, "leaves of the configuration")
     directory = Path(directory).absolute()
     about = _describe(kind, model, config, settings, data, dtype)
-    if (directory / REPORT).exists():
-        known = json.loads((directory / REPORT).read_text())
-        checkpoints.check_settings(directory, known["about"], about)
+    with creating(directory), in_use(directory, "output_dir"):
+        remove_leftovers(directory)
+        if (directory / REPORT).exists():
+            known = read_object(directory / REPORT, _Report, remedy="remove it to train again")
+            checkpoints.check_settings(directory, known["about"], about)
+        else:
+            network = make_network(config, model.config)
+            checks = _validation_batches(model, validation, settings)
+            run = _Run(network, model, examples, checks, settings, directory, about)
+            _write(run, kind, _optimize(run), dtype)
+        shutil.rmtree(directory / _CHECKPOINTS, ignore_errors=True)
         return hypernetworks.load(directory / FILE)
-    network = make_network(config, model.config)
-    checks = _validation_batches(model, validation, settings)
-    run = _Run(network, model, examples, checks, settings, directory, about)
-    _write(run, kind, _optimize(run), dtype)
-    return hypernetworks.load(directory / FILE)
+
+
+class _Report(typing_extensions.TypedDict):
+    """The part of the report of a training that decides whether it is the same training."""
+
+    about: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +162,7 @@ def _validation_batches(
 def _optimize(run: _Run) -> Progress:
     """Takes all steps, from the last checkpoint if there is one, with a validation after every few of them."""
     settings = run.settings
-    with checkpoints.open_manager(run.directory / _CHECKPOINTS) as manager:
+    with training_checkpoints.open_manager(run.directory / _CHECKPOINTS) as manager:
         checkpoints.check(manager, run.about, run.directory)
         state = initial_state(run.network, run.model, run.checks[0], settings)
         progress = checkpoints.restore(manager, Progress(0, state, state.variables))
@@ -229,7 +245,7 @@ def _record(settings: TrainingConfig, progress: Progress, row: dict[str, float])
 
 
 def _write(run: _Run, kind: MethodName, progress: Progress, dtype: np.typing.DTypeLike) -> None:
-    """Writes the network and the report of a finished run, and removes its checkpoints."""
+    """Writes the network and the report of a finished run."""
     versions = {"rome_jax": __version__, "jax": jax.__version__}
     best = min(progress.history, key=lambda row: row["loss"])
     about = run.about
@@ -248,4 +264,3 @@ def _write(run: _Run, kind: MethodName, progress: Progress, dtype: np.typing.DTy
     # The report comes last: its existence says that the run is complete.
     report = {"about": about, "versions": versions, "best": best, "history": progress.history}
     write_whole(run.directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())
-    shutil.rmtree(run.directory / _CHECKPOINTS, ignore_errors=True)

@@ -8,14 +8,8 @@ from typing import Annotated, Any
 
 import pydantic
 
-from rome_jax.edit.config import (
-    Count,
-    MethodName,
-    NonNegativeFloat,
-    PositiveFloat,
-    Seed,
-    check_fields,
-)
+from rome_jax.edit.config import MethodName
+from rome_jax.files.checked import Count, NonNegativeFloat, PositiveFloat, Seed, check_fields
 
 
 @dataclasses.dataclass(frozen=True)

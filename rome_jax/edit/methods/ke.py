@@ -30,7 +30,6 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import edits
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.result import EditResult
-from rome_jax.edit.stages.answers import add_answers
 from rome_jax.edit.stages.gradients import GradientFactors
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
@@ -154,14 +153,7 @@ def _update_factors(
 
 
 def compute(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    config: KEConfig,
-    *,
-    hypernetwork: Hypernetwork | None = None,
-    chunk_size: int = 8,
-    progress: bool = False,
-    check_answers: bool = True,
+    model: LanguageModel, requests: Sequence[EditRequest], config: KEConfig, **options: Any
 ) -> EditResult:
     """Computes N independent edits, each by a single pass through the network.
 
@@ -169,30 +161,27 @@ def compute(
       model: The model to edit; it is not changed.
       requests: The facts to write.
       config: Hyperparameters. Those that determine the network's shape must be the network's own.
-      hypernetwork: A network trained for this model; None takes the network that comes with the model.
-      chunk_size: Requests that run side by side, which bounds the memory.
-      progress: Whether to show a progress bar.
-      check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
-        did not make their target the model's answer.
+      **options: `hypernetwork`, `chunk_size`, `progress` and `check_answers`, as in
+        `rome_jax.edit.hypernetworks.edits.compute`.
 
     Returns:
       An `EditResult` with low-rank deltas: one update per weight, whose rank is the number of tokens plus one.
 
     Raises:
-      ValueError: If there are no requests, `chunk_size` is below 1, a layer does not exist, or there is no
-        hypernetwork of this method, shape and model.
-      SequenceTooLongError: If a request does not fit into the context.
+      ValueError, SequenceTooLongError: As in `rome_jax.edit.hypernetworks.edits.compute`.
 
     Example:
       >>> from rome_jax import KEConfig
       >>> compute(model, [request], KEConfig.for_model(model.name)).deltas
       Delta(1 edits: MLP_UP [128, 512] rank 9 at layer 3, ...)
     """
-    hypernetwork = edits.choose(MethodName.KE, model, config, hypernetwork)
-    # A published network knows more tokens than the model.
-    size = hypernetwork.variables["params"]["condition"]["embedding"]["embedding"].shape
-    result = edits.compute(KE(config, *size), model, requests, hypernetwork, chunk_size, progress)
-    return add_answers(model, requests, result, check_answers, stacklevel=3)
+
+    def build(hypernetwork: Hypernetwork) -> KE:
+        # A published network knows more tokens than the model.
+        embedding = hypernetwork.variables["params"]["condition"]["embedding"]["embedding"]
+        return KE(config, *embedding.shape)
+
+    return edits.compute(MethodName.KE, build, model, requests, config, **options)
 
 
 def compute_deltas(

@@ -29,6 +29,7 @@ from rome_jax.edit.stages.answers import add_answers
 from rome_jax.edit.stages.attribution import Attribution, KNInputs, attribute, tokenize_prompts
 from rome_jax.edit.stages.chunks import check_requests, map_chunks
 from rome_jax.edit.stages.inputs import prefix_of
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
@@ -201,7 +202,7 @@ def compute(
         return EditResult(found.deltas, neurons=found.neurons)
 
     indices = range(len(requests))
-    size = max(1, chunk_size // len(prefixes))
+    size = max(1, int(chunk_size) // len(prefixes))
     result = map_chunks(compute_chunk, indices, [0] * len(requests), size, "KN", progress)
     return add_answers(model, requests, result.finite(requests), check_answers, stacklevel=3)
 
@@ -227,7 +228,7 @@ def _prefixes(config: KNConfig, templates: Sequence[str] | None) -> tuple[str, .
     prefixes = tuple(dict.fromkeys(map(prefix_of, (SLOT, *(templates or ())))))
     if len(prefixes) == 1:
         raise ValueError(
-            f"templates={templates!r} gives no paraphrase, which refine=True compares: give templates in addition to "
-            "'{}' (in a configuration: context_template_length_params)."
+            f"templates={shown(templates)} gives no paraphrase, which refine=True compares: give templates in addition "
+            "to '{}' (in a configuration: context_template_length_params)."
         )
     return prefixes

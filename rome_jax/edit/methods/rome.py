@@ -18,7 +18,6 @@ works on N independent requests at once. `compute_from_inputs` calls them in ord
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -26,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rome_jax.data.request import EditRequest, EditWarning
+from rome_jax.data.request import EditRequest
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, rank_one_update
 from rome_jax.edit.renamed import accept_covariance
@@ -43,6 +43,7 @@ from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states, whitened_direction
 from rome_jax.edit.stages.value import ValueResult, optimize_value
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, LowRankUpdate
@@ -258,8 +259,7 @@ def compute(
         "ROME",
         progress,
     ).finite(requests)
-    for message in _warnings(result, requests):
-        warnings.warn(message, EditWarning, stacklevel=3)  # past the decorator
+    _warn(result, requests, stacklevel=4)  # past the decorator
     result = add_answers(model, requests, result, check_answers)
     return dataclasses.replace(result, templates=tuple(templates))
 
@@ -352,20 +352,32 @@ def compute_sequence(
         yield model, result
 
 
-def _warnings(result: EditResult, requests: Sequence[EditRequest]) -> Iterator[str]:
-    """Yields a message for each edit that is unnecessary or will harm the model."""
-    was_answer = np.zeros(0) if result.was_answer is None else result.was_answer
-    for index in np.flatnonzero(was_answer).tolist():
-        yield (
-            f"target_new={requests[index].target_new!r} is already the model's answer to "
-            f"{requests[index].text!r}: the edit changes little."
+def _warn(result: EditResult, requests: Sequence[EditRequest], stacklevel: int) -> None:
+    """Warns of the edits that are unnecessary, and of those that will harm the model."""
+
+    def describe_answer(index: int) -> str:
+        request = requests[index]
+        return (
+            f"target_new={shown(request.target_new)} is already the model's answer to {shown(request.text)}: the edit "
+            "changes little."
         )
-    for edit in result.layers:
-        explodes = ~(np.asarray(edit.norm_ratio) < EXPLOSION_RATIO)  # also True for NaN
-        for index in np.flatnonzero(explodes).tolist():
-            yield (
-                f"the edit of {requests[index].subject!r} changes layer {edit.layer} by "
-                f"{float(edit.norm_ratio[index]):.2g} times the norm of its weights (division factor "
-                f"{float(edit.division_factor[index]):.2g}) and will likely disable the model; "
-                "try key_mode=KeyMode.CONSISTENT or another layer."
-            )
+
+    def describe_size(index: int) -> str:
+        edit = result.layers[int(ratios[:, index].argmax())]
+        return (
+            f"the edit of {shown(requests[index].subject)} changes layer {edit.layer} by "
+            f"{float(edit.norm_ratio[index]):.2g} times the norm of its weights (division factor "
+            f"{float(edit.division_factor[index]):.2g}) and will likely disable the model; "
+            "try key_mode=KeyMode.CONSISTENT or another layer."
+        )
+
+    if result.was_answer is not None:
+        answers = np.asarray(result.was_answer)
+        edit_warnings.warn(
+            "change little", answers, np.zeros(len(answers)), describe_answer, stacklevel + 1
+        )
+    ratios = np.array([edit.norm_ratio for edit in result.layers])  # [layers, N]
+    worst = ratios.max(0)
+    edit_warnings.warn(
+        "are too large", ~(worst < EXPLOSION_RATIO), worst, describe_size, stacklevel + 1
+    )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rome_jax.data.request import EditRequest, EditWarning
+from rome_jax.data.request import EditRequest
+from rome_jax.edit import edit_warnings
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import map_chunks
 from rome_jax.edit.stages.targets import TargetInputs, tokenize_request_targets
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, DenseUpdate
 from rome_jax.models.registry import LanguageModel
@@ -115,7 +116,7 @@ def warn_of_failures(
     probability: np.ndarray,
     stacklevel: int = 3,
 ) -> None:
-    """Warns in one sentence about the edits whose target is not the model's answer; it names the worst of them.
+    """Warns in one sentence about the edits that did not make their target the model's answer.
 
     Args:
       requests: N requests.
@@ -123,15 +124,13 @@ def warn_of_failures(
       probability: float [N] of the target.
       stacklevel: As in `add_answers`.
     """
-    failed = np.flatnonzero(~is_answer)
-    if not len(failed):
-        return
-    worst = int(failed[np.argmin(probability[failed])])
-    others = "" if len(requests) == 1 else f"{len(failed)} of {len(requests)} edits failed: "
-    warnings.warn(
-        f"{others}target_new={requests[worst].target_new!r} is not the model's answer to {requests[worst].text!r} "
-        f"after the edit (probability {probability[worst]:.2g}); try other hyperparameters, such as more steps, or a "
-        "shorter target.",
-        EditWarning,
-        stacklevel=stacklevel,
-    )
+
+    def describe(index: int) -> str:
+        request = requests[index]
+        return (
+            f"target_new={shown(request.target_new)} is not the model's answer to {shown(request.text)} after the edit "
+            f"(probability {probability[index]:.2g}); try other hyperparameters, such as more steps, or a "
+            "shorter target."
+        )
+
+    edit_warnings.warn("failed", ~is_answer, -probability, describe, stacklevel + 1)

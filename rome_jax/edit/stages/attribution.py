@@ -32,6 +32,7 @@ from rome_jax.data.request import EditRequest, target_text
 from rome_jax.data.tokenization import continuation_ids, prompt_ids
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import TargetEncoding
+from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Patch, PatchMode, Site, activation_site
@@ -102,7 +103,7 @@ def tokenize_prompts(
     for text, row in zip(texts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
-                f"the prompt {text!r} takes {len(row)} tokens, more than the model's context of {context_length}: "
+                f"the prompt {shown(text)} takes {len(row)} tokens, more than the model's context of {context_length}: "
                 "shorten it."
             )
     batch = pad(rows, context_length=context_length, multiple=bucket(max(map(len, rows)), 2))

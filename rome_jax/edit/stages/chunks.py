@@ -17,6 +17,7 @@ import numpy as np
 
 from rome_jax.data.request import SLOT, EditRequest
 from rome_jax.edit.config import Hyperparameters
+from rome_jax.files.checked import Count, check, shown
 from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import check_leaves
 from rome_jax.models.registry import LanguageModel
@@ -47,9 +48,12 @@ class RequestChunks:
         Args:
           lengths: Length of each item.
           chunk_size: Largest size of a chunk.
+
+        Raises:
+          ValueError: If `chunk_size` is not a whole number of at least 1.
         """
         order = np.argsort(lengths, kind="stable")
-        return cls(order, min(chunk_size, len(order)))
+        return cls(order, min(check(Count, chunk_size, "chunk_size"), len(order)))
 
     def split(self, items: Sequence[Item]) -> list[list[Item]]:
         """Returns the items of each chunk. A short last chunk repeats its items, so that all shapes are the same.
@@ -159,12 +163,15 @@ def check_requests(
     """Checks the arguments that all methods share.
 
     Raises:
-      ValueError: If there are no requests, `chunk_size` is below 1, or the model does not have a layer or weight.
+      ValueError: If there are no requests, one is something else, `chunk_size` is not a whole number of at least 1, or
+        the model does not have a layer or weight.
     """
     if not requests:
         raise ValueError("requests is empty: give at least one EditRequest.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
+    for index, request in enumerate(requests):
+        if not isinstance(request, EditRequest):
+            raise ValueError(f"requests[{index}]={shown(request)}: give an EditRequest.")
+    check(Count, chunk_size, "chunk_size")
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
     check_leaves(model.config, getattr(config, "leaves", ()), "leaves of the configuration")

@@ -14,8 +14,8 @@ import jax
 
 from rome_jax.data.request import SLOT
 from rome_jax.data.tokenization import begin_ids
-from rome_jax.edit.config import Hyperparameters, Seed
-from rome_jax.files.checked import check, shown
+from rome_jax.edit.config import Hyperparameters, TemplateLengths
+from rome_jax.files.checked import Seed, check, shown
 from rome_jax.files.records import DataError, read_json, read_text
 from rome_jax.models.generate import Sampling, clean_text, generate_text
 from rome_jax.models.registry import LanguageModel
@@ -39,13 +39,14 @@ def sample_templates(
       "{}" followed by one template per prefix. The default `lengths` are the published ones and give 21 templates.
 
     Raises:
-      ValueError: If the tokenizer has neither a begin-of-text nor an end-of-text token.
+      ValueError: If `lengths` is something else, or the tokenizer has neither a begin-of-text nor an end-of-text token.
 
     Example:
       >>> templates = sample_templates(model, key)
       >>> len(templates), templates[0], templates[1].endswith(". {}")
       (21, '{}', True)
     """
+    lengths = check(TemplateLengths, lengths, "lengths")
     tokenizer = model.tokenizer
     start = tokenizer.bos_token or tokenizer.eos_token
     if start is None:
@@ -92,15 +93,42 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
         found = [one for group in groups for one in (group if isinstance(group, list) else [group])]
     else:
         found = [line.rstrip("\r") for line in read_text(path).split("\n") if line.strip()]
-    templates = check(tuple[str, ...], found, str(path), error=DataError)
+    templates = check_templates(found, str(path), error=DataError)
     for template in templates:
-        if template.count(SLOT) != 1 or not template.endswith(SLOT):
+        if template.count(SLOT) != 1:
             raise DataError(
-                f"{path}: the template {shown(template)} must end in '{{}}', where the prompt goes, and have no other."
+                f"{path}: the template {shown(template)} must have one '{{}}', at its end, and have no other."
             )
-    if not templates or templates[0] != SLOT:
-        raise DataError(f"{path}: the first template must be '{{}}', the bare prompt: add it.")
     return templates
+
+
+def check_templates(
+    templates: Sequence[str], name: str = "templates", *, error: type[ValueError] = ValueError
+) -> tuple[str, ...]:
+    """Checks context templates, and returns them.
+
+    Args:
+      templates: The templates.
+      name: Name of the templates in messages.
+      error: Exception to raise.
+
+    Raises:
+      error: If one is no text or does not end in "{}", or the first is not "{}".
+
+    Example:
+      >>> check_templates(["The file is open. {}"])
+      Traceback (most recent call last):
+      ValueError: templates: the first template must be '{}', the bare prompt: add it.
+    """
+    checked = check(tuple[str, ...], templates, name, error=error)
+    for template in checked:
+        if not template.endswith(SLOT):
+            raise error(
+                f"{name}: the template {shown(template)} must end in '{{}}', where the prompt goes."
+            )
+    if not checked or checked[0] != SLOT:
+        raise error(f"{name}: the first template must be '{{}}', the bare prompt: add it.")
+    return checked
 
 
 def templates_for(model: LanguageModel, config: Hyperparameters, seed: int = 0) -> tuple[str, ...]:
@@ -142,15 +170,10 @@ def given_or_sampled(
       lengths: As in `sample_templates`.
 
     Raises:
-      ValueError: If templates and key are both None, or the first template is not "{}".
+      ValueError: If templates and key are both None, a template does not end in "{}", or the first is not "{}".
     """
     if templates is None:
         if key is None:
             raise ValueError("templates and key are both None: give one of them.")
         templates = sample_templates(model, key, lengths)
-    templates = check(tuple[str, ...], templates, "templates")
-    if not templates or templates[0] != SLOT:
-        raise ValueError(
-            f"templates={list(templates)[:1]} must start with '{{}}', the bare prompt."
-        )
-    return templates
+    return check_templates(templates)

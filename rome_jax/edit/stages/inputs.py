@@ -35,6 +35,7 @@ from rome_jax.data.request import SLOT, EditRequest, fill
 from rome_jax.data.tokenization import continuation_ids, encode_prompts
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad, round_up, token_span
 from rome_jax.edit.stages.shared_contexts import SharedContexts
+from rome_jax.files.checked import Count, check, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,7 +224,7 @@ def prefix_of(template: str) -> str:
     """
     if not template.endswith(SLOT):
         raise ValueError(
-            f"context template {template!r} must end in '{{}}', where the prompt goes."
+            f"context template {shown(template)} must end in '{{}}', where the prompt goes."
         )
     return template[: -len(SLOT)]
 
@@ -249,7 +250,7 @@ def tokenize_requests(
 
     Raises:
       SequenceTooLongError: If a prompt with its target does not fit the context.
-      ValueError: If a template does not end in "{}", or a prompt does not have the fact token.
+      ValueError: If there are no templates, one does not end in "{}", or a prompt does not have the fact token.
 
     Example:
       >>> inputs = tokenize_requests(
@@ -257,6 +258,10 @@ def tokenize_requests(
       >>> inputs.targets.read.shape, inputs.essence.fact.shape, inputs.batch.ids.shape
       ((2, 1, 1), (1,), (3, 13))
     """
+    templates = check(tuple[str, ...], templates, "templates")
+    context_length = check(Count, context_length, "context_length")
+    if not templates:
+        raise ValueError("templates is empty: give at least '{}', the bare prompt.")
     answers = continuation_ids(tokenizer, [request.target_text for request in requests])
     rows = [
         (prefix, request.prompt, request, answer[:-1])
@@ -276,8 +281,8 @@ def tokenize_requests(
         sequences.append(text.ids + answer)
         if len(sequences[-1]) > context_length:
             raise SequenceTooLongError(
-                f"the prompt about {request.subject!r} with its target takes {len(sequences[-1])} tokens after the "
-                f"prefix {prefix!r}, more than the model's context of {context_length}: shorten the prompt."
+                f"the prompt about {shown(request.subject)} with its target takes {len(sequences[-1])} tokens after "
+                f"the prefix {shown(prefix)}, more than the model's context of {context_length}: shorten the prompt."
             )
 
     longest = max(map(len, answers))

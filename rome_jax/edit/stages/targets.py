@@ -17,6 +17,7 @@ from rome_jax.data.request import EditRequest
 from rome_jax.data.tokenization import continuation_ids, prompt_ids
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch, bucket, pad
 from rome_jax.edit.baseline_config import TargetScoring
+from rome_jax.files.checked import shown
 
 
 @struct.dataclass
@@ -79,7 +80,7 @@ def tokenize_targets(
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > context_length:
             raise SequenceTooLongError(
-                f"the prompt {prompt!r} with its target takes {len(row)} tokens, more than the model's context of "
+                f"the prompt {shown(prompt)} with its target takes {len(row)} tokens, more than the model's context of "
                 f"{context_length}: shorten the prompt."
             )
     # Only two sizes per octave: rows are short, so compiling another program costs more than some padding.

@@ -83,7 +83,7 @@ def test_saving_replaces_a_file(network, model, tmp_path):
 def test_another_suffix(network, tmp_path):
     with pytest.raises(ValueError) as error:
         hypernetworks.save(tmp_path / "mend.pt", network)
-    assert str(error.value) == f"'{tmp_path}/mend.pt' must end in .safetensors."
+    assert str(error.value) == f"{tmp_path}/mend.pt must end in .safetensors."
     assert not list(tmp_path.iterdir())
 
 
@@ -101,8 +101,14 @@ def test_no_such_file(tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:-8]), ".* is truncated or damaged .*"),
         (lambda path: path.write_bytes(b""), ".* is truncated or damaged .*"),
         (lambda path: path.write_bytes(b"not safetensors" * 100), ".* truncated or damaged .*"),
-        (lambda path: save_file({"a": np.zeros(1)}, path), "its metadata is not valid JSON .*"),
-        (lambda path: save_file({}, path, {"rome_jax": "{"}), "its metadata is not valid .*"),
+        (
+            lambda path: save_file({"a": np.zeros(1)}, path),
+            "its metadata is empty: it was cut short",
+        ),
+        (
+            lambda path: save_file({}, path, {"rome_jax": "{"}),
+            "its metadata ends within a value .*",
+        ),
         (lambda path: save_file({}, path, {"rome_jax": "[]"}), "its metadata is not a JSON .*"),
         (lambda path: rewrite(path, kind="ROME"), "ROME has no hypernetwork"),
         (lambda path: rewrite(path, kind=["MEND"]), "its metadata: kind=.*"),

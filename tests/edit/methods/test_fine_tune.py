@@ -286,7 +286,7 @@ def test_a_missing_layer_or_weight_is_named(model, requests):
 
 
 def test_an_empty_chunk_size_is_refused(model, requests):
-    with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_size=0: give a number of 1 or more"):
         fine_tune.compute_deltas(model, requests, CONFIG, chunk_size=0)
 
 

@@ -208,7 +208,9 @@ def refused(message, model, requests=EDIT, config=KE_CONFIG, **options):
 def test_no_requests_and_empty_chunks(model, hypernetwork):
     message = "requests is empty: give at least one EditRequest."
     refused(message, model, [], hypernetwork=hypernetwork)
-    refused("chunk_size=0 must be at least 1.", model, hypernetwork=hypernetwork, chunk_size=0)
+    refused(
+        "chunk_size=0: give a number of 1 or more.", model, hypernetwork=hypernetwork, chunk_size=0
+    )
 
 
 def test_a_network_of_the_other_method(model):

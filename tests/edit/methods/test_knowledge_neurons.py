@@ -261,7 +261,7 @@ def test_targets_are_words_that_continue_the_prompt(gptj):
     ("requests", "changes", "options", "message"),
     [
         ((), {}, {}, "requests is empty"),
-        (REQUESTS, {}, {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        (REQUESTS, {}, {"chunk_size": 0}, "chunk_size=0: give a number of 1 or more"),
         (REQUESTS, {"layers": (1, 3)}, {}, "layers=3 does not exist: the model has layers 0 to 2"),
         (REQUESTS, {"refine": True}, {}, "templates=None gives no paraphrase"),
         (REQUESTS, {"refine": True}, {"templates": ("{}",)}, "gives no paraphrase"),

@@ -185,6 +185,7 @@ def known():
     templates = sample_templates(model, jax.random.key(0), ((10, 2),))
     moments = load_shipped(model.name)
     options = {"second_moments": moments, "templates": templates, "chunk_size": 20}
+    options["check_answers"] = False  # the tests measure more than that
     return model, world, records, config, options
 
 
@@ -270,11 +271,11 @@ def test_the_layers_together_move_the_state_to_z(known, known_inputs):
     ("changes", "message"),
     [
         ({"requests": []}, "requests is empty"),
-        ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ({"chunk_size": 0}, "chunk_size=0: give a number of 1 or more"),
         ({"config": MEMITConfig((1, 3))}, "layers=3 does not exist: the model has layers 0 to 2"),
         ({"second_moments": None}, "second_moments has no second moment of layer 0: collect it"),
         ({"templates": None}, "templates and key are both None"),
-        ({"templates": ("A. {}",)}, r"templates=\['A. {}'\] must start with '{}'"),
+        ({"templates": ("A. {}",)}, "templates: the first template must be '{}'"),
     ],
     ids=lambda value: None if callable(value) or isinstance(value, str) else next(iter(value)),
 )

@@ -267,7 +267,7 @@ def test_no_requests(model, hypernetwork):
 
 
 def test_a_chunk_size_below_one(model, hypernetwork):
-    message = "chunk_size=0 must be at least 1."
+    message = "chunk_size=0: give a number of 1 or more."
     refused(message, model, hypernetwork=hypernetwork, chunk_size=0)
 
 

@@ -14,6 +14,7 @@ from rome_jax.data.request import EditRequest, EditWarning
 from rome_jax.data.tokens import pad, token_span
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta, dense
+from rome_jax.edit.edit_warnings import collected
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages import contexts
 from rome_jax.edit.stages.inputs import tokenize_requests
@@ -194,7 +195,12 @@ def test_a_batch_is_its_requests_one_at_a_time(mode, model, requests, templates,
     whole = results[mode]
     for n, request in enumerate(requests):
         alone = rome.compute(
-            model, [request], MODES[mode], second_moments=moments, templates=templates
+            model,
+            [request],
+            MODES[mode],
+            second_moments=moments,
+            templates=templates,
+            check_answers=False,
         )
         for actual, expected in (
             (alone.layers[0].u[0], whole.layers[0].u[n]),
@@ -417,11 +423,25 @@ def altered(results, **changes):
 
 def test_an_edit_that_is_not_a_number_is_named(requests, results):
     result = altered(results, norm_ratio=jnp.array([0.1, jnp.nan, 0.2]))
-    (message,) = rome._warnings(result, requests)
-    assert "edit of 'Slavoj Žižek'" in message
+    with collected() as found:
+        rome._warn(result, requests, 2)
+    (warning,) = found
+    assert str(warning).startswith("1 of 3 edits are too large: the edit of 'Slavoj Žižek'")
+
+
+def test_all_edits_that_explode_are_named_in_one_warning(requests, results):
+    result = altered(results, norm_ratio=jnp.array([20.0, 0.1, 50.0]))
+    result = result.replace(layers=(*result.layers, result.layers[0].replace(layer=2)))
+    with collected() as found:
+        rome._warn(result, requests, 2)
+    (warning,) = found
+    assert str(warning).startswith("2 of 3 edits are too large: the edit of ")
+    assert repr(requests[2].subject) in str(warning) and "changes layer 1 by 50 " in str(warning)
 
 
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
     present = jnp.array([False, True, False])
-    (message,) = rome._warnings(altered(results).replace(was_answer=present), requests)
-    assert re.search("'English' is already the model's answer.*Slavoj Žižek", message)
+    with collected() as found:
+        rome._warn(altered(results).replace(was_answer=present), requests, 2)
+    (warning,) = found
+    assert re.search("'English' is already the model's answer.*Slavoj Žižek", str(warning))

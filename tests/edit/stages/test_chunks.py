@@ -75,7 +75,7 @@ def test_arguments_are_checked_for_all_methods(model, requests):
     chunks.check_requests(model, requests, config)
     with pytest.raises(ValueError, match="requests is empty"):
         chunks.check_requests(model, [], config)
-    with pytest.raises(ValueError, match="chunk_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_size=0: give a number of 1 or more"):
         chunks.check_requests(model, requests, config, 0)
 
 

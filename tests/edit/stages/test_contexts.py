@@ -120,7 +120,7 @@ def test_given_templates_need_no_key_and_sampled_ones_do(model, sampled):
     with pytest.raises(ValueError, match="templates and key are both None: give one"):
         given_or_sampled(model, None, None, ())
     for bad in ((), ("A. {}", "{}")):
-        with pytest.raises(ValueError, match=r"must start with '\{\}', the bare prompt"):
+        with pytest.raises(ValueError, match=r"the first template must be '\{\}', the bare prompt"):
             given_or_sampled(model, bad, key, ())
 
 

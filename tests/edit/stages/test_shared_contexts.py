@@ -70,7 +70,7 @@ def test_packing_loses_no_column_and_shows_none_of_others(seed, count, left):
         packed.pack(ids)[packed.batch.mask], packed.batch.ids[packed.batch.mask]
     )
 
-    plain, attention = map(forward.plain_attention, (batch, packed.batch))
+    plain, attention = map(jax.jit(forward.plain_attention), (batch, packed.batch))
     positions = packed.unpack(np.asarray(attention.positions))
     np.testing.assert_array_equal(positions[mask], np.asarray(plain.positions)[mask])
     visible = np.asarray(attention.mask)

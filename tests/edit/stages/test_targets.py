@@ -12,6 +12,7 @@ from rome_jax.edit.stages.targets import (
     target_nll,
     tokenize_targets,
 )
+from rome_jax.files.checked import shown
 
 PROMPTS = ("Linux is written in", "The Space Needle is in the city of")
 TARGETS = (" English", " the")
@@ -80,8 +81,8 @@ def test_rows_never_outgrow_the_context(tokenizer):
     with pytest.raises(SequenceTooLongError) as error:
         tokenize_targets(tokenizer, ["the" + " the" * 16], [" Rome"], full - 1)
     assert str(error.value) == (
-        f"the prompt 'the{' the' * 16}' with its target takes {full} tokens, more than the model's context of "
-        f"{full - 1}: shorten the prompt."
+        f"the prompt {shown('the' + ' the' * 16)} with its target takes {full} tokens, more than the model's context "
+        f"of {full - 1}: shorten the prompt."
     )
 
 
