@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import rome_jax
+from rome_jax.data.samples import EXAMPLE
 from rome_jax.files.wheels import SMOLLM2
 from rome_jax.models.registry import load_model
 from rome_jax.moments import shipped
@@ -42,16 +43,15 @@ def test_an_edit_with_it_gives_the_target():
         pytest.skip(f"{SMOLLM2.path.name} is not in the cache")
     pytest.importorskip("gguf")
     model = load_model(NAME, offline=True)
-    request = rome_jax.EditRequest("{} is the capital of", "Paris", " Germany")
     config = rome_jax.ROMEConfig.for_model(NAME)
     moments = read(None, config.layers, model)
     assert moments[config.layers[0]].match == "verified"
     result = rome_jax.edit.method.METHODS["ROME"].compute(
-        model, [request], config, second_moments=moments, key=jax.random.key(0)
+        model, [EXAMPLE], config, second_moments=moments, key=jax.random.key(0)
     )
-    batch = rome_jax.encode(model.tokenizer, ["Paris is the capital of"])
+    batch = rome_jax.encode(model.tokenizer, [EXAMPLE.text])
     written = rome_jax.generate(
         model.params, model.config, batch, max_new_tokens=1, deltas=result.deltas[0]
     )
-    assert written.texts(model.tokenizer, with_prompt=False) == [" Germany"]
+    assert written.texts(model.tokenizer, with_prompt=False) == [EXAMPLE.target_text]
     assert np.isfinite(result.deltas[0].updates[0].left).all()
