@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+_LATER = 0.05  # seconds until a signal is tried again
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,6 +31,13 @@ def _handle(handler: signal.Handlers | object) -> dict[int, object]:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             replaced[number] = signal.signal(number, handler)
     return replaced
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Returns whether Python would ignore an exception here: in a finalizer, or in jax's callback of the collector."""
+    while frame is not None and frame.f_code.co_name not in ("__del__", "_xla_gc_callback"):
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager
@@ -51,6 +59,9 @@ def interrupting() -> Iterator[list[int]]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if _swallows(frame):
+            threading.Timer(_LATER, os.kill, (os.getpid(), number)).start()
+            return
         received.append(number)
         _handle(_leave)
         raise KeyboardInterrupt

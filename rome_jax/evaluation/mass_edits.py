@@ -132,10 +132,10 @@ def rome_models(
     sequence = rome.compute_sequence(
         editor.model, requests, config, **options, check_answers=False, donate=donate
     )
-    bar = tqdm(sequence, total=len(requests), unit="edit", desc="ROME")
-    for done, (model, _) in enumerate(bar, 1):
-        if done in counts:
-            yield model
+    with tqdm(sequence, total=len(requests), unit="edit", desc="ROME") as bar:
+        for done, (model, _) in enumerate(bar, 1):
+            if done in counts:
+                yield model
 
 
 _MODELS: Mapping[MethodName, Callable[..., Iterator[LanguageModel]]] = {

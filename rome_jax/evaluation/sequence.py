@@ -191,8 +191,11 @@ def run_modes(
     for mode in KeyMode:
         varied = dataclasses.replace(config, key_mode=mode)
         steps = run(model, world, records, varied, templates, texts, every)
-        with edit_warnings.summarized(len(records)):
-            found[mode.value] = list(tqdm(steps, total=len(records), unit="edit", desc=mode.value))
+        with (
+            edit_warnings.summarized(len(records)),
+            tqdm(steps, total=len(records), unit="edit", desc=mode.value) as bar,
+        ):
+            found[mode.value] = list(bar)
     return {
         "model": model.name,
         "fingerprint": model.fingerprint(),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,23 @@ def explaining(path: str | Path, *, reading: bool = False) -> Iterator[None]:
         explained = kind(f"{path} cannot be {'read' if reading else 'written'} ({why}): {remedy}.")
         explained.errno = number
         raise explained from error
+
+
+def check_space(directory: str | Path, size: int) -> None:
+    """Checks that the disk of a folder has room, before a library fails that would leave parts of its files.
+
+    Args:
+      directory: The folder, which exists.
+      size: Number of bytes that will be written.
+
+    Raises:
+      OSError: If there is no room.
+
+    Example:
+      >>> check_space(".", 1)
+    """
+    if shutil.disk_usage(directory).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _error_number(error: Exception) -> int | None:

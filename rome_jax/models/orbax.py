@@ -99,10 +99,13 @@ def _replaced(directory: Path) -> str:
 
 def _recover(directory: Path) -> None:
     """Moves a checkpoint back into place, if a process was killed after it moved it away."""
-    for left in abandoned(directory.parent) if not directory.exists() else ():
+    if directory.exists():
+        return
+    for left in abandoned(directory.parent):
         moved = left / _replaced(directory)
-        if moved.is_dir() and not directory.exists():
+        if moved.is_dir():
             moved.replace(directory)
+            return
 
 
 def check_orbax_directory(directory: str | Path, *, overwrite: bool = False) -> Path:

@@ -20,7 +20,7 @@ import typing_extensions
 from rome_jax.files.checked import check
 from rome_jax.files.checksums import checksum
 from rome_jax.files.folders import creating
-from rome_jax.files.system_errors import explaining
+from rome_jax.files.system_errors import check_space, explaining
 
 
 class Notes(typing_extensions.TypedDict):
@@ -42,6 +42,8 @@ def open_manager(directory: Path) -> Iterator[checkpoint.CheckpointManager]:
         except BaseException:
             for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds a checkpoint
+                directory.rmdir()
             raise
 
 
@@ -63,6 +65,7 @@ def save(
     """
     notes = {"rows": rows or [], "about": dict(about), "checksums": _checksums(arrays)}
     with explaining(manager.directory):
+        check_space(str(manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         manager.save(
             step,
             args=checkpoint.args.Composite(

@@ -116,7 +116,7 @@ def _problem(status, number, errors, left):
         return errors
     if status == 0 or (number == signal.SIGKILL and status == -number):
         return ""
-    last = errors.splitlines()[-1:]
+    last = [line for line in errors.splitlines() if line and "|" not in line][-1:]  # not a bar
     if status != 128 + number or not last or not last[0].startswith(("Stopped.", "To resume: ")):
         return f"status {status}: {errors[-300:]}"
     return ", ".join(left)
