@@ -291,7 +291,7 @@ _MEMIT: Mapping[str, Mapping[str, Any]] = {
         "mom2_update_weight": 20_000.0,
     },
     "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
-    "smollm2-135m": {"layers": (2, 3, 4)},
+    "smollm2-135m": {"layers": (2, 3, 4), "mom2_update_weight": 300.0},
     # Chosen on tuning requests. In a model this small, a layer delivers half of its share or less for a fact among
     # hundreds. A z that goes further than the target needs makes up for that.
     "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},

@@ -1,5 +1,5 @@
-"""The second moments that come with the package: all layers of the factworld models, and the layer that ROME edits in a
-pretrained model.
+"""The second moments that come with the package: all layers of the factworld models, and the layers that ROME and MEMIT
+edit in a pretrained model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_shipped(name: str) -> dict[int, SecondMoment]:
       name: Name of the model, such as "factworld-gpt2".
 
     Returns:
-      The second moment of each layer of a factworld model, or of the layer that ROME edits in another model.
+      The second moment of each layer of a factworld model, or of the layers that ROME and MEMIT edit in another model.
 
     Raises:
       ValueError: If no second moments come with the model.
