@@ -93,7 +93,7 @@ def read() -> tuple[MethodName, Hyperparameters]:
 
     Raises:
       ValueError: If the model is unknown, the hyperparameters are invalid or not known for the model, or
-        --hypernetwork is given to a method without one.
+        --hypernetwork or --second_moments is given to a method that does not use it.
       FileNotFoundError: If the file of hyperparameters or of second moments does not exist.
     """
     name = model.check()
@@ -111,8 +111,12 @@ def read() -> tuple[MethodName, Hyperparameters]:
     for layer in config.layers if known else ():
         known.check_layer(layer, "layers")
     read_templates(config)
-    absent = source not in (None, PUBLISHED) and not os.path.exists(source)
-    if config.needs_second_moments and absent:
+    if source is not None and not config.needs_second_moments:
+        raise ValueError(
+            f"--second_moments={source}: {algorithm} does not use second moments with these hyperparameters, leave it "
+            "out."
+        )
+    if source not in (None, PUBLISHED) and not os.path.exists(source):
         raise FileNotFoundError(
             f"no second moments at {source}: give --second_moments a file or folder that eval.layer_stats wrote, an "
             f".npz file of the original code, or {PUBLISHED}."

@@ -22,7 +22,7 @@ from rome_jax.files.folders import abandoned, creating, staging
 from rome_jax.files.json_files import read_object
 from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import CheckpointError, damaged
-from rome_jax.files.system_errors import explaining
+from rome_jax.files.system_errors import check_space, explaining
 from rome_jax.models.families import from_hf, to_hf
 from rome_jax.models.forward import param_shapes
 from rome_jax.models.registry import LanguageModel, as_dtype, as_precision
@@ -83,6 +83,7 @@ def save_orbax(directory: str | Path, model: LanguageModel, *, overwrite: bool =
         new = folder.resolve() / "checkpoint"
         new.mkdir()
         model.tokenizer.save_pretrained(new / _TOKENIZER)
+        check_space(new, sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)))
         # Leaving the context waits for the threads of the checkpointer.
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(new / _PARAMS, model.params)

@@ -42,8 +42,6 @@ def open_manager(directory: Path) -> Iterator[checkpoint.CheckpointManager]:
         except BaseException:
             for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds a checkpoint
-                directory.rmdir()
             raise
 
 

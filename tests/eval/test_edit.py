@@ -228,6 +228,7 @@ def test_inspect_needs_no_model(program, saved):
         ((*FACT, "--config=configs/rome.py", "--config.layers=(99,)"), "layers=99 does not exist"),
         ((*FACT, "--second_moments=nowhere.npz"), "nowhere.npz"),
         ((*FACT, "--hypernetwork=nowhere"), "nowhere"),
+        (("--alg_name=FT", "--second_moments=published"), "FT does not use second moments"),
         (
             ("--alg_name=FT-L", "--model_name=gpt2", *FACT),
             "no FT-L layer is known for model 'gpt2'",

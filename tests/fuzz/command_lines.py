@@ -177,6 +177,7 @@ CONFIG_VALUES: Mapping[type, Mapping[str, str]] = {
 CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
     "edit": [
         ["--alg_name=FT", "--hypernetwork=edit.safetensors"],
+        ["--alg_name=FT", "--second_moments=edit.safetensors"],
         ["--prompt={} is"],
         ["--subject=Rome"],
         ["--prompt=no slot", "--subject=Rome", "--target_new=x"],

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,18 @@ def _without_times(content: Any) -> Any:
     return [_without_times(value) for value in content] if isinstance(content, list) else content
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Returns the temporary files and folders that are still there, and folders that hold nothing."""
-    inside = list((folder / "out").rglob("*"))
-    names = {str(path.relative_to(folder)): (0, 0) for path in inside}
-    empty = [
-        path for path in [folder / "out", *inside] if path.is_dir() and not any(path.iterdir())
-    ]
-    return litter({}, names) + [f"{path} is empty" for path in empty]
+def folders(folder: Path) -> set[Path]:
+    """Returns the folder of a run's results, if it exists, and the folders in it."""
+    return {path for path in (folder / "out", *(folder / "out").rglob("*")) if path.is_dir()}
+
+
+def left_behind(folder: Path, existing: Collection[Path] = ()) -> list[str]:
+    """Returns the temporary files and folders that are still there, and new folders that hold nothing.
+
+    Args:
+      folder: The folder of a run.
+      existing: Folders that existed before. A run that ends early empties them but does not remove them.
+    """
+    names = {str(path.relative_to(folder)): (0, 0) for path in (folder / "out").rglob("*")}
+    empty = [path for path in folders(folder) - set(existing) if not any(path.iterdir())]
+    return litter({}, names) + [f"{path} is empty" for path in sorted(empty)]

@@ -94,14 +94,14 @@ def test_a_run_is_killed_and_stopped_again_and_again(name, tmp_path, cache, whol
     """A signal other than SIGKILL leaves no temporary file, and the run resumes after each to the same result."""
     expected, wrong, count = whole(name), [], 0
     for kind, place, number in _SEQUENCE:
-        before = left_behind(tmp_path)  # by SIGKILL
+        before, existing = left_behind(tmp_path), faults.folders(tmp_path)  # by SIGKILL
         process = begin(tmp_path, cache, name, place if kind == "move" else 0, number)
         if kind == "time":
             time.sleep(place * expected.seconds)
             process.send_signal(number)
         _, errors = process.communicate(timeout=faults.SECONDS)
         count += process.returncode != 0
-        left = [one for one in left_behind(tmp_path) if one not in before]
+        left = [one for one in left_behind(tmp_path, existing) if one not in before]
         if problem := _problem(process.returncode, number, errors, left):
             wrong.append(f"{number.name} at {kind} {place}: {problem}")
     record_property("faults", count)
