@@ -55,7 +55,7 @@ def main() -> None:
             sequence_length=statistics.LENGTH.value,
             batch_tokens=statistics.BATCH.value,
             checkpoint_seconds=60 * statistics.CHECKPOINT.value,
-            dtype=statistics.FILE_DTYPE.value,
+            dtype=running.FILE_DTYPE.value,
             command=cli.command_line(PROGRAM.name),
         )
         source = str(directory)

@@ -48,7 +48,7 @@ def main() -> None:
         settings,
         directory,
         data=source,
-        dtype=training.FILE_DTYPE.value,
+        dtype=running.FILE_DTYPE.value,
     )
     report(directory)
 

@@ -10,6 +10,7 @@ from eval.flags import define
 from rome_jax.evaluation.scoring import MAX_TOKENS as DEFAULT_TOKENS
 from rome_jax.evaluation.tables import TableFormat
 from rome_jax.files.places import check_writable
+from rome_jax.moments.files import DTYPES
 from rome_jax.plots.style import check_figure_path, check_matplotlib
 
 CASES = flags.DEFINE_integer(
@@ -61,6 +62,14 @@ OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder to write to. Default: as the description of the program says."
 )
 define.alias("output_dir", "stats_dir")
+FILE_DTYPE = flags.DEFINE_enum(
+    "file_dtype",
+    "float32",
+    list(DTYPES),
+    "Type of the numbers in the written files. float16 halves their size. In files of second moments, C is scaled to a "
+    "diagonal of ones first.",
+    case_sensitive=False,
+)
 RESULTS_DIR = flags.DEFINE_string("results_dir", "results", "Folder of the results of all runs.")
 CONTINUE = flags.DEFINE_string(
     "continue_from_run", None, "Run to resume, such as run_000. Default: begin a new run."

@@ -9,7 +9,6 @@ from rome_jax.data.corpus import Corpus, open_corpus
 from rome_jax.models.locate import IN_WHEELS
 from rome_jax.models.registry import SHIPPED
 from rome_jax.moments import own_texts
-from rome_jax.moments.files import DTYPES
 
 LAYERS = flags.DEFINE_string(
     "layers",
@@ -89,13 +88,6 @@ CHECKPOINT = flags.DEFINE_float(
     upper_bound=1e6,
 )
 define.finite(CHECKPOINT)
-FILE_DTYPE = flags.DEFINE_enum(
-    "file_dtype",
-    "float32",
-    list(DTYPES),
-    "Type of the numbers in the written files. float16 halves the files; C is scaled to a diagonal of ones first.",
-    case_sensitive=False,
-)
 PUBLISHED = flags.DEFINE_bool(
     "published",
     False,

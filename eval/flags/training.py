@@ -46,13 +46,6 @@ PATIENCE = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=define.MOST,
 )
-FILE_DTYPE = flags.DEFINE_enum(
-    "file_dtype",
-    "float32",
-    ["float32", "float16"],
-    "dtype of the network's parameters in its file.",
-    case_sensitive=False,
-)
 
 
 def read_settings(kind: MethodName) -> TrainingConfig:
