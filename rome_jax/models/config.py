@@ -234,6 +234,10 @@ class ModelConfig:
             )
         if self.shared_norm and not self.parallel_residual:
             raise UnsupportedConfigError("shared_norm needs parallel_residual.")
+        if self.qk_norm and self.norm is not Norm.RMS:
+            raise UnsupportedConfigError(
+                f"qk_norm is only supported with norm=Norm.RMS, not with {self.norm}."
+            )
 
     @property
     def attention_width(self) -> int:

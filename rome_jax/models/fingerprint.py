@@ -58,12 +58,15 @@ def _describe(config: ModelConfig) -> str:
     """
     sizes = [field.name for field in dataclasses.fields(config) if not field.kw_only]
     values = {name: getattr(config, name) for name in sizes} | {"family": config.family.value}
-    usual = family_config(config.family, *(values[name] for name in sizes if name != "family"))
+    numbers = (values[name] for name in sizes if name != "family")
+    usual = family_config(config.family, *numbers, head_dim=config.head_dim)
     first_names = {"norm_epsilon": "layer_norm_epsilon"}
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), getattr(usual, field.name)
         if field.name in ("norm_epsilon", "tie_embeddings", "activation"):
             default = field.default
+        if field.name == "head_dim":
+            default = config.width // config.num_heads
         if (
             field.kw_only
             and field.name not in ("precision", "upcast_attention")

@@ -21,7 +21,17 @@ from rome_jax.models.families import family_config
 from rome_jax.models.families.base import Attributes
 
 SUFFIX = ".gguf"
-_CONTROL = 3  # the type of special tokens
+# The types of special tokens, and of other tokens that are found before the text is split.
+_CONTROL, _USER_DEFINED = 3, 4
+# Metadata of the architecture that are read, or do not change the model's output. Other keys are refused.
+_KNOWN = frozenset(
+    f"llama.{name}"
+    for name in """
+    block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+    rope.dimension_count rope.freq_base rope.scaling.type
+    """.split()
+)
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # Names of tensors in GGUF files and in checkpoints of transformers; `{}` is the layer.
 _NAMES = {
@@ -120,7 +130,8 @@ def read_config(header: Header) -> ModelConfig:
     """Builds the config of a model from the header of its file.
 
     Raises:
-      UnsupportedConfigError: If the architecture is not Llama, or metadata are missing or of another type.
+      UnsupportedConfigError: If the architecture is not Llama, or metadata are missing, of another type, or describe
+        something that is not supported.
     """
     found = Attributes(header.metadata, str(header.path))
     architecture = found.read(str, "general.architecture", None)
@@ -137,8 +148,20 @@ def read_config(header: Header) -> ModelConfig:
             f"{header.path} has scaled rotary positions, which are not supported in GGUF files: give the model in the "
             "Hugging Face format."
         )
+    for key in found:
+        if key.startswith("llama.") and key not in _KNOWN:
+            raise UnsupportedConfigError(
+                f"{header.path} sets {shown(key)} to {shown(found[key])}, which is not supported in GGUF files: give "
+                "the model in the Hugging Face format."
+            )
     width, heads = found.size("llama.embedding_length"), found.size("llama.attention.head_count")
     head_dim = found.size("llama.attention.key_length", width // heads)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if found.size(key, head_dim) != head_dim:
+            raise UnsupportedConfigError(
+                f"{header.path} sets {key}={found[key]}, which differs from the head width {head_dim}; only models in "
+                "which they are equal are supported."
+            )
     # The file has float32; the config.json that it was made from has the decimal number.
     epsilon = np.float32(found.positive("llama.attention.layer_norm_rms_epsilon"))
     return family_config(
@@ -151,10 +174,7 @@ def read_config(header: Header) -> ModelConfig:
         found.size("llama.context_length"),
         head_dim=head_dim,
         num_kv_heads=found.size("llama.attention.head_count_kv", heads),
-        rotary=Rotary(
-            found.size("llama.rope.dimension_count", head_dim),
-            base=found.positive("llama.rope.freq_base", 10_000.0),
-        ),
+        rotary=Rotary(head_dim, base=found.positive("llama.rope.freq_base", 10_000.0)),
         norm_epsilon=float(np.format_float_positional(epsilon)),
         tie_embeddings="output.weight" not in shapes,
     )
@@ -214,10 +234,10 @@ def build_tokenizer(header: Header) -> Any:
       A `PreTrainedTokenizerFast`.
 
     Raises:
-      UnsupportedConfigError: If the tokenizer is not byte-level BPE with a known way of splitting texts, or it is
-        damaged.
+      UnsupportedConfigError: If the tokenizer is not byte-level BPE with a known way of splitting texts, changes texts
+        in a way that is not supported, or is damaged.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     found = Attributes(header.metadata, str(header.path))
@@ -235,6 +255,11 @@ def build_tokenizer(header: Header) -> Any:
             f"{header.path} has a tokenizer {shown(kind)} that splits texts as {shown(split)}; supported: gpt2 with "
             f"{', '.join(splitters)}."
         )
+    for name in ("add_eos_token", "add_space_prefix"):
+        if found.read(bool, f"tokenizer.ggml.{name}", False):
+            raise UnsupportedConfigError(
+                f"{header.path} sets tokenizer.ggml.{name}=True, which is not supported; only False is."
+            )
     tokens = found.read(list[str], "tokenizer.ggml.tokens", [])
     kinds = found.read(list[int], "tokenizer.ggml.token_type", [])
     merges = [
@@ -242,7 +267,11 @@ def build_tokenizer(header: Header) -> Any:
     ]
     try:
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-        control = [t for t, token_kind in zip(tokens, kinds, strict=True) if token_kind == _CONTROL]
+        added = [
+            AddedToken(token, special=token_kind == _CONTROL, normalized=False)
+            for token, token_kind in zip(tokens, kinds, strict=True)
+            if token_kind in (_CONTROL, _USER_DEFINED)
+        ]
         special = {
             f"{ours}_token": tokens[found.read(int, f"tokenizer.ggml.{theirs}_token_id", 0)]
             for ours, theirs in _SPECIAL.items()
@@ -253,9 +282,19 @@ def build_tokenizer(header: Header) -> Any:
             f"{header.path} has a damaged tokenizer ({error}): download or copy it again."
         ) from error
     tokenizer.pre_tokenizer, tokenizer.decoder = splitters[split], decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in control]
-    )
+    tokenizer.add_tokens(added)
+    if found.read(bool, "tokenizer.ggml.add_bos_token", False):
+        if "bos_token" not in special:
+            raise UnsupportedConfigError(
+                f"{header.path} sets tokenizer.ggml.add_bos_token=True without tokenizer.ggml.bos_token_id: give a "
+                "complete file."
+            )
+        begin = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A"],
+            pair=[begin, "$A", begin, "$B:1"],
+            special_tokens=[(begin, tokens.index(begin))],
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=found.read(str, "tokenizer.chat_template", None),

@@ -103,8 +103,17 @@ def _ours(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray
     return split.swapaxes(0, 1).reshape(tensor.shape)
 
 
-def _theirs(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Brings the rows of a fused projection into the checkpoint's order; see `_ours`."""
+def to_checkpoint_order(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Brings the rows of a fused projection into the order of checkpoints.
+
+    Args:
+      weight: The row of the family's table; the tensor is returned unchanged unless it is stored by head.
+      tensor: A kernel [out, in] or a bias [out] with our order of rows, [3, heads, K].
+      config: The model's config.
+
+    Returns:
+      The tensor with the rows ordered as [heads, 3, K].
+    """
     if not weight.by_head:
         return tensor
     split = tensor.reshape(3, config.num_heads, config.head_dim, *tensor.shape[1:])
@@ -170,7 +179,8 @@ def save_params(
             if leaf.nbytes <= _SMALL:
                 leaf = np.asarray(leaf)
             tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-            yield _theirs(slot.weight, tensor.T if slot.weight.transposed else tensor, config)
+            tensor = tensor.T if slot.weight.transposed else tensor
+            yield to_checkpoint_order(slot.weight, tensor, config)
 
     write(directory / _SINGLE, specs, tensors(), {"format": "pt"})
     stored = {"dtype": str(leaves["wte/embedding"].dtype)}  # the dtype in which transformers loads

@@ -194,7 +194,7 @@ def check_hub_name(name: str) -> str:
       'EleutherAI/gpt-j-6B'
     """
     if os.path.isfile(os.path.expanduser(name)):
-        raise unknown_model(name, "it is a file, and a model is a directory")
+        raise unknown_model(name, "it is a file without the suffix .gguf")
     part = r"\w(?:[\w.-]*\w)?"
     possible = re.fullmatch(f"{part}(?:/{part})?", name, re.ASCII) and not re.search(
         r"--|\.\.", name
@@ -204,28 +204,24 @@ def check_hub_name(name: str) -> str:
     return name
 
 
-def unknown_model(name: str, why: str, *, only_shipped: bool = False) -> ModelNotFoundError:
+def unknown_model(name: str, why: str) -> ModelNotFoundError:
     """Builds the error for a name that is not the name of a model.
 
     Args:
       name: The name that was given.
       why: Why there is no such model, as a clause.
-      only_shipped: Whether only the models that come with the package are possible here.
 
     Returns:
       The error, to be raised by the caller.
 
     Example:
-      >>> print(unknown_model("gpt5", "it does not come with the package", only_shipped=True))
-      unknown model 'gpt5' (it does not come with the package): give one of factworld-gpt2, factworld-gptj.
+      >>> print(unknown_model("gpt5", "the hub has no such model"))
+      unknown model 'gpt5' (the hub has no such model): give one of factworld-gpt2, factworld-gptj, ...
     """
-    names = f"one of {', '.join(SHIPPED if only_shipped else NAMES)}"
-    if not only_shipped:
-        names += (
-            ", the directory of a Hugging Face model, a GGUF file, or a name on the hub such as gpt2-xl or "
-            "EleutherAI/gpt-j-6B"
-        )
-    return ModelNotFoundError(f"unknown model {shown(name)} ({why}): give {names}.")
+    return ModelNotFoundError(
+        f"unknown model {shown(name)} ({why}): give one of {', '.join(NAMES)}, the directory of a Hugging Face model, "
+        "a GGUF file, or a name on the hub such as gpt2-xl or EleutherAI/gpt-j-6B."
+    )
 
 
 def _unreachable(name: str, why: str) -> ModelNotFoundError:

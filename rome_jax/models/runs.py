@@ -7,6 +7,7 @@ Results that are already in the folder are not computed again. Each program deci
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -196,9 +197,19 @@ def _holds_something(path: Path) -> bool:
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Returns the versions of rome_jax, jax and further packages, and the kind of the device."""
+    """Returns the versions of rome_jax, jax and further packages, and the kind of the device.
+
+    Packages that are not installed are left out: a run without generated texts does not need those of the extra `eval`.
+
+    Example:
+      >>> sorted(versions(["numpy", "a-package-that-is-missing"]))
+      ['device', 'jax', 'numpy', 'rome_jax']
+    """
+    further = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            further[package] = importlib.metadata.version(package)
     device = jax.devices()[0].device_kind
-    further = {package: importlib.metadata.version(package) for package in packages}
     return {"rome_jax": __version__, "jax": jax.__version__, "device": device, **further}
 
 

@@ -7,6 +7,7 @@ import pytest
 from rome_jax.edit import to_hf
 from rome_jax.edit.delta import apply_delta, merge_deltas
 from rome_jax.files.safetensors_io import read_header
+from rome_jax.models.config import Family
 from rome_jax.models.huggingface import save_params
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 from tests.edit.deltas import random_deltas
@@ -49,6 +50,27 @@ def test_adding_the_tensors_to_a_checkpoint_gives_the_merged_model(tmp_path, fam
     assert changes[f"transformer.h.2.mlp.{down}.weight"].shape == (
         size if family == "gpt2" else size[::-1]
     )
+
+
+@pytest.mark.parametrize("family", Family)
+def test_every_weight_of_every_family_is_changed_as_in_the_saved_model(tmp_path, family):
+    config = tiny_config(family)
+    params = random_params(config)
+    generator = np.random.default_rng(1)
+    updates = []
+    for leaf in Leaf:
+        module, name = leaf.value
+        for part, weights in params["blocks"][module].get(name, {}).items():
+            change = generator.standard_normal(weights.shape[1:], np.float32)
+            updates.append(DenseUpdate(leaf, Part(part), jnp.int32(1), jnp.asarray(change)))
+    delta = Delta(tuple(updates))
+    before = exported(tmp_path / "before", params, config)
+    after = exported(tmp_path / "after", apply_delta(params, delta), config)
+    changes = to_hf(delta, config)
+    assert len(changes) == len(updates) >= 4
+    for name in before:
+        change = changes.get(name, np.zeros_like(before[name]))
+        np.testing.assert_allclose(after[name] - before[name], change, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rome_jax.files.checked import check, shown
@@ -130,7 +130,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(anything)
 @pytest.mark.parametrize("kind", [int, float, bool, str, tuple[int, ...], Pairs, Token, Record])
 def test_any_value_is_converted_or_refused_in_one_line(kind, value):

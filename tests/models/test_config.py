@@ -150,6 +150,8 @@ def test_a_missing_model_type_is_refused(family):
         {"is_decoder": False, "pruned_heads": None, "use_cache": False},
         {"attn_pdrop": 0.5, "id2label": {"0": "A"}, "torch_dtype": "float16", "eos_token_id": 3},
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_ctx": 32},
+        {"_attn_implementation_autoset": True, "attn_implementation": "sdpa"},
+        {"_flash_attn_2_enabled": True},
     ],
 )
 def test_attributes_without_an_effect_are_ignored(attributes):
@@ -227,6 +229,7 @@ def test_to_hf_and_back(
         ({"parallel_residual": False}, "shared_norm needs parallel_residual"),
         ({"fused_qkv": True, "num_kv_heads": 1}, "fused_qkv needs as many heads of keys"),
         ({"num_layers": 0}, "num_layers is 0"),
+        ({"qk_norm": True}, "qk_norm is only supported with norm=Norm.RMS"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, complaint):

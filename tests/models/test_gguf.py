@@ -1,5 +1,6 @@
 """Models in GGUF files: the same params and texts as in the checkpoint they were made from, and what is refused."""
 
+import dataclasses
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rome_jax.data.tokenization import begin_ids
 from rome_jax.files import wheels
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
@@ -21,8 +23,9 @@ from rome_jax.models.huggingface import load_params
 from rome_jax.models.provenance import Match, Origin, compare
 from rome_jax.models.registry import ModelNotFoundError, known_config, load_model
 from rome_jax.models.runs import short_name
+from rome_jax.models.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_same_params
-from tests.models.gguf_models import tiny_config, write_gguf
+from tests.models.gguf_models import TOKENS, tiny_config, write_gguf
 from tests.saved import one_sentence
 
 pytestmark = pytest.mark.needs("gguf")
@@ -93,6 +96,57 @@ def test_damage_is_an_error_of_one_sentence(tiny, tmp_path_factory, data):
         load_params(path, config)
     except (CheckpointError, UnsupportedConfigError) as error:
         assert "\n" not in str(error) and len(str(error)) < 2000
+
+
+def changed(tiny, changes):
+    """The header of the tiny model with other metadata."""
+    header = open_model(tiny[0])
+    return dataclasses.replace(header, metadata=dict(header.metadata) | changes)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("expert_count", 8),
+        ("rope.scale_linear", 2.0),
+        ("rope.scaling.factor", 2.0),
+        ("attention.sliding_window", 16),
+        ("attention.value_length", 16),
+        ("rope.dimension_count", 4),
+        ("a_new_trick", "x"),
+    ],
+)
+def test_metadata_that_change_the_model_are_refused_by_name(tiny, key, value):
+    with pytest.raises(UnsupportedConfigError, match=rf"llama\.{key}\b.*{value}") as error:
+        read_config(changed(tiny, {f"llama.{key}": value}))
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["add_eos_token", "add_space_prefix"])
+def test_tokenizers_that_change_texts_are_refused_by_name(tiny, name):
+    with pytest.raises(UnsupportedConfigError, match=rf"tokenizer\.ggml\.{name}=True"):
+        build_tokenizer(changed(tiny, {f"tokenizer.ggml.{name}": True}))
+    build_tokenizer(changed(tiny, {f"tokenizer.ggml.{name}": False}))
+
+
+def test_the_begin_token_and_user_defined_tokens(tiny, tmp_path):
+    kinds = [3, 3] + [1] * (len(TOKENS) - 2)
+    kinds[TOKENS.index("om")] = 4  # matched before digits and words are split
+    added = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.token_type": kinds}
+    tokenizer = build_tokenizer(changed(tiny, added))
+    tokenizer.save_pretrained(tmp_path)
+    for found in (tokenizer, load_tokenizer(tmp_path, tiny_config())):
+        ids = found(" romom")["input_ids"]
+        assert found.convert_ids_to_tokens(ids) == ["<s>", "Ġr", "om", "om"]
+        assert found.decode(ids, skip_special_tokens=True) == " romom"
+        assert begin_ids(found) == (0,)
+
+
+def test_a_begin_token_that_is_not_named_is_refused(tiny):
+    header = changed(tiny, {"tokenizer.ggml.add_bos_token": True})
+    del header.metadata["tokenizer.ggml.bos_token_id"]
+    with pytest.raises(UnsupportedConfigError, match=r"add_bos_token=True without .*bos_token_id"):
+        build_tokenizer(header)
 
 
 def test_another_file_is_refused(tmp_path):

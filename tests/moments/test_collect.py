@@ -1,5 +1,6 @@
 """Collection over a corpus: what is counted, what is kept, and that a killed run resumes."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -8,6 +9,7 @@ import jax
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.tokens import pad
@@ -354,10 +356,47 @@ def test_a_collection_stops_at_the_requested_error(model, corpus, whole, tmp_pat
     assert contents(tmp_path / "killed") == contents(tmp_path / "short")
 
 
-@pytest.mark.parametrize("error", [0, 1, -0.5, float("nan")])
-def test_an_error_that_cannot_be_reached_is_refused(error):
-    with pytest.raises(ValueError, match=f"until_error={error}: give a number between 0 and 1"):
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (0, "a number above 0"),
+        (1, "a number below 1"),
+        (-0.5, "a number above 0"),
+        (float("nan"), "a finite number"),
+    ],
+)
+def test_an_error_that_cannot_be_reached_is_refused(error, wanted):
+    with pytest.raises(ValueError, match=f"error={error}: give {wanted}"):
         Limit(error=error)
+
+
+def test_a_state_of_an_earlier_version_is_refused(model, corpus, unfinished, tmp_path):
+    path = tmp_path / UNFINISHED
+    path.write_bytes(unfinished)
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["rome_jax"])
+    save_file(load_file(path), path, {"rome_jax": json.dumps(header | {"tokens": 400})})
+    with pytest.raises(
+        ValueError, match=r"unfinished\.safetensors was written by an earlier version of rome_jax: "
+    ):
+        run(model, corpus, tmp_path)
+
+
+def test_files_record_the_tokens_before_each_text(model, corpus, whole, tmp_path):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    begin = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 7)]
+    )
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+    assert moment_files.read_provenance(tmp_path / "layer_0.safetensors")[0].begin_tokens == []
+    with pytest.raises(ValueError, match=r"begin_tokens is \[\] there and \[.*\] here"):
+        run(model.replace(tokenizer=tokenizer), corpus, tmp_path)
+    for again in ("written", "found"):
+        run(model.replace(tokenizer=tokenizer), corpus, tmp_path / "begin", limit=Limit(tokens=300))
+        path = tmp_path / "begin" / "layer_0.safetensors"
+        assert moment_files.read_provenance(path)[0].begin_tokens == [begin], again
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from rome_jax.moments.collect import collect
 from rome_jax.moments.key_sums import KeySums
 from rome_jax.moments.limits import Limit
 from rome_jax.moments.own_texts import self_corpus
+from tests.moments.examples import tiny_model
+
+OPTIONS = {"batch_tokens": 200, "sequence_length": 48, "progress": False}  # as in test_collect.py
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +26,8 @@ def small_batches():
 
 @pytest.fixture(scope="module")
 def model(shipped_model):
-    return shipped_model("factworld-gpt2")
+    """A random model, which compiles fast, with a tokenizer that knows words."""
+    return tiny_model().replace(tokenizer=shipped_model("factworld-gpt2").tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,7 @@ def test_the_seed_decides_the_texts_and_the_recipe_is_recorded(model, texts, tmp
     corpus, other = self_corpus(model), self_corpus(model, seed=1)
     assert next(other.read(0)) != texts[0]
     assert corpus.revision == self_corpus(model).revision != other.revision
-    options = {"batch_tokens": 64, "sequence_length": 64, "progress": False}
-    collect(model, other, [0], tmp_path, limit=Limit(articles=16), command="python", **options)
+    collect(model, other, [0, 2], tmp_path, limit=Limit(articles=16), command="python", **OPTIONS)
     known = moment_files.load(tmp_path, model)[0].provenance
     assert known.recipe == other.recipe and known.recipe["seed"] == 1
     assert known.recipe["temperatures"] == [0.85] and known.recipe["document_tokens"] == 24
@@ -67,21 +70,20 @@ class Killed(BaseException):
 
 def test_a_killed_collection_ends_with_the_same_bits(model, tmp_path, monkeypatch):
     corpus = self_corpus(model)
-    options = {"batch_tokens": 64, "sequence_length": 64, "progress": False}
-    options |= {"limit": Limit(articles=24), "checkpoint_seconds": 0}
-    collect(model, corpus, [0], tmp_path / "whole", **options)
+    options = OPTIONS | {"limit": Limit(articles=24), "checkpoint_seconds": 0}
+    collect(model, corpus, [0, 2], tmp_path / "whole", **options)
     add, added = KeySums.add, itertools.count()
 
     def killed(self, batch):
-        if next(added) == 3:
+        if next(added) == 2:
             raise Killed
         add(self, batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(KeySums, "add", killed)
         with pytest.raises(Killed):
-            collect(model, corpus, [0], tmp_path / "killed", **options)
-    collect(model, corpus, [0], tmp_path / "killed", **options)
+            collect(model, corpus, [0, 2], tmp_path / "killed", **options)
+    collect(model, corpus, [0, 2], tmp_path / "killed", **options)
     whole, resumed = (
         (tmp_path / name / "layer_0.safetensors").read_bytes() for name in ("whole", "killed")
     )

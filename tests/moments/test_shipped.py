@@ -6,6 +6,7 @@ import pytest
 
 import rome_jax
 from rome_jax.data.samples import EXAMPLE
+from rome_jax.edit.config import MEMITConfig
 from rome_jax.files.wheels import SMOLLM2
 from rome_jax.models.registry import load_model
 from rome_jax.moments import shipped
@@ -15,10 +16,11 @@ from rome_jax.moments.sources import read
 NAME = "smollm2-135m"
 
 
-def test_the_edited_layer_of_the_pretrained_model_comes_with_the_package():
+def test_the_edited_layers_of_the_pretrained_model_come_with_the_package():
     assert is_shipped(NAME)
     moments = load_shipped(NAME)
-    assert list(moments) == list(rome_jax.ROMEConfig.for_model(NAME).layers)
+    edited = [config.for_model(NAME).layers for config in (rome_jax.ROMEConfig, MEMITConfig)]
+    assert set(moments) == set().union(*edited)
     for layer, moment in moments.items():
         known = moment.provenance
         assert (known.model, known.layer, known.corpus) == (NAME, layer, "self")

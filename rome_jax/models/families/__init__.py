@@ -31,8 +31,9 @@ FAMILIES: Mapping[Family, FamilySpec] = {
 # Attributes that do not affect the forward pass at inference: training, bookkeeping, defaults of generation.
 _IGNORED = frozenset(
     """
-    _name_or_path _num_labels architectures attention_dropout attention_probs_dropout_prob attn_pdrop
-    bos_token_id chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
+    _attn_implementation_autoset _flash_attn_2_enabled _name_or_path _num_labels architectures attention_dropout
+    attention_probs_dropout_prob attn_implementation attn_pdrop bos_token_id chunk_size_feed_forward
+    classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
     generation_config gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range
     is_llama_config label2id max_length model_type n_ctx n_special name_or_path output_attentions
     output_hidden_states output_past pad_token_id predict_special_tokens prefix problem_type resid_pdrop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 import pydantic
@@ -39,6 +39,17 @@ _NULLABLE = frozenset(
     """.split()
 )
 _Positive = Annotated[float, pydantic.Field(gt=0)]
+# The parameters of each rotary scaling, by its name in `config.json`.
+_SCALING_PARAMETERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +139,46 @@ class Attributes(Mapping[str, Any]):
             )
         return ACTIVATION_NAMES[found]
 
-    def rotary(self, dim: int, base: str = "rope_theta") -> Rotary:
+    def rope(self) -> Attributes:
+        """Returns rope_parameters, which transformers 5 writes, or rope_scaling, which transformers 4 writes.
+
+        Raises:
+          UnsupportedConfigError: If both have content, one of which transformers would ignore.
+        """
+        new, old = self.child("rope_parameters"), self.child("rope_scaling")
+        if new and old:
+            raise UnsupportedConfigError(
+                f"{self.source} sets both rope_parameters and rope_scaling: remove one of them from the file."
+            )
+        return new or old
+
+    def rotary(
+        self, dim: int, base: str = "rope_theta", other_parameters: Collection[str] = ()
+    ) -> Rotary:
         """Reads the rotary embedding, in the attributes of transformers 4 (rope_theta, rope_scaling) or 5.
 
         Args:
           dim: Number of rotated dimensions.
           base: Name of the attribute of transformers 4 that holds the base.
+          other_parameters: Further parameters in the object of `rope`, which the caller reads.
 
         Raises:
-          UnsupportedConfigError: If the scaling is not supported.
+          UnsupportedConfigError: If the scaling or one of its parameters is not supported.
         """
-        new, old = self.child("rope_parameters"), self.child("rope_scaling")
-        theta = new.read(_Positive, "rope_theta", self.read(_Positive, base, 10_000.0))
-        rope = new if "rope_type" in new else old
+        rope = self.rope()
+        theta = rope.read(_Positive, "rope_theta", self.read(_Positive, base, 10_000.0))
         kind = rope.read(str, "rope_type", rope.read(str, "type", "default"))
+        if kind not in _SCALING_PARAMETERS:
+            raise UnsupportedConfigError(
+                f"{self.source} asks for rotary scaling {shown(kind)}; supported: {', '.join(_SCALING_PARAMETERS)}."
+            )
+        known = ("rope_type", "type", "rope_theta", *_SCALING_PARAMETERS[kind], *other_parameters)
+        for name in rope:
+            if name not in known:
+                raise UnsupportedConfigError(
+                    f"{rope.source} sets {shown(name)} to {shown(rope[name])}, which is not supported for the rotary "
+                    f"scaling {kind!r} of this model; supported: {', '.join(known)}."
+                )
         scaling: LinearScaling | Llama3Scaling | None = None
         if kind == "linear":
             scaling = LinearScaling(rope.positive("factor"))
@@ -151,10 +188,6 @@ class Attributes(Mapping[str, Any]):
                 rope.positive("low_freq_factor"),
                 rope.positive("high_freq_factor"),
                 rope.size("original_max_position_embeddings"),
-            )
-        elif kind != "default":
-            raise UnsupportedConfigError(
-                f"{self.source} asks for rotary scaling {shown(kind)}; supported: default, linear, llama3."
             )
         return Rotary(dim, RotaryPairs.HALVES, theta, scaling)
 

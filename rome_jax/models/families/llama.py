@@ -31,6 +31,8 @@ _OPTIONS: dict[str, Any] = {
     "mlp_bias": False,
     "tie_embeddings": False,
 }
+# What transformers assumes for a missing num_key_value_heads; null and a missing one in Llama mean one per head.
+_KV_HEADS = {Family.MISTRAL: 8, Family.QWEN2: 32, Family.QWEN3: 32}
 _QWEN2_OPTIONS = _OPTIONS | {"qkv_bias": True}
 _QWEN3_OPTIONS = _OPTIONS | {"qk_norm": True}
 
@@ -41,15 +43,12 @@ def _read(found: Attributes, *, family: Family, options: dict[str, Any]) -> Mode
     width, heads = found.size("hidden_size"), found.size("num_attention_heads")
     # transformers assumes heads of width 128 in Qwen3.
     head_dim = found.size("head_dim", 128 if family is Family.QWEN3 else width // heads)
-    biases = {
-        name: found.read(bool, attribute, options[name])
-        for name, attribute in (
-            ("qkv_bias", "attention_bias"),
-            ("out_bias", "attention_bias"),
-            ("mlp_bias", "mlp_bias"),
-        )
-        if family in (Family.LLAMA, Family.QWEN3)
-    }
+    kv_heads = heads if "num_key_value_heads" in found else _KV_HEADS.get(family, heads)
+    biases = {}
+    if family in (Family.LLAMA, Family.QWEN3):
+        biases = dict.fromkeys(("qkv_bias", "out_bias"), found.read(bool, "attention_bias", False))
+    if family is Family.LLAMA:
+        biases["mlp_bias"] = found.read(bool, "mlp_bias", False)
     return ModelConfig(
         family,
         found.layers("num_hidden_layers"),
@@ -59,7 +58,7 @@ def _read(found: Attributes, *, family: Family, options: dict[str, Any]) -> Mode
         found.size("vocab_size"),
         found.size("max_position_embeddings"),
         head_dim=head_dim,
-        num_kv_heads=found.size("num_key_value_heads", heads),
+        num_kv_heads=found.size("num_key_value_heads", kv_heads),
         rotary=found.rotary(head_dim),
         norm_epsilon=found.positive("rms_norm_eps", 1e-6),
         **options
@@ -77,8 +76,8 @@ def _check_windows(found: Attributes, family: Family) -> None:
     Raises:
       UnsupportedConfigError: If a window is shorter than the context.
     """
-    used = found.read(bool, "use_sliding_window", family is Family.MISTRAL)
-    # transformers assumes this window in Mistral.
+    # Mistral has no such switch: transformers always uses its window, which is 4,096 unless the file says otherwise.
+    used = family is Family.MISTRAL or found.read(bool, "use_sliding_window", False)
     window = found.size("sliding_window", 4096)
     if (
         used

@@ -14,6 +14,7 @@ from rome_jax.models.families.base import (
     rotary_attributes,
 )
 
+_SHARE = "partial_rotary_factor"
 _OPTIONS: dict[str, Any] = {
     "activation": Activation.GELU,
     "fused_qkv": True,
@@ -25,8 +26,7 @@ _OPTIONS: dict[str, Any] = {
 def _read(found: Attributes) -> ModelConfig:
     width, heads = found.size("hidden_size"), found.size("num_attention_heads")
     attention_bias = found.read(bool, "attention_bias", True)
-    parameters = found.child("rope_parameters")
-    share = parameters.read(float, "partial_rotary_factor", found.read(float, "rotary_pct", 0.25))
+    share = found.rope().read(float, _SHARE, found.read(float, "rotary_pct", 0.25))
     return ModelConfig(
         Family.NEOX,
         found.layers("num_hidden_layers"),
@@ -35,7 +35,7 @@ def _read(found: Attributes) -> ModelConfig:
         found.size("intermediate_size"),
         found.size("vocab_size"),
         found.size("max_position_embeddings"),
-        rotary=found.rotary(int(width // heads * share), "rotary_emb_base"),
+        rotary=found.rotary(int(width // heads * share), "rotary_emb_base", (_SHARE,)),
         norm_epsilon=found.positive("layer_norm_eps", 1e-5),
         **_OPTIONS
         | {
@@ -51,6 +51,10 @@ def _read(found: Attributes) -> ModelConfig:
 def _write(config: ModelConfig) -> dict[str, Any]:
     if config.rotary is None:
         raise UnsupportedConfigError("gpt_neox models have rotary positions.")
+    dim, head_dim = config.rotary.dim, config.head_dim
+    share = dim / head_dim
+    if int(head_dim * share) != dim:  # rounding has brought the product below dim
+        share = (dim + 0.5) / head_dim
     return {
         "attention_bias": config.qkv_bias,
         "hidden_act": config.activation.value,
@@ -60,7 +64,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
-        "rotary_pct": config.rotary.dim / config.head_dim,
+        "rotary_pct": share,
         "tie_word_embeddings": config.tie_embeddings,
         "use_parallel_residual": config.parallel_residual,
         "vocab_size": config.vocab_size,
