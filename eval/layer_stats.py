@@ -13,10 +13,15 @@ state. The files layer_<n>.safetensors are written to --output_dir, by default s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eval import cli
 from eval.flags import method, model, running, statistics
+from rome_jax.data.corpus import Corpus
+from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import inputs, own_texts
 from rome_jax.moments.collect import collect, default_directory
+from rome_jax.moments.limits import Limit
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.moments.sources import read
 from rome_jax.terminal.statistics_report import moment_line, not_usable_line
@@ -27,11 +32,8 @@ def main() -> None:
     name = model.check()
     named = inputs.read_layers(statistics.LAYERS.value, method.rome_layers(name), name)
     running.check_output("stats")
-    collecting, dataset, corpus = (
-        not statistics.PUBLISHED.value,
-        statistics.dataset_name(name),
-        None,
-    )
+    collecting, dataset = not statistics.PUBLISHED.value, statistics.dataset_name(name)
+    corpus = None
     if collecting and dataset != own_texts.NAME:
         corpus = statistics.open_dataset(dataset)
     limit = inputs.read_limit(
@@ -42,23 +44,33 @@ def main() -> None:
     )
     loaded = model.load()
     layers = inputs.check_layers(named, loaded.config)
-    source = PUBLISHED
-    if collecting:
-        corpus = corpus or own_texts.self_corpus(loaded, seed=running.SEED.value)
-        directory = running.check_output(default_directory(loaded, corpus, limit))
-        collect(
-            loaded,
-            corpus,
-            layers,
-            directory,
-            limit=limit,
-            sequence_length=statistics.LENGTH.value,
-            batch_tokens=statistics.BATCH.value,
-            checkpoint_seconds=60 * statistics.CHECKPOINT.value,
-            dtype=running.FILE_DTYPE.value,
-            command=cli.command_line(PROGRAM.name),
-        )
-        source = str(directory)
+    source = _collect(loaded, corpus, layers, limit) if collecting else PUBLISHED
+    _report(source, layers, loaded)
+
+
+def _collect(
+    loaded: LanguageModel, corpus: Corpus | None, layers: Sequence[int], limit: Limit
+) -> str:
+    """Collects second moments, over texts of the model itself if `corpus` is None, and returns their directory."""
+    corpus = corpus or own_texts.self_corpus(loaded, seed=running.SEED.value)
+    directory = running.check_output(default_directory(loaded, corpus, limit))
+    collect(
+        loaded,
+        corpus,
+        layers,
+        directory,
+        limit=limit,
+        sequence_length=statistics.LENGTH.value,
+        batch_tokens=statistics.BATCH.value,
+        checkpoint_seconds=60 * statistics.CHECKPOINT.value,
+        dtype=running.FILE_DTYPE.value,
+        command=cli.command_line(PROGRAM.name),
+    )
+    return str(directory)
+
+
+def _report(source: str, layers: Sequence[int], loaded: LanguageModel) -> None:
+    """Prints a line per layer, and how edits use the second moments."""
     singular = []
     for layer in layers:  # One at a time, because they are large.
         moment = read(source, [layer], loaded)[layer]

@@ -39,7 +39,7 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes="model_name dtype precision fact_file num_cases top noise_level samples seed window".split(),
-    defaults={"num_cases": 30, "fact_file": "factworld"},
+    defaults={"num_cases": 30},
 )
 
 if __name__ == "__main__":

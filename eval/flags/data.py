@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from eval.flags import method, model, running
 from rome_jax.edit.config import Hyperparameters
-from rome_jax.evaluation.datasets import Dataset, DatasetName, load_dataset
+from rome_jax.evaluation.datasets import FACTWORLD, Dataset, DatasetName, load_dataset
 from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.run import load_generation_tests
 from rome_jax.factworld.records import Role
@@ -68,6 +69,48 @@ class Inputs:
     generation: GenerationTests | None
 
 
+def read_sequence(limit: int) -> Dataset | None:
+    """Reads the records of edits that are written into one model.
+
+    Args:
+      limit: Largest number of records.
+
+    Returns:
+      The records of --data_path, or those that come with the model; None for factworld's own requests.
+
+    Raises:
+      ValueError: If the data are malformed.
+      OSError: If a file cannot be read or downloaded.
+    """
+    name = model.NAME.value
+    if PATH.value is None and name in SHIPPED:
+        return None
+    return load_dataset(DatasetName.CF, path=PATH.value, model_name=name, limit=limit)
+
+
+def limit_edits(flag: flags.FlagHolder[Any], count: int, dataset: Dataset | None) -> int:
+    """Returns the number of edits; if a default exceeds the number of records, all of these, which a line says.
+
+    Args:
+      flag: The flag that gives the number.
+      count: The number that it gives.
+      dataset: The records; None for factworld's own requests.
+
+    Raises:
+      ValueError: If the flag is given, and there are fewer records.
+    """
+    if dataset is None or count <= len(dataset.records):
+        return count
+    available = len(dataset.records)
+    if flag.present:
+        raise ValueError(
+            f"--{flag.name} asks for {count:,} edits, but {dataset.source} has {available} records: give at most "
+            f"{available}."
+        )
+    print(f"Edits {available}, the number of records of {dataset.source}")
+    return available
+
+
 def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inputs:
     """Reads the data, then loads the model, so that bad input is reported before a large model is loaded.
 
@@ -95,4 +138,10 @@ def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inpu
     loaded = model.load()
     print(f"Model       {loaded!r}")
     print(f"Data        {dataset.name} of {dataset.source}, {len(dataset.records)} cases")
+    if role is Role.TUNING and dataset.source != FACTWORLD:
+        print(
+            "            (no records are set apart for tuning: report results on others, with --data_path)"
+        )
+    if running.GENERATION.value and tests is None:
+        print("Generation  none, because the records have no generation prompts")
     return Inputs(loaded, dataset, tests)

@@ -58,7 +58,8 @@ SECOND_MOMENTS = flags.DEFINE_string(
     "second_moments",
     None,
     "Second moments of the keys: a file or folder that eval.layer_stats wrote, an .npz file of the original code, or "
-    "the word published to download the original's. Default: those of the factworld models; other models have none.",
+    "the word published to download the original's. Default: those that come with the model, for all layers of the "
+    "factworld models and layers 2 to 4 of smollm2-135m; other models have none.",
 )
 define.alias("second_moments", "covariance")
 HYPERNETWORK = flags.DEFINE_string(
@@ -122,6 +123,17 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f".npz file of the original code, or {PUBLISHED}."
         )
     return algorithm, config
+
+
+def knows_layers(algorithm: MethodName, model_name: str) -> bool:
+    """Returns whether flags or the known hyperparameters of a model say which layers a method edits."""
+    if flags.FLAGS["config"].present or "layers" in read_fields(FIELDS.value):
+        return True
+    try:
+        METHODS[algorithm].for_model(model_name)
+    except ValueError:
+        return False
+    return True
 
 
 def read_fields(texts: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from absl import flags
 
 from rome_jax.models.registry import (
@@ -74,10 +76,26 @@ def check_shipped() -> str:
     """Returns the name of the model if it comes with the package.
 
     Raises:
-      ModelNotFoundError: If it is another model.
+      ValueError: If it is another model.
     """
-    if NAME.value not in SHIPPED:
-        raise unknown_model(NAME.value, "it does not come with the package", only_shipped=True)
+    return _check_one_of(SHIPPED)
+
+
+def check_named() -> str:
+    """Returns the name of the model if it loads without the Hugging Face hub, and therefore comes with records.
+
+    Raises:
+      ValueError: If it is another model.
+    """
+    return _check_one_of(NAMES)
+
+
+def _check_one_of(names: Iterable[str]) -> str:
+    """Returns the name of the model if it is one of `names`."""
+    if NAME.value not in names:
+        raise ValueError(
+            f"--model_name={NAME.value}: this program is only for {', '.join(names)}: give one of them."
+        )
     return NAME.value
 
 

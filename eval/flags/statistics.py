@@ -6,8 +6,6 @@ from absl import flags
 
 from eval.flags import define
 from rome_jax.data.corpus import Corpus, open_corpus
-from rome_jax.models.locate import IN_WHEELS
-from rome_jax.models.registry import SHIPPED
 from rome_jax.moments import own_texts
 
 LAYERS = flags.DEFINE_string(
@@ -55,7 +53,7 @@ TOKENS = flags.DEFINE_list(
     "num_tokens",
     None,
     "Number of tokens to read, instead of --num_articles. eval.statistics_table takes several numbers; there 0 means "
-    "the identity in place of C, and all means the whole corpus.",
+    "the identity in place of C, and all means the whole corpus, or 192 texts of self.",
 )
 UNTIL_ERROR = flags.DEFINE_float(
     "until_error",
@@ -105,11 +103,7 @@ COLLECTED = flags.DEFINE_enum(
 
 def dataset_name(model_name: str) -> str:
     """Returns the name of --dataset, or of the default corpus of a model."""
-    if DATASET.value is not None:
-        return DATASET.value
-    if model_name in IN_WHEELS:
-        return own_texts.NAME
-    return "factworld" if model_name in SHIPPED else "wikipedia"
+    return DATASET.value or own_texts.default_corpus(model_name)
 
 
 def open_dataset(name: str) -> Corpus:

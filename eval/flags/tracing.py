@@ -67,7 +67,7 @@ CORPUS = flags.DEFINE_string(
     "noise_corpus",
     None,
     "Text that the noise levels m and t3 are fitted to, named as in --dataset of eval.layer_stats. Default: factworld "
-    "for the factworld models, otherwise wikipedia.",
+    "for the factworld models, self for smollm2-135m, wikipedia for others.",
 )
 MODE = flags.DEFINE_enum(
     "noise_mode",

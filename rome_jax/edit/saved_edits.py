@@ -16,6 +16,7 @@ import pydantic
 import typing_extensions
 
 from rome_jax.data.request import EditRequest, RequestError
+from rome_jax.data.tokenization import describe_tokenization
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.edit.delta import apply_delta, merge_deltas, negate_delta, weight_changes
 from rome_jax.edit.methods.rome import LayerEdit
@@ -39,6 +40,8 @@ class EditedModel:
       fingerprint: Fingerprint of its weights before the edit.
       dtype: Data type of its weights.
       precision: Precision of its matrix products.
+      begin_tokens: Tokens before each prompt, such as the begin-of-text token; empty for tokenizers without them, and
+        in files of earlier versions.
     """
 
     name: str
@@ -46,6 +49,7 @@ class EditedModel:
     fingerprint: str
     dtype: str
     precision: str
+    begin_tokens: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: LanguageModel) -> EditedModel:
@@ -56,6 +60,7 @@ class EditedModel:
             model.fingerprint(),
             str(model.params["wte"]["embedding"].dtype),
             model.config.precision.name,
+            tuple(describe_tokenization(model.tokenizer).get("begin_tokens", ())),
         )
 
     def __str__(self) -> str:
@@ -159,6 +164,7 @@ class _ModelFields(typing_extensions.TypedDict):
     fingerprint: str
     dtype: str
     precision: str
+    begin_tokens: typing_extensions.NotRequired[tuple[str, ...]]
 
 
 class _LayerFields(typing_extensions.TypedDict):

@@ -1,4 +1,4 @@
-"""Up to a thousand edits in one embedded model: by MEMIT all at once, and by ROME one after another.
+"""Up to a thousand edits in one model: by MEMIT all at once, and by ROME one after another.
 
     OUTPUT_DIR/run.json             settings and versions
     OUTPUT_DIR/METHOD_COUNT.json    a `Measurement` of the model with COUNT edits, and the seconds that the edits took
@@ -21,12 +21,17 @@ import pydantic
 import typing_extensions
 
 from rome_jax.edit import edit_warnings
-from rome_jax.edit.config import MEMITConfig, ROMEConfig
+from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.edit.methods import memit, rome
-from rome_jax.evaluation.datasets import CounterFactRecord, parse_counterfact
-from rome_jax.evaluation.sequence import measure, unedited_texts
+from rome_jax.evaluation.datasets import CounterFactRecord, Dataset, parse_counterfact
+from rome_jax.evaluation.sequence import (
+    check_records,
+    describe_dataset,
+    measure,
+    unedited_texts,
+)
 from rome_jax.factworld.facts import World
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.files.artifacts import remove_leftovers
@@ -62,7 +67,7 @@ def read_counts(values: Sequence[str]) -> list[int]:
     return sorted(set(counts.values()))
 
 
-def choose_records(world: World, seed: int) -> list[CounterFactRecord]:
+def choose_records(world: World, seed: int) -> tuple[CounterFactRecord, ...]:
     """Returns a thousand edit requests: all held-out ones, followed by tuning ones.
 
     Args:
@@ -70,22 +75,49 @@ def choose_records(world: World, seed: int) -> list[CounterFactRecord]:
       seed: Seed of the requests.
     """
     parts = (counterfact_records(world, seed, role) for role in (Role.HELD_OUT, Role.TUNING))
-    return list(parse_counterfact(list(itertools.chain(*parts))[:MOST]))
+    return parse_counterfact(list(itertools.chain(*parts))[:MOST])
 
 
-def prepare_editors(model: LanguageModel, *, seed: int = 0, chunk_size: int = 8) -> list[Editor]:
-    """Prepares ROME and MEMIT for an embedded model.
+def read_configs(model_name: str) -> dict[MethodName, Hyperparameters]:
+    """Returns the known hyperparameters of ROME and MEMIT for a model.
 
     Args:
-      model: An embedded model.
+      model_name: Name of the model.
+
+    Raises:
+      ValueError: If they are not known.
+
+    Example:
+      >>> [config.layers for config in read_configs("factworld-gpt2").values()]
+      [(0,), (0, 1, 2)]
+    """
+    names = (MethodName.ROME, MethodName.MEMIT)
+    return {name: METHODS[name].for_model(model_name) for name in names}
+
+
+def prepare_editors(
+    model: LanguageModel,
+    *,
+    seed: int = 0,
+    chunk_size: int = 8,
+    moments_source: str | None = None,
+) -> list[Editor]:
+    """Prepares ROME and MEMIT for a model.
+
+    Args:
+      model: The model to edit.
       seed: Seed of the context templates.
       chunk_size: Number of requests that MEMIT optimizes together.
+      moments_source: Value of the flag --second_moments. None reads those that come with the model.
+
+    Raises:
+      ValueError: If the hyperparameters are not known for the model, or the second moments do not fit it.
+      OSError: If the second moments cannot be read.
     """
+    options: dict[str, Any] = {"moments_source": moments_source, "chunk_size": chunk_size}
     return [
-        Editor.prepare(
-            name, model, METHODS[name].for_model(model.name), seed=seed, chunk_size=chunk_size
-        )
-        for name in (MethodName.ROME, MethodName.MEMIT)
+        Editor.prepare(name, model, config, seed=seed, **options)
+        for name, config in read_configs(model.name).items()
     ]
 
 
@@ -151,37 +183,43 @@ class MassEdits:
     Attributes:
       directory: The folder; see the top of this module.
       editors: ROME and MEMIT, prepared for the same model.
-      world: The world of the facts.
+      world: The world of the facts; None for records of a file.
       records: The edit requests, in their order.
       texts: Texts about subjects that no request mentions.
     """
 
     directory: Path
     editors: tuple[Editor, ...]
-    world: World = dataclasses.field(repr=False)
+    world: World | None = dataclasses.field(repr=False)
     records: Sequence[CounterFactRecord] = dataclasses.field(repr=False)
     texts: Sequence[str] = dataclasses.field(repr=False)
 
     @classmethod
     def open(
-        cls, directory: str | Path, editors: Sequence[Editor], world: World, seed: int
+        cls, directory: str | Path, editors: Sequence[Editor], facts: World | Dataset, seed: int
     ) -> MassEdits:
         """Begins a run, or resumes one with the same settings.
 
         Args:
           directory: A new folder, or that of a run.
           editors: ROME and MEMIT, prepared for the same model.
-          world: The world of the facts.
-          seed: Seed of the requests and texts.
+          facts: A world, of which all held-out requests are edited, followed by tuning ones; or the records to edit.
+          seed: Seed of the requests and texts of a world.
 
         Raises:
-          ValueError: If the folder holds a run with other settings; the message names them.
+          ValueError: If the folder holds a run with other settings, which the message names, or the records cannot be
+            measured with.
         """
+        if isinstance(facts, Dataset):
+            world, about, records = None, describe_dataset(facts), check_records(facts, 1)
+        else:
+            world, about, records = facts, {}, choose_records(facts, seed)
         settings = {
             **runs.describe_model(editors[0].model),
             **{str(editor.algorithm): editor.config.to_dict() for editor in editors},
             "template_seeds": [editor.seed for editor in editors],
             "seed": seed,
+            **about,
         }
         recorded = {
             "second_moments": {
@@ -196,7 +234,6 @@ class MassEdits:
             cases="*_*.json",
             remedy="give another --output_dir",
         )
-        records = choose_records(world, seed)
         texts = unedited_texts(world, records, seed)
         return cls(Path(directory), tuple(editors), world, records, texts)
 

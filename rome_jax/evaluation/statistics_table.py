@@ -1,4 +1,4 @@
-"""The quality of ROME's edits with second moments computed from few and from many tokens, on an embedded model."""
+"""The quality of ROME's edits with second moments computed from few and from many tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 
 import jax
 
-from rome_jax.data.corpus import factworld
+from rome_jax.data.corpus import Corpus, factworld
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages.contexts import sample_templates
 from rome_jax.evaluation import counterfact
-from rome_jax.evaluation.datasets import CounterFactRecord, parse_counterfact
-from rome_jax.factworld.facts import make_world
-from rome_jax.factworld.records import Role, counterfact_records
-from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import collect
+from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName, load_dataset
+from rome_jax.models.registry import IN_WHEELS, LanguageModel
+from rome_jax.moments import collect, own_texts
 from rome_jax.moments import files as moment_files
 from rome_jax.moments.second_moment import SecondMoment
 
@@ -29,19 +27,25 @@ def lines(
     """Yields the lines of the table in docs/statistics.md: one row for each number of tokens used for C.
 
     Args:
-      model: An embedded model.
+      model: A model that comes with its records: a factworld model or one of `IN_WHEELS`.
       limits: The numbers of tokens; None uses the identity in place of C.
-      num_cases: The number of held-out edit requests, at least 2.
-      seed: Seed of the context templates and the records.
+      num_cases: The number of edit requests, at least 2; held-out ones of factworld.
+      seed: Seed of the context templates, of factworld's records, and of texts that the model samples.
 
     Raises:
-      ValueError: If there are fewer than 2 requests.
+      ValueError: If fewer than 2 requests are asked for, or there are fewer than asked for.
     """
     if num_cases < 2:
         raise ValueError(
             f"--num_cases={num_cases}: give at least 2, because the table has intervals."
         )
-    records = parse_counterfact(counterfact_records(make_world(), seed, Role.HELD_OUT, num_cases))
+    dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=num_cases, seed=seed)
+    records = [record for record in dataset.records if isinstance(record, CounterFactRecord)]
+    if len(records) < num_cases:
+        raise ValueError(
+            f"--num_cases={num_cases}: {dataset.source} has {len(records)} records, give at most that many."
+        )
+    corpus = own_texts.self_corpus(model, seed=seed) if model.name in IN_WHEELS else factworld()
     config = ROMEConfig.for_model(model.name)
     (layer,) = config.layers
     key = jax.random.key(seed)
@@ -50,19 +54,25 @@ def lines(
     yield "| tokens used for C | condition number | S | efficacy | paraphrase | neighborhood |"
     yield "|---|---|---|---|---|---|"
     for limit in limits:
-        yield f"| {' | '.join(_row(model, records, config, templates, limit))} |"
+        if limit == collect.Limit():
+            limit = collect.Limit(articles=corpus.default_articles)
+        moment = None if limit is None else moment_of(model, corpus, layer, limit)
+        yield f"| {' | '.join(_row(model, records, config, templates, moment))} |"
 
 
-def moment_of(model: LanguageModel, layer: int, limit: collect.Limit) -> SecondMoment:
-    """Returns C of a layer over part of factworld's corpus, with the rounding of a statistics file.
+def moment_of(
+    model: LanguageModel, corpus: Corpus, layer: int, limit: collect.Limit
+) -> SecondMoment:
+    """Returns C of a layer over part of a corpus, with the rounding of a statistics file.
 
     Args:
-      model: An embedded model.
+      model: The model.
+      corpus: The texts.
       layer: Index of the layer.
       limit: How much of the corpus to use.
     """
     with tempfile.TemporaryDirectory() as directory:
-        collect.collect(model, factworld(), [layer], Path(directory), limit=limit, progress=False)
+        collect.collect(model, corpus, [layer], Path(directory), limit=limit, progress=False)
         return moment_files.load(directory, model)[layer]
 
 
@@ -71,11 +81,10 @@ def _row(
     records: Sequence[CounterFactRecord],
     config: ROMEConfig,
     templates: Sequence[str],
-    limit: collect.Limit | None,
+    moment: SecondMoment | None,
 ) -> tuple[str, ...]:
-    """Returns the cells of one row."""
+    """Returns the cells of one row; without a second moment, the identity takes its place."""
     (layer,) = config.layers
-    moment = None if limit is None else moment_of(model, layer, limit)
     tokens, condition = "none", "1"
     if moment is not None:
         tokens = f"{moment.count:,}"

@@ -129,7 +129,7 @@ def collect(
                     write_state(path, state, settings)
                     saved = time.monotonic()
         provenance = MomentProvenance(
-            **{key: settings[key] for key in _RECORDED},
+            **{key: settings[key] for key in _RECORDED if key in settings},
             base=base_fingerprint(model.params, model.config),
             recipe=dict(corpus.recipe),
             command=command,
@@ -178,7 +178,7 @@ def _settings(model: LanguageModel, corpus: Corpus, limit: Limit, length: int) -
     }
 
 
-# The settings that a finished file records.
+# The settings that a finished file records; begin_tokens are only set for tokenizers that have them.
 _RECORDED = (
     "model",
     "fingerprint",
@@ -188,6 +188,7 @@ _RECORDED = (
     "limit",
     "sequence_length",
     "version",
+    "begin_tokens",
 )
 
 
@@ -225,7 +226,7 @@ def _finished(directory: Path, settings: Mapping[str, Any]) -> set[int]:
     """Returns the layers that have files, and refuses files of other settings."""
     paths = moment_files.files_in(directory)
     # Files of an older version of rome_jax stay valid.
-    compared = {key: settings[key] for key in _RECORDED if key != "version"}
+    compared = {key: settings.get(key, []) for key in _RECORDED if key != "version"}
     for path in paths.values():
         recorded = dataclasses.asdict(moment_files.read_provenance(path)[0])
         _check_settings(path, {key: recorded[key] for key in compared}, compared)

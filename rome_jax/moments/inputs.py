@@ -98,6 +98,8 @@ def read_limit(
         raise ValueError(
             f"--num_articles={num_articles} and --num_tokens={num_tokens} both limit the corpus: leave one out."
         )
+    if error is not None and not 0 < error < 1:
+        raise ValueError(f"--until_error={error}: give a number between 0 and 1.")
     if articles is None and tokens is None:
         num_articles = default_articles
     return Limit(num_articles or None, num_tokens, error)

@@ -20,7 +20,7 @@ from rome_jax.data.corpus import Corpus
 from rome_jax.data.tokenization import begin_ids, continuation_text, prompt_ids
 from rome_jax.data.tokens import pad
 from rome_jax.models.generate import Sampling, generate
-from rome_jax.models.registry import LanguageModel
+from rome_jax.models.registry import IN_WHEELS, SHIPPED, LanguageModel
 
 NAME = "self"
 DEFAULT_DOCUMENTS = 192  # about 24,000 tokens; one batch of each temperature
@@ -43,6 +43,25 @@ _NAMES = (
     "Africa", "California", "Microsoft", "Toyota", "Barack Obama", "Albert Einstein", "The University of",
     "The United States",
 )  # fmt: skip
+
+
+def default_corpus(model_name: str) -> str:
+    """Returns the name of the corpus that a model's keys and embeddings are measured on by default.
+
+    Args:
+      model_name: Name of the model.
+
+    Returns:
+      "factworld", "self" for a pretrained model that loads without the hub, or "wikipedia".
+
+    Example:
+      >>> from rome_jax.moments import own_texts
+      >>> own_texts.default_corpus("smollm2-135m"), own_texts.default_corpus("gpt2-xl")
+      ('self', 'wikipedia')
+    """
+    if model_name in IN_WHEELS:
+        return NAME
+    return "factworld" if model_name in SHIPPED else "wikipedia"
 
 
 def self_corpus(model: LanguageModel, *, seed: int = 0) -> Corpus:

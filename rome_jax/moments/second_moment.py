@@ -42,6 +42,7 @@ class MomentProvenance:
         None if it is unknown.
       recipe: How a generated corpus was made; see `rome_jax.moments.own_texts`.
       command: Command line of the program that collected.
+      begin_tokens: Tokens before each text, such as the begin-of-text token; empty for tokenizers without them.
     """
 
     model: str = ""
@@ -59,6 +60,7 @@ class MomentProvenance:
     error: float | None = None
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     command: str = ""
+    begin_tokens: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

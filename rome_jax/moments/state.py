@@ -20,6 +20,7 @@ import pydantic
 import typing_extensions
 
 from rome_jax.files import safetensors_io
+from rome_jax.files.checked import check
 from rome_jax.files.json_files import parse_object
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.key_sums import KeySums
@@ -150,10 +151,11 @@ def _open(path: Path) -> tuple[safetensors_io.StoredFile, dict[str, Any]]:
         file = safetensors_io.open_file(path)
     except safetensors_io.CheckpointError as error:
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}.") from error
-    header = parse_object(
-        file.metadata.get("rome_jax", ""), f"{path}, metadata", _Header, remedy=_REMEDY
-    )
-    return file, header
+    name = f"{path}, metadata"
+    header = parse_object(file.metadata.get("rome_jax", ""), name, remedy=_REMEDY)
+    if isinstance(header.get("tokens"), int):  # of one sum; there are two since C has an error
+        raise ValueError(f"{path} was written by an earlier version of rome_jax: {_REMEDY}.")
+    return file, check(_Header, header, name)
 
 
 def read_state(path: Path, model: LanguageModel) -> State:

@@ -22,6 +22,7 @@ def report_sequence(report: Mapping[str, Any], directory: str | Path) -> None:
     numbers, figure = _paths(directory, "sequential")
     runs.write_json(numbers, report)
     save_figure(plot(report), figure)
+    _print_data(report)
     for name, steps in report["runs"].items():
         _print_row(name, steps[-1]["after"])
     print(f"Wrote {numbers} and {figure}")
@@ -40,6 +41,7 @@ def report_mass(report: Mapping[str, Any], directory: str | Path) -> None:
     numbers, figure = _paths(directory, "mass_edits")
     runs.write_json(numbers, report)
     save_figure(plot_mass(report), figure)
+    _print_data(report["settings"])
     for name, rows in {"unedited": [report["before"]], **report["runs"]}.items():
         for row in rows:
             _print_row(name, row)
@@ -49,6 +51,12 @@ def report_mass(report: Mapping[str, Any], directory: str | Path) -> None:
 def _paths(directory: str | Path, name: str) -> tuple[Path, Path]:
     """Returns the paths of the numbers and of the figure."""
     return Path(directory) / f"{name}.json", Path(directory) / f"{name}.png"
+
+
+def _print_data(settings: Mapping[str, Any]) -> None:
+    """Prints what records of a file were measured with; factworld's measurements need no line."""
+    if "dataset" in settings:
+        print(f"Data {settings['dataset']}; perplexity of {settings['perplexity_texts']}")
 
 
 def _print_row(name: str, values: Mapping[str, float]) -> None:

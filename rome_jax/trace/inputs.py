@@ -15,12 +15,15 @@ from rome_jax.data.samples import SAMPLE
 from rome_jax.files.checked import shown
 from rome_jax.models.registry import IN_WHEELS, SHIPPED, LanguageModel
 from rome_jax.models.runs import describe_model, short_name
+from rome_jax.moments import own_texts
 from rome_jax.trace.facts import FACTWORLD, KnownFact, KnownFacts, open_facts
 from rome_jax.trace.noise import Noise, fit_noise, parse_noise
 from rome_jax.trace.protocol import Protocol, Series
 from rome_jax.trace.restore import TraceKind
 
-_NOISE_TEXTS = 1000  # articles that noise is fitted to, as in the original
+_NOISE_TEXTS = (
+    1000  # articles that noise is fitted to, as in the original; fewer if the model samples them
+)
 
 
 def check_flags(given: Collection[str]) -> None:
@@ -137,8 +140,8 @@ def read_noise(
       model: Model whose embeddings are measured.
       text: Value of the flag.
       subjects: Subjects of the data set, for a relative level.
-      corpus_name: Corpus for a level that is fitted to text; None means factworld for a factworld model and wikipedia
-        for any other.
+      corpus_name: Corpus for a level that is fitted to text, or "self" for texts that the model samples; None means
+        factworld for a factworld model, self for a pretrained one that loads without the hub, and wikipedia for others.
 
     Returns:
       The noise, and the corpus that it was fitted to; None if it needs no corpus.
@@ -154,8 +157,10 @@ def read_noise(
     level = parse_noise(text)
     if not level.needs_texts:
         return fit_noise(model, level, subjects=subjects), None
-    corpus = open_corpus(corpus_name or (FACTWORLD if model.name in SHIPPED else "wikipedia"))
-    return fit_noise(model, level, texts=itertools.islice(corpus.read(0), _NOISE_TEXTS)), corpus
+    name = corpus_name or own_texts.default_corpus(model.name)
+    corpus = own_texts.self_corpus(model) if name == own_texts.NAME else open_corpus(name)
+    count = min(_NOISE_TEXTS, corpus.default_articles or _NOISE_TEXTS)
+    return fit_noise(model, level, texts=itertools.islice(corpus.read(0), count)), corpus
 
 
 def describe(

@@ -1,6 +1,7 @@
 """Edits with their provenance: recorded, applied to the right model only, in order, and taken out again."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +13,16 @@ from rome_jax.data.request import EditRequest
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.delta import apply_delta
-from rome_jax.edit.saved_edits import WrongModelError, apply_edits, record_edits, revert_edits
+from rome_jax.edit.saved_edits import (
+    EditedModel,
+    Provenance,
+    WrongModelError,
+    apply_edits,
+    record_edits,
+    revert_edits,
+)
 from rome_jax.models.interventions import Delta
-from tests.models.checkpoints import assert_same_params
+from tests.models.checkpoints import assert_same_params, with_begin_token
 from tests.saved import dense_edit, random_delta, random_edit
 
 
@@ -90,6 +98,17 @@ def test_record_edits_of_a_method_without_templates(model):
         assert layer.division_factor is None
         assert layer.norm_ratio == pytest.approx(0.5, rel=0.3)
     jax.tree.map(np.testing.assert_array_equal, edit.delta, delta)
+
+
+def test_the_tokens_before_each_prompt_are_recorded(model):
+    for begin, known in (([], model), (["<|endoftext|>"], with_begin_token(model))):
+        about = EditedModel.of(known)
+        assert about.begin_tokens == tuple(begin)
+        provenance = dataclasses.replace(random_edit(model).provenance, model=about)
+        values = json.loads(json.dumps(dataclasses.asdict(provenance)))
+        assert Provenance.from_dict(values) == provenance
+    del values["model"]["begin_tokens"]  # as in a file of an earlier version
+    assert Provenance.from_dict(values).model.begin_tokens == ()
 
 
 def test_record_edits_needs_an_edit_for_each_request(model):

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from rome_jax.data.corpus import Corpus
+from rome_jax.moments import own_texts
 from rome_jax.terminal.trace_report import report_run
 from rome_jax.terminal.trace_text import text_heatmap
 from rome_jax.trace.averages import TokenClass
@@ -14,13 +16,20 @@ from rome_jax.trace.best_states import agreement, best_states, best_table
 from rome_jax.trace.facts import FactsError, KnownFact, open_facts, parse_facts
 from rome_jax.trace.folder import RunFolder
 from rome_jax.trace.inputs import read_facts, read_noise, read_prompt
-from rome_jax.trace.noise import Distribution, Noise, subject_embedding_std
+from rome_jax.trace.noise import (
+    Distribution,
+    Noise,
+    fit_noise,
+    parse_noise,
+    subject_embedding_std,
+)
 from rome_jax.trace.protocol import Protocol, Series, find_prompt, subtract
 from rome_jax.trace.restore import TraceKind
 from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace
 from tests.programs import ROOT, Program, refusal
 
 SAMPLES = ROOT.parent / "shared" / "data"
+CASES = ["Gothulf Punby plays rowing.", "It is a city.", "Rome is old."]
 SERIES = [Series.HIDDEN, Series.SEVERED_MLP]
 SETTINGS = {"model": "m", "fingerprint": "f" * 64, "samples": 2, "measure": "probability"}
 SETTINGS |= {"window": 2, "tokens": "all", "facts": "a.json", "facts_sha256": "a" * 64}
@@ -253,6 +262,21 @@ def test_relative_noise_is_measured_on_all_subjects(model):
     assert noise.value == pytest.approx(3 * subject_embedding_std(model, facts.subjects))
     assert len(facts.subjects) > 1000 and corpus is None
     assert read_facts(None, "gpt2-xl") is None
+
+
+def test_noise_of_a_pretrained_model_is_fitted_to_its_own_texts(model, monkeypatch):
+    texts = Corpus("self", "sha256:1", 9, lambda first: iter(CASES[first:]), default_articles=2)
+    monkeypatch.setattr(own_texts, "self_corpus", lambda model: texts)
+    expected = fit_noise(model, parse_noise("m"), texts=CASES[:2])
+    for name, corpus_name in (("smollm2-135m", None), ("factworld-gpt2", "self")):
+        noise, corpus = read_noise(model.replace(name=name), "m", [], corpus_name)
+        assert corpus is texts
+        np.testing.assert_array_equal(noise.mean, expected.mean)
+
+
+def test_the_report_on_screenings_has_no_facts_for_every_model():
+    refused = refusal(Program("eval.screening_report")("--model_name=gpt2-xl"))
+    assert "no facts come with model 'gpt2-xl': give --fact_file" in refused
 
 
 def test_the_published_layout_is_read():

@@ -298,7 +298,7 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
         (["--flagfile", "results"], "--flagfile=results cannot be read"),
         (["--config=setup.cfg"], "--config=setup.cfg: a configuration is a Python file, such as"),
         (["--config", "eval/cli.py"], "--config=eval/cli.py: the file has no function get_config"),
-        (["--model_name=setup.cfg"], "(it is a file, and a model is a directory)"),
+        (["--model_name=setup.cfg"], "(it is a file without the suffix .gguf)"),
         (["--dtype=int8"], "dtype='int8'"),
         (["--sampels=3"], "--sampels is not a flag: did you mean --samples?"),
         (["--seed=x"], "--seed=x"),

@@ -1,4 +1,4 @@
-"""Every command line in README, docs and the programs' own descriptions is one that its program accepts.
+"""Every command line in README, docs, Makefile and the programs' own descriptions is one that its program accepts.
 
 The flags are parsed and checked as the program does it; then it stops. `test_documented_commands.py` runs commands.
 """
@@ -60,7 +60,18 @@ def documented():
     return sorted({line for path in paths for line in shown(path.read_text())})
 
 
+def in_makefile():
+    """The command lines of the Makefile, its variables replaced by their values."""
+    text = (ROOT / "Makefile").read_text()
+    values = dict(re.findall(r"^(\w+) [:?]= *(.*)$", text, re.M)) | {"PY": "python"}
+    text = re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), text)
+    return shown(text.replace("\t", " "))
+
+
 def test_commands_are_found():
+    assert {line.split()[2] for line in in_makefile()} == {
+        *("eval.edit", "eval.causal_trace", "eval.evaluate", "eval.compare"),
+    }
     assert shown("a\n    python -m eval.edit --a=1 \\\n  --b  # c\nand `python -m eval.x`") == [
         "python -m eval.edit --a=1    --b",
         "python -m eval.x",
@@ -68,7 +79,7 @@ def test_commands_are_found():
     assert len(documented()) > 50
 
 
-@pytest.mark.parametrize("command", [*documented(), *EARLIER, *ORIGINAL])
+@pytest.mark.parametrize("command", [*documented(), *in_makefile(), *EARLIER, *ORIGINAL])
 def test_a_command_is_accepted(command, monkeypatch):
     _, _, name, *arguments = shlex.split(command)
     program = importlib.import_module(name).PROGRAM

@@ -1,18 +1,20 @@
 """`python -m eval.mass_edits` with a few edits, and how it resumes."""
 
+import dataclasses
 import json
 
 import pytest
 
 from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.evaluation import mass_edits as mass_edit_runs
+from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.mass_edits import MassEdits, choose_records, read_counts
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, edit_requests
 from rome_jax.files.checksums import METADATA_KEY
 from rome_jax.files.locks import FolderInUseError, in_use
 from rome_jax.models.runs import read_run
-from tests.programs import Program
+from tests.programs import Program, refusal
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,27 @@ def test_held_out_requests_come_first(world):
     assert len(records) == len({record.case_id for record in records}) == 1000
     assert {record.case_id for record in records[: len(held_out)]} == held_out
     assert len(held_out) == 876, "the number in the help of eval.mass_edits"
+
+
+def test_records_of_a_file_are_edited_in_place_of_factworlds(shipped_model, tmp_path):
+    model = shipped_model("factworld-gpt2")
+    editor = Editor(MethodName.ROME, model, METHODS[MethodName.ROME].for_model(model.name), 0, {})
+    dataset = load_dataset(DatasetName.CF, path="sample")
+    mass = MassEdits.open(tmp_path, [editor], dataset, 0)
+    assert mass.world is None and mass.records == dataset.records
+    assert len(mass.texts) == 20
+    assert read_run(tmp_path)["settings"]["dataset_sha256"] == dataset.sha256
+    fewer = dataclasses.replace(dataset, sha256="0")
+    with pytest.raises(ValueError, match=r"dataset is sample .* there and sample \(0\) here"):
+        MassEdits.open(tmp_path, [editor], fewer, 0)
+
+
+def test_more_edits_than_records_and_missing_second_moments_are_refused():
+    program = Program("eval.mass_edits")
+    more = refusal(program("--data_path=sample", "--counts=1,30"))
+    assert "--counts asks for 30 edits, but sample has 20 records: give at most 20" in more
+    none = refusal(program("--model_name=gpt2-xl"))
+    assert "no second moments come with model 'gpt2-xl': give --second_moments" in none
 
 
 def test_counts_are_whole_numbers_up_to_a_thousand():

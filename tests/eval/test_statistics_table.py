@@ -32,7 +32,10 @@ def test_a_table_has_a_row_for_each_number_of_tokens(program):
             "--num_tokens=1,many",
             "--num_tokens='many': give a whole number of 0 or more, or all",
         ),
-        ("--model_name=gpt2-xl", "unknown model 'gpt2-xl'"),
+        (
+            "--model_name=gpt2-xl",
+            "--model_name=gpt2-xl: this program is only for factworld-gpt2, factworld-gptj, smollm2-135m",
+        ),
     ],
 )
 def test_bad_flags_are_one_sentence(program, flag, message):

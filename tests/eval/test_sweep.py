@@ -269,3 +269,16 @@ def test_the_program_resumes_a_sweep_and_draws_it(sweep, results, found, tmp_pat
     assert moments.startswith("Error: no second moments come with model 'gpt2-xl'")
     assert both.startswith("Error: --config and --hparams_fname both")
     assert files(results, "**/case_*.json") == before
+
+
+def test_records_without_roles_and_without_generation_prompts_are_announced(monkeypatch, tmp_path):
+    def stop(*_, **__):
+        raise ValueError("stopped.")
+
+    for program, name in (("eval.sweep", "Sweep"), ("eval.evaluate", "method.prepare")):
+        monkeypatch.setattr(f"{program}.{name}", stop)
+        more = ["--sweep=layers=0,1"] if program == "eval.sweep" else []
+        done = Program(program)("--data_path=sample", f"--results_dir={tmp_path}", *more)
+        assert "Data        cf of sample, 20 cases" in done.stdout and "stopped" in done.stderr
+        assert ("no records are set apart for tuning: report" in done.stdout) == bool(more)
+        assert ("Generation  none, because the records have no" in done.stdout) != bool(more)

@@ -71,11 +71,20 @@ def test_a_finished_training_is_only_reported_again(said):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model_name=gpt2-xl"], "no examples come with model 'gpt2-xl': give --data_path"),
+        (
+            ["--model_name=gpt2-xl"],
+            "MEND has no defaults to train with for model 'gpt2-xl': give --data_path with a file",
+        ),
+        (
+            ["--model_name=smollm2-135m"],
+            "for model 'smollm2-135m': give --config.layers with the layers to edit and --data_path with a file of "
+            "CounterFact records to train on.",
+        ),
         (["--model_name=gpt2-xl", f"--data_path={ROOT / 'absent.json'}"], "absent"),
         (
-            ["--alg_name=KE", "--model_name=EleutherAI/gpt-j-6B"],
-            "no KE layer is known for model 'EleutherAI/gpt-j-6B': set one",
+            ["--alg_name=KE", "--model_name=EleutherAI/gpt-j-6B", f"--data_path={ROOT / 'absent'}"],
+            "KE has no defaults to train with for model 'EleutherAI/gpt-j-6B': give --config.layers with the layers to "
+            "edit.",
         ),
     ],
 )

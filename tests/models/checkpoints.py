@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import families
@@ -19,6 +21,7 @@ from rome_jax.models.config import Family, ModelConfig, Rotary, RotaryPairs
 from rome_jax.models.families import from_hf
 from rome_jax.models.forward import Params, param_shapes
 from rome_jax.models.huggingface import load_params, save_params
+from rome_jax.models.registry import LanguageModel
 
 # Shared by the tests of this folder, so that they share compiled programs too.
 SEQUENCES = [[4, 17, 31, 2, 8, 49, 1], [9, 9, 3], [20, 6, 0, 44, 13, 0, 6]]
@@ -119,3 +122,12 @@ def assert_same_params(got: Params, want: Params) -> None:
             other = other[key.key]
         assert leaf.dtype == other.dtype, path
         assert np.array_equal(np.asarray(leaf), np.asarray(other)), path
+
+
+def with_begin_token(model: LanguageModel) -> LanguageModel:
+    """Returns a model with a copy of its tokenizer that puts <|endoftext|> before each text."""
+    tokenizer, token = copy.deepcopy(model.tokenizer), "<|endoftext|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))]
+    )
+    return model.replace(tokenizer=tokenizer)

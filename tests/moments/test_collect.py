@@ -1,6 +1,5 @@
 """Collection over a corpus: what is counted, what is kept, and that a killed run resumes."""
 
-import copy
 import dataclasses
 import itertools
 import json
@@ -9,7 +8,6 @@ import jax
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tokenizers import processors
 
 from rome_jax.data.corpus import Corpus
 from rome_jax.data.tokens import pad
@@ -22,6 +20,7 @@ from rome_jax.moments.collect import collect, default_directory
 from rome_jax.moments.key_sums import KeySums, accumulate
 from rome_jax.moments.limits import Limit
 from rome_jax.moments.state import UNFINISHED
+from tests.models.checkpoints import with_begin_token
 from tests.moments.examples import relative_error, tiny_model
 
 NUM_TEXTS = 160
@@ -383,20 +382,16 @@ def test_a_state_of_an_earlier_version_is_refused(model, corpus, unfinished, tmp
 
 
 def test_files_record_the_tokens_before_each_text(model, corpus, whole, tmp_path):
-    tokenizer = copy.deepcopy(model.tokenizer)
-    begin = tokenizer.convert_ids_to_tokens(7)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, 7)]
-    )
+    begun = with_begin_token(model)
     for name, content in whole.items():
         (tmp_path / name).write_bytes(content)
     assert moment_files.read_provenance(tmp_path / "layer_0.safetensors")[0].begin_tokens == []
     with pytest.raises(ValueError, match=r"begin_tokens is \[\] there and \[.*\] here"):
-        run(model.replace(tokenizer=tokenizer), corpus, tmp_path)
+        run(begun, corpus, tmp_path)
     for again in ("written", "found"):
-        run(model.replace(tokenizer=tokenizer), corpus, tmp_path / "begin", limit=Limit(tokens=300))
+        run(begun, corpus, tmp_path / "begin", limit=Limit(tokens=300))
         path = tmp_path / "begin" / "layer_0.safetensors"
-        assert moment_files.read_provenance(path)[0].begin_tokens == [begin], again
+        assert moment_files.read_provenance(path)[0].begin_tokens == ["<|endoftext|>"], again
 
 
 @pytest.mark.parametrize(

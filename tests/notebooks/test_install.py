@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import IN_WHEELS, SHIPPED
 from tests.notebooks import common
 
 
@@ -28,7 +28,12 @@ def test_it_needs_only_the_library(notebook):
 
 
 def test_the_model_is_one_line_and_every_choice_has_an_example(notebook):
-    assert common.model_choices(notebook) == [*SHIPPED, "gpt2-xl", "EleutherAI/gpt-j-6B"]
+    assert common.model_choices(notebook) == [
+        *SHIPPED,
+        *IN_WHEELS,
+        "gpt2-xl",
+        "EleutherAI/gpt-j-6B",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,10 +44,10 @@ def test_it_installs_from_a_wheel_a_clone_or_the_name_whichever_is_set(
 ):
     given = {"ROME_JAX_INSTALL": source}
     commands = common.installed_by(notebook, False, given, monkeypatch)
-    assert commands == [f'pip install --quiet "{source}[eval,plot]"']
+    assert commands == [f'pip install --quiet "{source}[eval,gguf,plot]"']
 
 
 def test_it_installs_by_name_by_default_and_nothing_if_the_library_is_there(notebook, monkeypatch):
     commands = common.installed_by(notebook, False, {}, monkeypatch)
-    assert commands == ['pip install --quiet "rome_jax[eval,plot]"']
+    assert commands == ['pip install --quiet "rome_jax[eval,gguf,plot]"']
     assert common.installed_by(notebook, True, {}, monkeypatch) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from rome_jax.edit.baseline_config import FTConfig
@@ -11,12 +9,17 @@ from rome_jax.edit.config import MethodName, ROMEConfig
 from rome_jax.evaluation.case_files import read_cases
 from rome_jax.evaluation.summaries import Summary, summarize
 from rome_jax.evaluation.table_formats import cell_text
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import IN_WHEELS, SHIPPED
 from tests.notebooks import common
 
 PATH = common.FOLDER / "results_tables.ipynb"
 ORIGINAL = common.ROOT / "tests" / "golden" / "summarize_run" / "run_000"
-SETTINGS = {"NUM_CASES": "2", "SWEEP": '"layers=0,5"'}
+NUM_CASES = 2
+# Smaller sizes, by cell: what a source has, and what it gets.
+SMALLER = {
+    "settings": ("NUM_CASES = 8 ", f"NUM_CASES = {NUM_CASES} "),
+    "example": ('"layers=0,1,2,3,4,5"', '"layers=0,5"'),
+}
 COUNTERFACT = {
     "Score S": "score",
     "Efficacy ES": "rewrite_success",
@@ -44,7 +47,7 @@ def notebook():
     return common.read(PATH)
 
 
-@pytest.mark.parametrize("model_name", ["gpt2-xl", "EleutherAI/gpt-j-6B", *SHIPPED])
+@pytest.mark.parametrize("model_name", ["gpt2-xl", "EleutherAI/gpt-j-6B", *IN_WHEELS, *SHIPPED])
 def test_every_choice_of_a_model_has_hyperparameters(model_name):
     assert ROMEConfig.for_model(model_name).layers
     assert FTConfig.for_model(model_name, MethodName.FT_L).layers
@@ -53,10 +56,9 @@ def test_every_choice_of_a_model_has_hyperparameters(model_name):
 @pytest.mark.slow
 def test_tables_and_figures_show_the_folders(notebook, tmp_path, monkeypatch):
     cells = common.code_cells(notebook)
-    for setting, value in SETTINGS.items():
-        line = re.compile(rf'^{setting} = (\d+|"[^"]*")', re.MULTILINE)
-        assert len(line.findall(cells["settings"].source)) == 1
-        cells["settings"].source = line.sub(f"{setting} = {value}", cells["settings"].source)
+    for name, (old, new) in SMALLER.items():
+        assert cells[name].source.count(old) == 1
+        cells[name].source = cells[name].source.replace(old, new)
     ours = 'ORIGINAL = f"{RESULTS}/ROME/run_000"'
     assert cells["original"].source.startswith(ours)
     cells["original"].source = cells["original"].source.replace(
@@ -67,7 +69,7 @@ def test_tables_and_figures_show_the_folders(notebook, tmp_path, monkeypatch):
         name: summarize(read_cases(workdir / "results" / name))
         for name in ("FT-L/run_000", "FT-L/run_001", "ROME/run_000", "ROME/run_001")
     }
-    assert {run.num_cases for run in runs.values()} == {int(SETTINGS["NUM_CASES"])}
+    assert {run.num_cases for run in runs.values()} == {NUM_CASES}
 
     shown = table(cells["counterfact"])
     check(shown, {"FT-L": runs["FT-L/run_000"], "ROME": runs["ROME/run_000"]}, COUNTERFACT | EXACT)

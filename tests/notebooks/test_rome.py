@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rome_jax.edit.config import ROMEConfig
-from rome_jax.models.registry import SHIPPED
+from rome_jax.models.registry import IN_WHEELS, SHIPPED
 from tests.notebooks import common
 
 PATH = common.FOLDER / "rome.ipynb"
@@ -18,7 +18,7 @@ def notebook():
     return common.read(PATH)
 
 
-@pytest.mark.parametrize("model_name", ["gpt2-xl", "EleutherAI/gpt-j-6B", *SHIPPED])
+@pytest.mark.parametrize("model_name", ["gpt2-xl", "EleutherAI/gpt-j-6B", *IN_WHEELS, *SHIPPED])
 def test_every_choice_of_a_model_has_hyperparameters(model_name):
     assert ROMEConfig.for_model(model_name).layers
 

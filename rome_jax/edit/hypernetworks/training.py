@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import typing_extensions
 
+from rome_jax.data.tokenization import describe_tokenization
 from rome_jax.data.tokens import round_up
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import checkpoints
@@ -81,7 +82,7 @@ def train(
     """
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
-    check_leaves(model.config, config.leaves, "leaves of the configuration")
+    check_leaves(model.config, config.leaves, "the configuration")
     directory = Path(directory).absolute()
     about = _describe(kind, model, config, settings, data, dtype)
     with creating(directory), in_use(directory, "output_dir"):
@@ -144,6 +145,7 @@ def _describe(
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "file_dtype": np.dtype(dtype).name,
+        **describe_tokenization(model.tokenizer),
     }
     return json.loads(json.dumps(about))  # with lists for tuples, as a file returns it
 
@@ -249,7 +251,7 @@ def _write(run: _Run, kind: MethodName, progress: Progress, dtype: np.typing.DTy
     versions = {"rome_jax": __version__, "jax": jax.__version__}
     best = min(progress.history, key=lambda row: row["loss"])
     about = run.about
-    origin = {name: about[name] for name in ("training", "data")}
+    origin = {name: about[name] for name in ("training", "data", "begin_tokens") if name in about}
     origin |= {"best": best, "versions": versions}
     found = Hypernetwork(
         kind,

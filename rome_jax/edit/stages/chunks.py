@@ -174,7 +174,7 @@ def check_requests(
     check(Count, chunk_size, "chunk_size")
     for layer in config.layers:
         model.config.check_layer(layer, "layers")
-    check_leaves(model.config, getattr(config, "leaves", ()), "leaves of the configuration")
+    check_leaves(model.config, getattr(config, "leaves", ()), "the configuration")
 
 
 def check_moments(

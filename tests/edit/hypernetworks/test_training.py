@@ -23,6 +23,7 @@ from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.models import forward
 from rome_jax.models.interventions import Leaf
 from tests.edit.networks import random_hypernetwork
+from tests.models.checkpoints import with_begin_token
 
 # One layer and weight, because most of the time goes into compiling a step.
 MEND_CONFIG = MENDConfig((2,), (Leaf.MLP_DOWN,), rank=4)
@@ -271,6 +272,14 @@ def test_runs_with_other_settings_are_refused(model, finished, killed, change, n
         assert str(error.value) == (
             f"{directory} holds a training run that differs in {named}: remove it, or give another output_dir."
         )
+
+
+def test_the_tokens_before_each_prompt_are_part_of_the_settings(model):
+    described = [
+        training._describe(MethodName.MEND, known, MEND_CONFIG, MEND, DATA, "float32")
+        for known in (model, with_begin_token(model))
+    ]
+    assert described[1] == described[0] | {"begin_tokens": ["<|endoftext|>"]}
 
 
 def test_a_layer_that_the_model_does_not_have(model, tmp_path):
