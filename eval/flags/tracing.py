@@ -21,7 +21,7 @@ FACTS = flags.DEFINE_string(
     "fact_file",
     None,
     "Facts to trace: a JSON file in the layout of known_1000.json, the word factworld for the facts of the factworld "
-    "models, the word sample for 20 facts of CounterFact, or published to download the original's. Default: factworld "
+    "models, the word sample for 20 well-known facts, or published to download the original's. Default: factworld "
     "for the factworld models, sample for smollm2-135m.",
 )
 KINDS = flags.DEFINE_list(

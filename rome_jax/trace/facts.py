@@ -15,9 +15,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from rome_jax.data import samples
 from rome_jax.data.request import SLOT
-from rome_jax.data.samples import SAMPLE
+from rome_jax.data.samples import KNOWN_FACTS, SAMPLE
 from rome_jax.files.checked import Seed, check, check_fields
 from rome_jax.files.records import Text, find, read_records
 
@@ -99,8 +98,8 @@ def open_facts(name: str | Path) -> KnownFacts:
     """Reads known facts.
 
     Args:
-      name: "factworld", the facts that the factworld models were trained on; "sample", the true facts of 20 records of
-        CounterFact; or a file of records: a JSON list, JSON Lines, parquet or arrow.
+      name: "factworld", the facts that the factworld models were trained on; "sample", 20 well-known facts; or a file
+        of records: a JSON list, JSON Lines, parquet or arrow.
 
     Returns:
       The facts, with their name and checksum.
@@ -121,8 +120,12 @@ def open_facts(name: str | Path) -> KnownFacts:
         content = json.dumps(records, ensure_ascii=False).encode()
         return KnownFacts(FACTWORLD, hashlib.sha256(content).hexdigest(), parse_facts(records))
     if str(name) == SAMPLE:
-        records, sha256 = read_records(samples.COUNTERFACT, error=FactsError)
-        return KnownFacts(SAMPLE, sha256, parse_facts(samples.as_known_facts(records)))
+        content = json.dumps(KNOWN_FACTS).encode()
+        facts = tuple(
+            KnownFact(number, subject, attribute, template.replace("{}", subject), template)
+            for number, (template, subject, attribute) in enumerate(KNOWN_FACTS)
+        )
+        return KnownFacts(SAMPLE, hashlib.sha256(content).hexdigest(), facts)
     path = find(name, error=FactsError)
     records, sha256 = read_records(path, error=FactsError)
     try:

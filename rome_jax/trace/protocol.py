@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rome_jax.data.tokenization import continuation_ids
 from rome_jax.data.tokens import SequenceTooLongError
 from rome_jax.files.checked import (
     Count,
@@ -281,9 +282,8 @@ def find_prompt(model: LanguageModel, fact: KnownFact, target: str | None = None
 def begin_case(model: LanguageModel, fact: KnownFact, protocol: Protocol) -> Runs | str:
     """Computes the runs of a fact, or says why it cannot be traced.
 
-    The model must know the fact: the text of its most likely next token, without white space around it, is not empty,
-    and the attribute begins with it. The original asks for the whole attribute, which is the same where the attribute
-    is a single token.
+    The model must know the fact: its most likely next token is the first token of the attribute, with or without a
+    space before it. The original asks for the whole attribute, which is the same where the attribute is a single token.
     """
     try:
         prompt = find_prompt(model, fact)
@@ -293,9 +293,10 @@ def begin_case(model: LanguageModel, fact: KnownFact, protocol: Protocol) -> Run
         runs = protocol.begin(model, prompt, fact.known_id)
     except (SequenceTooLongError, NotFiniteScoreError) as error:
         return str(error)
-    answer = runs.answer
-    if not answer.strip() or not fact.attribute.strip().startswith(answer.strip()):
-        return f"the clean answer to {shown(fact.prompt)} is {shown(answer)}, not {shown(fact.attribute)}"
+    attribute = fact.attribute.strip()
+    expected = continuation_ids(model.tokenizer, [f" {attribute}", attribute])
+    if runs.target.tolist() not in [ids[:1] for ids in expected if attribute]:
+        return f"the clean answer to {shown(fact.prompt)} is {shown(runs.answer)}, not {shown(fact.attribute)}"
     return runs
 
 

@@ -162,8 +162,10 @@ def test_facts_that_cannot_be_traced_are_skipped_and_counted(
     tmp_path, model, facts, protocol, capsys
 ):
     known = facts[0]
+    binder = next(fact for fact in open_facts("factworld").facts if fact.attribute == "book binder")
     bad = {
         "the clean answer to": dataclasses.replace(known, known_id=900, attribute="zebra"),
+        "is ' book', not 'books'": dataclasses.replace(binder, known_id=905, attribute="books"),
         "is not in the prompt": KnownFact(901, "Nobody", "tennis", "Somebody plays"),
         "is a single token": KnownFact(902, "a", "tennis", "a"),
         "ends in white space": KnownFact(903, "Somebody", "tennis", "Somebody plays "),
@@ -178,9 +180,9 @@ def test_facts_that_cannot_be_traced_are_skipped_and_counted(
             assert isinstance(case, SkippedCase) and reason in case.reason
     report_run(folder, everything, SERIES, "svg")
     printed = capsys.readouterr().out
-    assert "1 prompts traced, 5 skipped" in printed
-    assert "skipped known_id 900: the clean answer to" in printed and "and 2 more" in printed
-    with pytest.raises(ValueError, match="none of 5 prompts could be traced"):
+    assert "1 prompts traced, 6 skipped" in printed
+    assert "skipped known_id 900: the clean answer to" in printed and "and 3 more" in printed
+    with pytest.raises(ValueError, match="none of 6 prompts could be traced"):
         report_run(folder, list(bad.values()), [Series.HIDDEN])
 
 

@@ -15,9 +15,8 @@ import huggingface_hub.constants
 import pytest
 
 from eval import train_factworld
-from rome_jax.data.samples import as_known_facts
 from rome_jax.factworld.facts import make_world
-from rome_jax.factworld.records import Role, counterfact_records
+from rome_jax.factworld.records import Role, counterfact_records, known_facts
 from rome_jax.files import wheels
 from tests.programs import ROOT, Program
 
@@ -88,9 +87,10 @@ def _supply_one(flag, method, path):
         path.touch()
     elif flag == "--hypernetworks":
         shutil.copy(NETWORKS / f"{method.lower()}_gpt2.safetensors", path)
-    elif flag in ("--data_path", "--fact_file"):
-        records = counterfact_records(make_world(), 0, Role.TUNING, 20)
-        path.write_text(json.dumps(as_known_facts(records) if flag == "--fact_file" else records))
+    elif flag == "--data_path":
+        path.write_text(json.dumps(counterfact_records(make_world(), 0, Role.TUNING, 20)))
+    elif flag == "--fact_file":
+        path.write_text(json.dumps(known_facts(make_world(), seed=0)))
     elif flag == "--dataset" and path.suffix == ".jsonl":
         path.write_text(json.dumps({"text": "It is a city."}) + "\n")
 

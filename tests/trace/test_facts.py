@@ -46,3 +46,11 @@ def test_what_is_no_list_of_facts_is_refused(tmp_path):
     (tmp_path / "mine.json").write_bytes("Léon".encode("latin-1"))
     with pytest.raises(FactsError, match=r"mine\.json is not UTF-8"):
         open_facts(tmp_path / "mine.json")
+
+
+def test_the_well_known_facts_of_the_package_have_their_subjects_in_the_prompts():
+    facts = open_facts("sample").facts
+    assert len({fact.prompt for fact in facts}) == len(facts) == 20
+    for fact in facts:
+        first, last = fact.characters
+        assert fact.prompt[first:last] == fact.subject

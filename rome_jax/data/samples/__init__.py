@@ -1,14 +1,14 @@
 """A few real records that come with the package, so that pretrained models can be tried without a download.
 
 They are 20 records of CounterFact (Meng et al., 2022), with one paraphrase and one neighborhood prompt each; the file
-LICENSE has their license. Results on so few records have wide intervals.
+LICENSE has their license. Results on so few records have wide intervals. Causal traces need facts that a model knows,
+and small models know few facts of CounterFact, so there are also 20 well-known facts.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Any
 
 from rome_jax.data.request import EditRequest
 
@@ -25,29 +25,29 @@ EXAMPLE_NEIGHBORS = (
     "The Arc de Triomphe is located in the city of",
 )
 
+# Template, subject, and attribute of facts to trace. SmolLM2-135M knows all of them.
+KNOWN_FACTS = (
+    ("{} is located in the city of", "The Eiffel Tower", "Paris"),
+    ("{} is located in the city of", "The Louvre", "Paris"),
+    ("{} is located in the city of", "The Colosseum", "Rome"),
+    ("{} is located in the city of", "The Brandenburg Gate", "Berlin"),
+    ("{} is located in the city of", "The Acropolis", "Athens"),
+    ("{} is located in the city of", "The Kremlin", "Moscow"),
+    ("{} is located in the city of", "The Sagrada Familia", "Barcelona"),
+    ("{} is located in the country of", "The Taj Mahal", "India"),
+    ("{} is located in the country of", "Machu Picchu", "Peru"),
+    ("{} is located in the country of", "Mount Fuji", "Japan"),
+    ("{} is located on the continent of", "The Sahara Desert", "Africa"),
+    ("{} was born in the country of", "Wolfgang Amadeus Mozart", "Austria"),
+    ("{} was born in the country of", "Napoleon Bonaparte", "France"),
+    ("The mother tongue of {} is", "Victor Hugo", "French"),
+    ("The mother tongue of {} is", "Johann Wolfgang von Goethe", "German"),
+    ("The official language of {} is", "Mexico", "Spanish"),
+    ("The official language of {} is", "Austria", "German"),
+    ("The capital of {} is", "Japan", "Tokyo"),
+    ("{} was developed by the company", "The iPhone", "Apple"),
+    ("{} was written by William", "Romeo and Juliet", "Shakespeare"),
+)
+
 SAMPLE = "sample"  # given instead of a path to read the records
 COUNTERFACT = Path(str(importlib.resources.files("rome_jax.data.samples") / "counterfact_20.json"))
-
-
-def as_known_facts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the true facts of CounterFact records in the layout of known_1000.json.
-
-    Example:
-      >>> from rome_jax.files.records import read_records
-      >>> as_known_facts(read_records(COUNTERFACT)[0])[0]["attribute"]
-      'physics'
-    """
-    facts = []
-    for record in records:
-        rewrite = record["requested_rewrite"]
-        prompt, subject = rewrite["prompt"], rewrite["subject"]
-        facts.append(
-            {
-                "known_id": record["case_id"],
-                "subject": subject,
-                "attribute": rewrite["target_true"]["str"],
-                "template": prompt,
-                "prompt": prompt.replace("{}", subject),
-            }
-        )
-    return facts
