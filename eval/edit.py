@@ -32,6 +32,7 @@ def main() -> None:
     places = (saved_edits.SAVE.value, saved_edits.EXPORT_HF.value, saved_edits.EXPORT_ORBAX.value)
     edit_files.check_places(*places, saved_edits.OVERWRITE.value)
     fact = request.from_flags() or request.example(name, request.TARGET_TRUE.value)
+    prompts = request.prompts()
     algorithm, config = method.read()
     method.check_second_moments(config)
     loaded = model.load()
@@ -43,7 +44,7 @@ def main() -> None:
         edit_files.write(*edited, *places, saved_edits.OVERWRITE.value)
     comparison = Comparison(loaded, result.deltas[0])
     with waiting("compiling and comparing the models"):
-        print_report(comparison, fact, request.prompts(), algorithm, result.layers)
+        print_report(comparison, fact, prompts, algorithm, result.layers)
     if saved_edits.INTERACTIVE.value:
         talk(comparison)
 

@@ -132,7 +132,8 @@ def collect(
             **{key: settings[key] for key in _RECORDED if key in settings},
             base=base_fingerprint(model.params, model.config),
             recipe=dict(corpus.recipe),
-            command=command,
+            # Names of files may be any bytes.
+            command=command.encode("utf-8", "backslashreplace").decode(),
         )
         _write(directory, state, provenance, dtype)
         path.unlink(missing_ok=True)
