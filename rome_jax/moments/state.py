@@ -177,8 +177,9 @@ def read_state(path: Path, model: LanguageModel) -> State:
             total[:] = found
         for layer in state.layers:
             keys = np.array(file.tensors[f"keys_{layer}"].read())
-            if keys.ndim != 2 or keys.shape[1] != model.config.mlp_width:
-                raise ValueError(f"keys_{layer} has another width")
+            shaped = keys.ndim == 2 and keys.shape[1] == model.config.mlp_width
+            if not shaped or not np.isfinite(keys).all():
+                raise ValueError(f"keys_{layer} has another width, or NaN")
             state.keys[layer] = keys
         lengths, waiting = (file.tensors[name].read() for name in ("lengths", "waiting"))
         if (lengths.dtype, lengths.ndim, waiting.dtype) != (np.int64, 1, np.int32):

@@ -18,7 +18,7 @@ from rome_jax.files import safetensors_io
 from rome_jax.models import runs
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import files as moment_files
-from rome_jax.moments import key_sums, state
+from rome_jax.moments import state
 from rome_jax.trace import result
 from tests import saved
 from tests.edit.networks import MEND_CONFIG, random_hypernetwork
@@ -127,13 +127,14 @@ def moments(folder: Path) -> Path:
 
 def unfinished_collection(folder: Path) -> Path:
     model = tiny()
-    sums = key_sums.KeySums(model.params, model.config, [1])
+    begun = state.State.new(model, [1])
     width = model.config.mlp_width
-    sums.totals[1] = np.arange(float(width**2)).reshape(width, width)
+    for half in begun.halves:
+        half.totals[1] = np.arange(float(width**2)).reshape(width, width)
+    begun.keys[1] = np.ones((2, width), np.float32)
+    begun.waiting.append(np.arange(3, dtype=np.int32))
     path = folder / "unfinished.safetensors"
-    state.write_state(
-        path, state.State(sums, waiting=[np.arange(3, dtype=np.int32)]), {"corpus": "é"}
-    )
+    state.write_state(path, begun, {"corpus": "é"})
     return path
 
 

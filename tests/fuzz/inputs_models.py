@@ -128,9 +128,9 @@ CALLS: tuple[Call, ...] = (
         "load_model",
         "models",
         rome_jax.load_model,
-        {"name_or_path": _MODEL, "precision": "high"},
+        {"name_or_directory": _MODEL, "precision": "high"},
         {
-            "name_or_path": _NOWHERE,
+            "name_or_directory": _NOWHERE,
             "dtype": {"nonsense": "float7", "int": "int8", "surrogate": "\ud800", "number": 17},
             "precision": {"nonsense": "highly", "number": 3},
         },
