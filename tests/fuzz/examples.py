@@ -23,6 +23,7 @@ from rome_jax.trace import result
 from tests import saved
 from tests.edit.networks import MEND_CONFIG, random_hypernetwork
 from tests.golden_cases import GOLDEN
+from tests.models.gguf_models import tiny_config, write_gguf
 
 
 @functools.cache
@@ -123,6 +124,11 @@ def moments(folder: Path) -> Path:
     moment = rome_jax.SecondMoment(keys.T @ keys / 40, 40, provenance)
     moment_files.save(folder / "stats", {3: moment})
     return folder / "stats" / "layer_3.safetensors"
+
+
+def gguf(folder: Path) -> Path:
+    write_gguf(folder / "tiny.gguf", tiny_config(), folder / "checkpoint")
+    return folder / "tiny.gguf"
 
 
 def unfinished_collection(folder: Path) -> Path:

@@ -352,6 +352,17 @@ READERS: tuple[Reader, ...] = (
         )
         for _ in range(importlib.util.find_spec("torch") is not None)
     ),
+    *(
+        Reader(
+            "weights-gguf",
+            "models",
+            "opaque",
+            examples.gguf,
+            rome_jax.load_model,
+            harmless=("flip-*", "zeros", "twice"),  # the format has no checksums
+        )
+        for _ in range(importlib.util.find_spec("gguf") is not None)
+    ),
     *(_hparams(name) for name in MethodName if name is not MethodName.FT_ATTN),
     _hparams(MethodName.ROME, in_yaml=True),
 )
