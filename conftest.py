@@ -44,8 +44,13 @@ def golden():
 
 @pytest.fixture(scope="session")
 def golden_model():
-    """golden_model("gpt2" | "gptj") -> the random model that the golden numbers belong to."""
-    return functools.cache(lambda family: rome_jax.load_model(GOLDEN / "ckpt" / family))
+    """golden_model("gpt2" | "gptj") -> the random model that the golden numbers belong to.
+
+    With ROME_JAX_TEST_MESH=data:2,model:4 it is on that mesh; tests/test_mesh.py runs some tests in this way.
+    """
+    text = os.environ.get("ROME_JAX_TEST_MESH")
+    mesh = rome_jax.models.parse_mesh(text) if text else None
+    return functools.cache(lambda family: rome_jax.load_model(GOLDEN / "ckpt" / family, mesh=mesh))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Axes: N requests, F MLP width, D width.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,7 @@ from rome_jax.models.interventions import (
     Part,
     check_factors,
 )
+from rome_jax.models.placement import DATA_AXIS, mesh_of, put
 
 Update = LowRankUpdate | DenseUpdate
 
@@ -103,10 +105,12 @@ def apply_delta(params: Params, delta: Delta, *, donate: bool = False) -> Params
     for update in delta.updates:
         path = module, name, part = _path(update)
         # Only this function holds the copy that an earlier update made.
-        add = _add_in_place if donate or path in copied else _add
+        replace = _replace_layer_in_place if donate or path in copied else _replace_layer
         copied.add(path)
         projection = blocks[module][name]
-        projection = projection | {part: add(projection[part], update)}
+        weight = projection[part]
+        layer = _edited_layer(weight, update)
+        projection = projection | {part: replace(weight, layer, update.layer, axis=0)}
         blocks = blocks | {module: blocks[module] | {name: projection}}
     return params | {"blocks": blocks}
 
@@ -194,8 +198,7 @@ def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
         updates.setdefault((int(update.layer), weight_name(update)), []).append(update)
     changes = []
     for (layer, name), own in updates.items():
-        module, projection, part = _path(own[0])
-        weight = params["blocks"][module][projection][part][layer].astype(jnp.float32)
+        weight = weight_of(params, layer, own[0].leaf, _part(own[0]))
         norm = jnp.linalg.norm(sum(map(dense, own), start=jnp.zeros(())))
         ratio = jnp.where(norm == 0, 0.0, norm / jnp.linalg.norm(weight))  # NaN stays NaN
         factors = [update for update in own if isinstance(update, LowRankUpdate)]
@@ -204,6 +207,53 @@ def weight_changes(params: Params, delta: Delta) -> tuple[WeightChange, ...]:
             WeightChange(layer, name, rank if len(factors) == len(own) else None, float(ratio))
         )
     return tuple(changes)
+
+
+def weight_of(params: Params, layer: int, leaf: Leaf, part: Part = Part.KERNEL) -> jax.Array:
+    """Returns one layer's kernel, float32 [in, out], or bias, float32 [out], as the updates of a delta see it.
+
+    Example:
+      >>> weight_of(model.params, 0, Leaf.ATTN_QKV).shape  # queries, keys and values one after another
+      (128, 384)
+    """
+    module, name = leaf.value
+    weight = params["blocks"][module][name][part.value][layer].astype(jnp.float32)
+    return weight.reshape(_update_shape(weight.shape, part))
+
+
+def _update_shape(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    """Joins the axes of the outputs of one layer's weight, of which fused queries, keys and values have two."""
+    inputs = shape[:1] if part is Part.KERNEL else ()
+    return (*inputs, math.prod(shape[len(inputs) :]))
+
+
+def place_delta(delta: Delta, params: Params) -> Delta:
+    """Splits the factors of independent edits over a mesh: cases over "data", and the rest like the weights.
+
+    Args:
+      delta: Edits with case axis N.
+      params: Weights of the model. If they are on one device, `delta` is returned unchanged.
+
+    Example:
+      >>> update = LowRankUpdate(Leaf.MLP_DOWN, jnp.array([0]), jnp.ones((1, 512, 1)), jnp.ones((1, 128, 1)))
+      >>> place_delta(Delta((update,)), model.params)
+      Delta(1 edits: MLP_DOWN [512, 128] rank 1 at layer 0)
+    """
+    if mesh_of(params) is None:
+        return delta
+
+    def place(update: Update) -> Update:
+        module, name, part = _path(update)
+        inputs, *outputs = params["blocks"][module][name][part].sharding.spec[1:]
+        if isinstance(update, DenseUpdate) or len(outputs) != 1:
+            return update
+        return dataclasses.replace(
+            update,
+            left=put(update.left, params, DATA_AXIS, inputs),
+            right=put(update.right, params, DATA_AXIS, *outputs),
+        )
+
+    return Delta(tuple(map(place, delta.updates)))
 
 
 def weight_name(update: Update) -> str:
@@ -221,9 +271,13 @@ def _negated(update: Update) -> Update:
 
 def _path(update: Update) -> tuple[str, str, str]:
     """Returns the path below `params["blocks"]` of the weight that an update changes."""
-    part = update.part if isinstance(update, DenseUpdate) else Part.KERNEL
     module, name = update.leaf.value
-    return module, name, part.value
+    return module, name, _part(update).value
+
+
+def _part(update: Update) -> Part:
+    """Returns whether an update changes the kernel or the bias."""
+    return update.part if isinstance(update, DenseUpdate) else Part.KERNEL
 
 
 def check_single(delta: Delta) -> None:
@@ -242,8 +296,9 @@ def _check_fits(params: Params, update: Update) -> None:
     what = weight_name(update)
     if weight is None:
         raise ValueError(f"the delta changes {what}, which this model does not have.")
-    layers, *expected = weight.shape
-    shape = list(jax.eval_shape(dense, update).shape)
+    layers = weight.shape[0]
+    expected = _update_shape(weight.shape[1:], _part(update))
+    shape = jax.eval_shape(dense, update).shape
     if shape != expected:
         raise ValueError(
             f"the delta changes a {what} of {' × '.join(map(str, shape))}, but the model's is "
@@ -255,13 +310,17 @@ def _check_fits(params: Params, update: Update) -> None:
         )
 
 
-def _sum(weight: jax.Array, update: Update) -> jax.Array:
-    """Adds an update to one layer of a weight [L, in, out] or [L, out]."""
+@jax.jit
+def _edited_layer(weight: jax.Array, update: Update) -> jax.Array:
+    """Adds an update to one layer of a weight [L, in, out] or [L, out], where `out` may be several axes."""
     # The sum is computed in float32, so that a half-precision weight is rounded only once.
     layer = jax.lax.dynamic_index_in_dim(weight, update.layer, keepdims=False)
-    layer = (layer.astype(jnp.float32) + dense(update)).astype(weight.dtype)
-    return jax.lax.dynamic_update_index_in_dim(weight, layer, update.layer, 0)
+    change = dense(update).reshape(layer.shape)
+    return (layer.astype(jnp.float32) + change).astype(weight.dtype)
 
 
-_add = jax.jit(_sum)
-_add_in_place = jax.jit(_sum, donate_argnames="weight")
+# In a program of its own: together with the sum, XLA's CPU backend would convert the whole half-precision stack.
+_replace_layer = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnames="axis")
+_replace_layer_in_place = jax.jit(
+    jax.lax.dynamic_update_index_in_dim, static_argnames="axis", donate_argnums=0
+)

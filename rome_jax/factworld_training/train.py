@@ -42,11 +42,12 @@ from rome_jax.factworld_training.recall import loss_by_position, recalled
 from rome_jax.factworld_training.settings import TrainConfig
 from rome_jax.factworld_training.tokenizer import save_tokenizer, train_tokenizer
 from rome_jax.files.progress import tqdm
-from rome_jax.models import forward, training_checkpoints
+from rome_jax.models import forward, training_checkpoints, transformer
 from rome_jax.models.huggingface import save_params
+from rome_jax.models.placement import DATA_AXIS
 from rome_jax.models.registry import load_model
 from rome_jax.models.runs import write_json
-from rome_jax.models.sharding import MODEL_AXIS, model_mesh
+from rome_jax.models.sharding import parse_mesh
 from rome_jax.moments.collect import collect
 from rome_jax.version import __version__
 
@@ -99,14 +100,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def data_sharding(config: TrainConfig) -> NamedSharding:
     """Returns a sharding that splits the rows of a batch over as many devices as divide them evenly.
 
-    The mesh is the library's `model_mesh`. Its only axis splits the rows here; the params are replicated over it.
+    They are the axis "data" of a mesh over which the params are replicated.
     """
     rows = math.gcd(
         config.tokens_per_step // config.short_length,
         config.tokens_per_step // config.model.context_length,
     )
     count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
-    return NamedSharding(model_mesh(jax.devices()[:count]), PartitionSpec(MODEL_AXIS))
+    mesh = parse_mesh(f"{DATA_AXIS}:{count}", jax.devices())
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
@@ -214,7 +216,7 @@ def _optimize(
     every: int,
 ) -> tuple[forward.Params, list[float]]:
     """Runs all steps, from the last checkpoint if there is one; returns the params and the loss of each step."""
-    params = forward.init_params(config.model, jax.random.key(config.seed))
+    params = transformer.init_params(config.model, jax.random.key(config.seed))
     state = make_optimizer(config).init(params)
     losses = np.zeros(config.steps, np.float32)
     with training_checkpoints.open_manager(_checkpoints(directory)) as manager:

@@ -1,8 +1,9 @@
-"""One layer of a model: attention and MLP on a residual stream, one after the other or in parallel."""
+"""One layer of a model, which applies attention and MLP to a residual stream, and the unembedding after the last."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from rome_jax.models.config import ModelConfig
@@ -18,6 +19,7 @@ from rome_jax.models.layers import (
     columns,
     norm,
 )
+from rome_jax.models.precision import dot_general
 
 
 class Block(nn.Module):
@@ -57,3 +59,33 @@ class Block(nn.Module):
         value, mlp_sites = MLP(config, name="mlp")(normed, here)
         hidden = here.patch(Site.RESIDUAL, after + value)
         return BlockOutput(hidden, own, attn_sites | mlp_sites | {Site.RESIDUAL: hidden})
+
+
+class Head(nn.Module):
+    """The unembedding: a kernel of its own, or the transposed embedding if tied, and a bias if the config has one.
+
+    Attributes:
+      config: The model's config.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+        """Computes logits: hidden [..., D], embedding [V, D] -> float32 [..., V]."""
+        config = self.config
+        kernel = embedding.T
+        if not config.tie_embeddings:
+            kernel = self.param("kernel", nn.initializers.normal(0.02), kernel.shape)
+        contracted = ((hidden.ndim - 1,), (0,))
+        logits = dot_general(
+            hidden,
+            kernel,
+            (contracted, ((), ())),
+            config.precision,
+            preferred_element_type=jnp.float32,
+        )
+        if config.head_bias:
+            bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+            logits = logits + bias.astype(jnp.float32)
+        return logits

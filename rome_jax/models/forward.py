@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
-from rome_jax.models.block import Block
+from rome_jax.models.block import Block, Head
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import (
     Delta,
@@ -43,6 +43,7 @@ from rome_jax.models.layers import (
     position_ids,
     segment_mask,
 )
+from rome_jax.models.placement import DATA_AXIS, constrain
 
 Params = dict[str, Any]
 
@@ -140,9 +141,35 @@ checkpoint = functools.partial(
 
 def _at(stack: Any, index: int | jax.Array) -> Any:
     """Takes one layer of a stacked tree. Dynamic indexing copies one layer; slicing out a range would copy them all."""
+
+    stack, index = tie(stack, jnp.asarray(index))
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack
     )
+
+
+def tie(weights: Any, varying: jax.Array) -> tuple[Any, jax.Array]:
+    """Keeps XLA from converting half-precision weights outside of the loop that uses them.
+
+    XLA's CPU backend multiplies in float32. It moves the conversion of weights, which are the same in each iteration,
+    out of the loop and keeps a float32 copy of the whole stack. A barrier makes the weights appear to depend on a value
+    that varies. It costs nothing, and float32 weights are returned unchanged.
+
+    Args:
+      weights: Params, or some of their leaves.
+      varying: A value that differs between iterations of the loop, and that the iteration uses.
+
+    Returns:
+      Both arguments; use these values instead of the arguments.
+
+    Example:
+      >>> weights, layer = tie({"kernel": jnp.ones((2, 3), jnp.bfloat16)}, jnp.int32(1))
+      >>> weights["kernel"].dtype.name, int(layer)
+      ('bfloat16', 1)
+    """
+    if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(weights)):
+        return weights, varying
+    return jax.lax.optimization_barrier((weights, varying))
 
 
 def run_layers(
@@ -197,6 +224,7 @@ def run_layers(
       ' rowing'
     """
     stop = config.num_layers if stop is None else stop
+    hidden = constrain(hidden, params["blocks"], DATA_AXIS)
     capture = tuple(capture)
     patched = [patch.site for patch in interventions.patches if patch.site is not Site.EMBED]
     check_sites(config, [*capture, *patched])
@@ -429,94 +457,3 @@ def capture(
         params, config, batch, stop=stop, patches=patches, deltas=deltas, capture=sites
     )
     return out.captures
-
-
-class Transformer(nn.Module):
-    """The same model as one linen module, with `nn.scan` over the same Block, the same params and the same logits.
-
-    It initializes params (`Transformer(config).init(key, ids, mask)["params"]`) and serves users of plain linen.
-
-    Attributes:
-      config: The model's config.
-    """
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Computes logits: ids int32 [B, T], mask bool [B, T] -> float32 [B, T, V]."""
-        config = self.config
-        attention = plain_attention(TokenBatch(ids, mask))
-        normal = nn.initializers.normal(0.02)
-        wte = nn.Embed(config.vocab_size, config.width, embedding_init=normal, name="wte")
-        hidden = wte(ids)
-        if config.rotary is None:
-            wpe = nn.Embed(config.context_length, config.width, embedding_init=normal, name="wpe")
-            hidden = hidden + wpe(attention.positions)
-        scan = nn.scan(
-            lambda block, carry, layer: (block(carry, attention, None, layer).hidden, None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=config.num_layers,
-        )
-        layers = jnp.arange(config.num_layers)
-        hidden, _ = scan(Block(config, name="blocks"), hidden, layers)
-        hidden = norm(config, "ln_f")(hidden)
-        return Head(config, name="lm_head")(hidden, wte.embedding)
-
-
-class Head(nn.Module):
-    """The unembedding: a kernel of its own, or the transposed embedding if tied, and a bias if the config has one.
-
-    Attributes:
-      config: The model's config.
-    """
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Computes logits: hidden [..., D], embedding [V, D] -> float32 [..., V]."""
-        config = self.config
-        kernel = embedding.T
-        if not config.tie_embeddings:
-            kernel = self.param("kernel", nn.initializers.normal(0.02), kernel.shape)
-        logits = jnp.matmul(
-            hidden, kernel, precision=config.precision, preferred_element_type=jnp.float32
-        )
-        if config.head_bias:
-            bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
-            logits = logits + bias.astype(jnp.float32)
-        return logits
-
-
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Draws random params: kernels and embeddings from a normal distribution of standard deviation 0.02, as GPT-2.
-
-    Args:
-      config: The model's config.
-      key: PRNG key.
-
-    Returns:
-      float32 params with stacked layers; `param_shapes` gives their shapes.
-    """
-    token = jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(Transformer(config).init)(key, token, jnp.ones((1, 1), bool))["params"]
-
-
-def param_shapes(config: ModelConfig) -> Params:
-    """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`s, without computing anything.
-
-    Example:
-      >>> param_shapes(model.config)["wte"]["embedding"].shape
-      (1536, 128)
-    """
-    return jax.tree.map(
-        lambda shape: shape, _param_shapes(config)
-    )  # a copy that the caller may change
-
-
-@functools.lru_cache(maxsize=16)
-def _param_shapes(config: ModelConfig) -> Params:
-    """Traces `init_params` once per config."""
-    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))

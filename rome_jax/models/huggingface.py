@@ -7,7 +7,6 @@ Axes: L layers. A checkpoint has one tensor for each layer; params have one leaf
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,22 +16,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rome_jax.files.artifacts import write_whole
 from rome_jax.files.safetensors_io import CheckpointError, write
+from rome_jax.models import leaves
 from rome_jax.models.checkpoint import Tensor, listed, match, open_checkpoint
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import FAMILIES, to_hf
 from rome_jax.models.families.base import Weight
 from rome_jax.models.forward import Params
 from rome_jax.models.interventions import Leaf
+from rome_jax.models.leaves import OnRead
+from rome_jax.models.sharding import param_shardings
 from rome_jax.models.weights import Slot, leaf_shapes, slots_of
 
 _SINGLE = "model.safetensors"
 _SMALL = 1 << 24  # bytes; leaves up to this size are assembled and split on the host
 
 
-def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -> Params:
+def load_params(
+    directory: str | Path,
+    config: ModelConfig,
+    dtype: Any = None,
+    *,
+    mesh: Mesh | None = None,
+    on_read: OnRead | None = None,
+) -> Params:
     """Reads the weights of a Hugging Face directory or of a GGUF file.
 
     Args:
@@ -41,13 +51,18 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
         are dequantized one at a time. Names of tensors may lack the prefix `transformer.`.
       config: The model's config, from its config.json or the GGUF file.
       dtype: Type of the params; None keeps the stored type, including float16 and bfloat16. It is float32 for GGUF.
+      mesh: Devices to split the params over; see `parse_mesh`. Of each tensor in a safetensors file, only the parts
+        that these devices hold are read. None means the default device.
+      on_read: Called with a device and the number of bytes that are read for it, for each part of a tensor. A part that
+        several devices hold is read once, for the first of them.
 
     Returns:
-      Params with stacked leaves on the default device.
+      Params with stacked leaves.
 
     Raises:
       CheckpointError: If a file is missing or damaged, tensors are missing, unexpected or of another shape (all of them
         are listed), or params cannot have their dtype.
+      ValueError: If the mesh does not fit the model; see `param_shardings`.
 
     Example:
       >>> rome_jax.save_hf("model", model)
@@ -56,51 +71,31 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None) -
       (6, 512, 128)
     """
     place = Path(directory)
-    stored = match(open_checkpoint(place, config), config, place)
-    leaves: dict[Weight, list[tuple[Slot, Tensor]]] = {}
-    for slot, tensor in stored:
-        leaves.setdefault(slot.weight, []).append((slot, tensor))
     shapes = leaf_shapes(config)
+    shardings = dict.fromkeys(shapes) if mesh is None else _by_path(param_shardings(config, mesh))
+    stored = match(open_checkpoint(place, config), config, place)
+    tensors: dict[Weight, list[tuple[Slot, Tensor]]] = {}
+    for slot, tensor in stored:
+        tensors.setdefault(slot.weight, []).append((slot, tensor))
     # Largest tensor first: a source may be copied while it moves, which matters least before the others are loaded.
-    order = sorted(leaves, key=lambda weight: -math.prod(leaves[weight][0][0].shape))
+    order = sorted(tensors, key=lambda weight: -math.prod(tensors[weight][0][0].shape))
     params: Params = {}
     for weight in order:
-        kept = jnp.result_type(*{tensor.dtype for _, tensor in leaves[weight]})
+        kept = jnp.result_type(*{tensor.dtype for _, tensor in tensors[weight]})
         shape, target = shapes[weight.path], jnp.dtype(kept if dtype is None else dtype)
-        if math.prod(shape) * target.itemsize <= _SMALL:
-            leaf = jnp.asarray(_assemble(leaves[weight], shape, target, config))
-        else:
-            leaf = jnp.zeros(shape, target)
-            for slot, tensor in leaves[weight]:
-                source = _ours(weight, tensor.read(), config)
-                leaf = _put(leaf, source, slot.layer, transposed=weight.transposed)
-                leaf.block_until_ready()  # otherwise copies of the sources pile up in memory
+        small = math.prod(shape) * target.itemsize <= _SMALL
+        build = leaves.assemble if small else leaves.fill
+        leaf = build(tensors[weight], shape, target, shardings[weight.path], config, on_read)
         _set(params, weight.path, leaf)
     return params
 
 
-def _assemble(
-    tensors: list[tuple[Slot, Tensor]],
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    config: ModelConfig,
-) -> np.ndarray:
-    """Assembles a small leaf on the host, which costs less than compiling a program for it."""
-    leaf = np.empty(shape, dtype)
-    for slot, tensor in tensors:
-        source = _ours(slot.weight, tensor.read(), config)
-        leaf[... if slot.layer is None else slot.layer] = (
-            source.T if slot.weight.transposed else source
-        )
-    return leaf
-
-
-def _ours(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Brings the rows of a fused projection into our order: [heads, 3, K, ...] -> [3, heads, K, ...]."""
-    if not weight.by_head:
-        return tensor
-    split = tensor.reshape(config.num_heads, 3, config.head_dim, *tensor.shape[1:])
-    return split.swapaxes(0, 1).reshape(tensor.shape)
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, joined by "/"."""
+    return {
+        "/".join(key.key for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def to_checkpoint_order(weight: Weight, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -118,17 +113,6 @@ def to_checkpoint_order(weight: Weight, tensor: np.ndarray, config: ModelConfig)
         return tensor
     split = tensor.reshape(3, config.num_heads, config.head_dim, *tensor.shape[1:])
     return split.swapaxes(0, 1).reshape(tensor.shape)
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="transposed")
-def _put(
-    leaf: jax.Array, tensor: jax.Array, layer: jax.Array | None, *, transposed: bool
-) -> jax.Array:
-    """Writes one tensor into its donated leaf in place."""
-    tensor = (tensor.T if transposed else tensor).astype(leaf.dtype)
-    if layer is None:
-        return jax.lax.dynamic_update_slice(leaf, tensor, (0,) * leaf.ndim)
-    return jax.lax.dynamic_update_index_in_dim(leaf, tensor, layer, 0)
 
 
 def save_params(
@@ -158,32 +142,32 @@ def save_params(
     """
     directory = Path(directory)
     shapes = leaf_shapes(config)
-    leaves = {
-        "/".join(key.key for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    wrong = [path for path in shapes if path not in leaves or leaves[path].shape != shapes[path]]
-    wrong += [path for path in leaves if path not in shapes]
+    found = _by_path(params)
+    wrong = [path for path in shapes if path not in found or found[path].shape != shapes[path]]
+    wrong += [path for path in found if path not in shapes]
     if wrong:
         raise CheckpointError(
             f"params do not fit the config of this model: {listed(wrong)} missing, unexpected or of another shape."
         )
     slots = slots_of(config)
     specs = {
-        name: (np.dtype(leaves[slot.weight.path].dtype), slot.shape) for name, slot in slots.items()
+        name: (np.dtype(found[slot.weight.path].dtype), slot.shape) for name, slot in slots.items()
     }
 
     def tensors() -> Iterator[np.ndarray]:
         for slot in slots.values():
-            leaf = leaves[slot.weight.path]
+            leaf = found[slot.weight.path]
             if leaf.nbytes <= _SMALL:
                 leaf = np.asarray(leaf)
             tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-            tensor = tensor.T if slot.weight.transposed else tensor
+            if slot.weight.transposed:
+                tensor = tensor.reshape(slot.shape[::-1]).T
+            else:
+                tensor = tensor.reshape(slot.shape)
             yield to_checkpoint_order(slot.weight, tensor, config)
 
     write(directory / _SINGLE, specs, tensors(), {"format": "pt"})
-    stored = {"dtype": str(leaves["wte/embedding"].dtype)}  # the dtype in which transformers loads
+    stored = {"dtype": str(found["wte/embedding"].dtype)}  # the dtype in which transformers loads
     content = json.dumps(to_hf(config) | stored | dict(attributes or {}), indent=2, sort_keys=True)
     write_whole(directory / "config.json", f"{content}\n".encode())
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import operator
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.precision import MatmulPrecision, einsum
 
 
 class Site(enum.StrEnum):
@@ -440,7 +442,7 @@ def add_deltas(
     layer: jax.Array | int,
     inputs: jax.Array,
     outputs: jax.Array,
-    precision: jax.lax.Precision,
+    precision: MatmulPrecision,
 ) -> jax.Array:
     """Adds what low-rank deltas contribute to the outputs of one projection.
 
@@ -449,11 +451,11 @@ def add_deltas(
       leaf: The projection's weight.
       layer: The layer that is being run.
       inputs: [B, T, in].
-      outputs: [B, T, out], of the unedited projection.
+      outputs: [B, T, out], of the unedited projection; `out` may be several axes.
       precision: Precision of the matrix products.
 
     Returns:
-      [B, T, out], in the dtype of `outputs`.
+      An array of the shape and dtype of `outputs`.
 
     Raises:
       ValueError: If an update is dense, or does not have the shape of the projection.
@@ -465,11 +467,11 @@ def add_deltas(
             raise ValueError(
                 f"the delta of {leaf.name} is dense: merge it into the weights with apply_delta."
             )
-        check_factors(update, (inputs.shape[-1], outputs.shape[-1]))
+        check_factors(update, (inputs.shape[-1], math.prod(outputs.shape[2:])))
         # Selected and not multiplied by 0, which would carry a NaN into all other layers.
         active = (update.layer == layer)[:, None, None]
         left, right = (jnp.where(active, x, jnp.zeros_like(x)) for x in (update.left, update.right))
-        coefficient = jnp.einsum("bti,bir->btr", inputs, left, precision=precision)
-        added = jnp.einsum("btr,bor->bto", coefficient, right, precision=precision)
-        outputs = outputs + added.astype(outputs.dtype)
+        coefficient = einsum("bti,bir->btr", inputs, left, precision)
+        added = einsum("btr,bor->bto", coefficient, right, precision)
+        outputs = outputs + added.astype(outputs.dtype).reshape(outputs.shape)
     return outputs

@@ -25,6 +25,7 @@ from rome_jax.models.interventions import (
     add_deltas,
     apply_patches,
 )
+from rome_jax.models.precision import MatmulPrecision, dot_general, einsum
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.GELU_TANH: functools.partial(nn.gelu, approximate=True),
@@ -95,7 +96,7 @@ class LayerInterventions:
         return apply_patches(self.interventions.patches, site, self.layer, value)
 
     def add_deltas(
-        self, leaf: Leaf, inputs: jax.Array, outputs: jax.Array, precision: jax.lax.Precision
+        self, leaf: Leaf, inputs: jax.Array, outputs: jax.Array, precision: MatmulPrecision
     ) -> jax.Array:
         """Returns the `outputs` of a projection plus what the deltas add to them in this layer."""
         deltas = self.interventions.deltas
@@ -145,17 +146,18 @@ def columns(values: jax.Array, read: jax.Array | None) -> jax.Array:
 def dense(
     config: ModelConfig,
     leaf: Leaf,
-    features: int,
+    features: int | tuple[int, ...],
     inputs: jax.Array,
     here: LayerInterventions,
     *,
     use_bias: bool = True,
 ) -> jax.Array:
     """Applies the projection of a leaf and adds what the deltas contribute. Call it inside a compact module."""
-    outputs = nn.Dense(
+    outputs = nn.DenseGeneral(
         features,
         use_bias=use_bias,
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]  # linen's annotation has no algorithms
+        dot_general=dot_general,
         kernel_init=nn.initializers.normal(0.02),
         name=leaf.value[-1],
     )(inputs)
@@ -264,8 +266,9 @@ class SelfAttention(nn.Module):
         config = self.config
         project = functools.partial(dense, config, here=here, use_bias=config.qkv_bias)
         if config.fused_qkv:
-            fused = project(Leaf.ATTN_QKV, 3 * config.attention_width, hidden)
-            query, key, value = jnp.split(fused, 3, axis=-1)
+            # An axis of its own for the three parts lets a mesh split each of them by heads.
+            fused = project(Leaf.ATTN_QKV, (3, config.attention_width), hidden)
+            query, key, value = jnp.moveaxis(fused, -2, 0)
             query = columns(query, read)
         else:
             query = project(Leaf.ATTN_QUERY, config.attention_width, columns(hidden, read))
@@ -312,11 +315,9 @@ def _by_group(config: ModelConfig, heads: jax.Array) -> jax.Array:
     return heads.reshape(heads.shape[0], config.num_kv_heads, -1, heads.shape[-1])
 
 
-def _product(config: ModelConfig, equation: str, *operands: jax.Array) -> jax.Array:
+def _product(config: ModelConfig, equation: str, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Multiplies as `jnp.einsum` does, at the config's precision and with a float32 result."""
-    return jnp.einsum(
-        equation, *operands, precision=config.precision, preferred_element_type=jnp.float32
-    )
+    return einsum(equation, lhs, rhs, config.precision, preferred_element_type=jnp.float32)
 
 
 class MLP(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import typing_extensions
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from rome_jax.files.checked import check
 from rome_jax.files.folders import abandoned, creating, staging
@@ -24,13 +24,16 @@ from rome_jax.files.places import check_path
 from rome_jax.files.safetensors_io import CheckpointError, damaged
 from rome_jax.files.system_errors import check_space, explaining
 from rome_jax.models.families import from_hf, to_hf
-from rome_jax.models.forward import param_shapes
-from rome_jax.models.registry import LanguageModel, as_dtype, as_precision
+from rome_jax.models.precision import MatmulPrecision, as_precision
+from rome_jax.models.registry import LanguageModel, as_dtype
 from rome_jax.models.sharding import param_shardings
 from rome_jax.models.tokenizer import load_tokenizer
+from rome_jax.models.transformer import param_shapes
 from rome_jax.version import __version__
 
-FORMAT = 1  # raised when an old reader would misread a new checkpoint
+# Raised when an old reader would not understand a new checkpoint. In format 1, queries, keys and values of a fused
+# projection share one axis; since format 2 there is an axis of size 3, as in params, so that devices write their parts.
+FORMAT = 2
 _MODEL, _TOKENIZER, _PARAMS = "model.json", "tokenizer", "params"
 
 
@@ -153,7 +156,7 @@ def load_orbax(
     directory: str | Path,
     *,
     dtype: Any = None,
-    precision: jax.lax.Precision | str = jax.lax.Precision.HIGHEST,
+    precision: MatmulPrecision | str = jax.lax.Precision.HIGHEST,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Reads a checkpoint that `save_orbax` wrote, on any number of devices.
@@ -208,20 +211,23 @@ def load_orbax(
             )
     config = dataclasses.replace(config, precision=as_precision(precision))
     tokenizer = load_tokenizer(directory / _TOKENIZER, config)
-    one = SingleDeviceSharding(jax.devices()[0])
+    one = SingleDeviceSharding(jax.local_devices()[0])
     shardings = param_shardings(config, mesh) if mesh else jax.tree.map(lambda _: one, stored)
-    target = jax.tree.map(
+    wanted = jax.tree.map(
         lambda leaf, sharding: leaf.update(dtype=dtype or leaf.dtype, sharding=sharding),
         stored,
         shardings,
     )
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh else one
+    target = _without_axis_of_parts(wanted, whole) if content["format"] < 2 else wanted
     place = (directory / _PARAMS).resolve()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            _check_shapes(checkpointer.metadata(place), stored)
+            _check_shapes(checkpointer.metadata(place), target)
             params = checkpointer.restore(place, target)
     except Exception as error:  # a damaged file can raise anything
         raise damaged(directory / _PARAMS, error) from error
+    params = jax.tree.map(_in_shape, params, wanted)
     model = LanguageModel(name, config, params, tokenizer, f"directory {directory.resolve()}")
     # Orbax does not notice a changed bit in the weights.
     if dtype is None and model.fingerprint() != fingerprint:
@@ -252,6 +258,25 @@ def _with_dtypes(shapes: Any, dtypes: Mapping[str, Any], path: Path) -> Any:
             raise CheckpointError(f"{path} is damaged ({why}): copy or save it again.") from error
 
     return jax.tree_util.tree_map_with_path(with_dtype, shapes)
+
+
+def _without_axis_of_parts(leaves: Any, whole: Sharding) -> Any:
+    """Returns the leaves of a checkpoint of format 1; those of another shape than ours are read whole."""
+
+    def flat(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if "qkv" not in [key.key for key in path]:
+            return leaf
+        *rest, parts, width = leaf.shape
+        return leaf.update(shape=(*rest, parts * width), sharding=whole)
+
+    return jax.tree_util.tree_map_with_path(flat, leaves)
+
+
+def _in_shape(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """Brings a leaf of format 1 into our shape."""
+    if leaf.shape == wanted.shape:
+        return leaf
+    return jax.device_put(leaf.reshape(wanted.shape), wanted.sharding)
 
 
 def _check_shapes(metadata: Any, stored: Any) -> None:

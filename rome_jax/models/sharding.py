@@ -1,33 +1,36 @@
-"""Sharding of a model over several devices: the logical axes of every leaf, and rules that place them on a mesh.
+"""Sharding of a model over several devices: meshes, the logical axes of every leaf, and rules that place them.
 
-A model is split over one axis of the mesh, "model". The MLP's width is always split. Heads and vocabulary are split if
-the number of devices divides them and replicated otherwise: GPT-2 XL has 25 heads and 50,257 tokens. XLA adds the
-communication.
+A mesh has two axes. The axis "data" splits requests and rows of batches, and "model" splits weights. The MLP's width is
+always split over "model". Heads and vocabulary are split if the number of devices divides them and replicated
+otherwise: GPT-2 XL has 25 heads and 50,257 tokens. XLA adds the communication.
+
+Queries are split only where keys and values can be split too. A device then holds whole groups of heads that share keys
+and values, so attention needs no communication before its output projection. If queries were split further than their
+keys and values, XLA would have to reshard queries or scores in every layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rome_jax.files.checked import Count, check
+from rome_jax.files.checked import Count, check, shown
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.forward import param_shapes
+from rome_jax.models.placement import DATA_AXIS, MODEL_AXIS
+from rome_jax.models.transformer import param_shapes
 
-MODEL_AXIS = "model"
-
-# The logical axes of every leaf. "heads" is the concatenated width of all heads.
+# The logical axes of every leaf. "heads" is the concatenated width of all heads; "qkv" are the three fused projections.
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "wte/embedding": ("vocabulary", "width"),
     "wpe/embedding": ("positions", "width"),
     "blocks/ln_1/scale": ("layers", "width"),
     "blocks/ln_1/bias": ("layers", "width"),
-    "blocks/attn/qkv/kernel": ("layers", "width", "heads"),
-    "blocks/attn/qkv/bias": ("layers", "heads"),
+    "blocks/attn/qkv/kernel": ("layers", "width", "qkv", "heads"),
+    "blocks/attn/qkv/bias": ("layers", "qkv", "heads"),
     "blocks/attn/query/kernel": ("layers", "width", "heads"),
     "blocks/attn/key/kernel": ("layers", "width", "heads"),
     "blocks/attn/value/kernel": ("layers", "width", "heads"),
@@ -54,17 +57,86 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 
 
 def model_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds a mesh that splits a model over `devices`, by default all devices.
+    """Builds a mesh that splits a model over `devices`, by default all devices of this process.
 
     Example:
       >>> model_mesh().axis_names
-      ('model',)
+      ('data', 'model')
     """
-    return Mesh(np.array(jax.devices() if devices is None else devices), (MODEL_AXIS,))
+    return parse_mesh(f"{MODEL_AXIS}:-1", devices)
+
+
+def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh that a text describes.
+
+    Args:
+      text: Sizes of the axes, such as "data:2,model:4". An axis that is left out has size 1, and the size -1, for one
+        axis at most, takes all remaining devices.
+      devices: Devices to choose from; by default those of this process. The first ones are used if the mesh needs
+        fewer.
+
+    Returns:
+      A mesh with the axes "data" and "model".
+
+    Raises:
+      ValueError: If the text is not of this form, or the sizes do not fit the number of devices.
+
+    Example:
+      >>> dict(parse_mesh("data:-1,model:1", jax.devices()[:1]).shape)
+      {'data': 1, 'model': 1}
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    sizes = mesh_sizes(text)
+    filled = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for axis, size in sizes.items() if axis not in filled)
+    if fixed > len(devices):
+        raise ValueError(
+            f"mesh={shown(text)} needs {fixed} devices, but this process has {len(devices)}: give smaller sizes."
+        )
+    if filled and len(devices) % fixed:
+        raise ValueError(
+            f"mesh={shown(text)} cannot use all {len(devices)} devices, which {fixed} does not divide: give a size "
+            "instead of -1."
+        )
+    shape = {
+        axis: len(devices) // fixed if axis in filled else sizes.get(axis, 1)
+        for axis in (DATA_AXIS, MODEL_AXIS)
+    }
+    return jax.make_mesh(
+        tuple(shape.values()),
+        tuple(shape),
+        (AxisType.Auto, AxisType.Auto),
+        devices=devices[: shape[DATA_AXIS] * shape[MODEL_AXIS]],
+    )
+
+
+def mesh_sizes(text: str) -> Mapping[str, int]:
+    """Reads the sizes of the axes that a text names, with -1 for one of them at most.
+
+    Raises:
+      ValueError: If the text is not of this form.
+    """
+    sizes: dict[str, int] = {}
+    for part in check(str, text, "mesh").split(","):
+        axis, _, size = (piece.strip() for piece in part.partition(":"))
+        if axis not in (DATA_AXIS, MODEL_AXIS) or axis in sizes or not size:
+            raise ValueError(
+                f"mesh={shown(text)}: give each of the axes data and model at most once with its size, such as "
+                "data:2,model:4."
+            )
+        name = f"mesh={shown(text)}: {axis}"
+        sizes[axis] = -1 if size == "-1" else check(Count, size, name)
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh={shown(text)}: give -1 for one axis at most.")
+    return sizes
 
 
 def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
-    """Returns the logical axes that are split over a number of devices.
+    """Returns the logical axes that are split over the axis "model" of a mesh.
+
+    Args:
+      config: The model's config.
+      num_devices: Number of devices along that axis.
 
     Raises:
       ValueError: If the number of devices is not a whole number of at least 1 that divides the MLP's width.
@@ -84,23 +156,11 @@ def split_axes(config: ModelConfig, num_devices: int) -> frozenset[str]:
     return frozenset(axis for axis, size in sizes.items() if size % num_devices == 0)
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
-    """Builds the sharding of every leaf of the params.
-
-    Args:
-      config: The model's config.
-      mesh: A mesh with an axis "model", such as `model_mesh()`; leaves are replicated over its other axes.
-
-    Returns:
-      A tree of `NamedSharding` with the structure of params.
+def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh) -> frozenset[str]:
+    """Checks that a model can be placed on a mesh, and returns the logical axes that are split over its axis "model".
 
     Raises:
       ValueError: If the mesh has no such axis or has explicit axes, or its size does not divide the MLP's width.
-
-    Example:
-      >>> params = jax.device_put(model.params, param_shardings(model.config, model_mesh()))
-      >>> params["blocks"]["mlp"]["up"]["kernel"].sharding.spec == PartitionSpec(None, None, "model")
-      True
     """
     if MODEL_AXIS not in mesh.axis_names:
         raise ValueError(
@@ -111,7 +171,28 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
             f"mesh has axis_types={mesh.axis_types}, but XLA has to choose the sharding of activations: use "
             "model_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto, ...))."
         )
-    split = split_axes(config, mesh.shape[MODEL_AXIS])
+    return split_axes(config, mesh.shape[MODEL_AXIS])
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh) -> Any:
+    """Builds the sharding of every leaf of the params.
+
+    Args:
+      config: The model's config.
+      mesh: A mesh with an axis "model", such as `model_mesh()`; leaves are replicated over its other axes.
+
+    Returns:
+      A tree of `NamedSharding` with the structure of params.
+
+    Raises:
+      ValueError: If the model cannot be placed on the mesh; see `check_mesh`.
+
+    Example:
+      >>> params = jax.device_put(model.params, param_shardings(model.config, model_mesh()))
+      >>> params["blocks"]["mlp"]["up"]["kernel"].sharding.spec == PartitionSpec(None, None, "model")
+      True
+    """
+    split = check_mesh(config, mesh)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         axes = LOGICAL_AXES["/".join(key.key for key in path)]

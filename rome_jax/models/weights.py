@@ -6,13 +6,14 @@ Axes: L layers. A checkpoint has one tensor for each layer; params have one leaf
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import FAMILIES
 from rome_jax.models.families.base import Weight
-from rome_jax.models.forward import param_shapes
+from rome_jax.models.transformer import param_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ def slots_of(config: ModelConfig) -> dict[str, Slot]:
             continue
         stacked = weight.path.startswith("blocks/")
         shape = shapes[weight.path][1:] if stacked else shapes[weight.path]
+        if weight.path.startswith("blocks/attn/qkv/"):
+            shape = (*shape[:-2], math.prod(shape[-2:]))  # a leaf has an axis for the three parts
         for layer in range(config.num_layers) if stacked else (None,):
             slots[weight.name.format(layer)] = Slot(
                 weight, layer, shape[::-1] if weight.transposed else shape

@@ -23,6 +23,7 @@ from rome_jax.models.config import ModelConfig
 from rome_jax.models.fingerprint import base_fingerprint, fingerprint
 from rome_jax.models.interventions import Site
 from rome_jax.models.layers import Attention, BlockOutput
+from rome_jax.models.placement import MODEL_AXIS, constrain
 from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
 from rome_jax.version import __version__
@@ -83,6 +84,12 @@ class KeySums:
             if total is not None:
                 self.totals[layer] += np.asarray(total)
         self.tokens += int(np.sum(batch.mask))
+
+    def merge(self, other: KeySums) -> None:
+        """Adds the sums of other batches of the same model and layers."""
+        for layer, total in self.totals.items():
+            total += other.totals[layer]
+        self.tokens += other.tokens
 
     def read_keys(self, batch: TokenBatch, places: np.ndarray) -> dict[int, np.ndarray]:
         """Computes the keys of some tokens of a batch, without adding them.
@@ -192,6 +199,7 @@ def _run(
     if summed:
         keys = _full_keys(params, config, hidden, attention, layer, out)
         total = _outer_products(jnp.where(mask[..., None], keys, 0.0))
+        total = constrain(total, params["blocks"], MODEL_AXIS)
     return (None if last else out.hidden), total
 
 

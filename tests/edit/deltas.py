@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rome_jax.edit.delta import weight_of
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 
 LEAVES = {
@@ -22,8 +23,7 @@ def random_deltas(params, family, rank=2, seed=0):
 
     updates = []
     for leaf, layers in zip(LEAVES[family], LAYERS, strict=True):
-        module, name = leaf.value
-        _, inputs, outputs = params["blocks"][module][name]["kernel"].shape
+        inputs, outputs = weight_of(params, 0, leaf).shape
         updates.append(LowRankUpdate(leaf, jnp.array(layers), factor(inputs), factor(outputs)))
     return Delta(tuple(updates))
 

@@ -88,7 +88,7 @@ def test_apply_delta_returns_new_params_and_leaves_the_old(gpt2):
         module, name = update.leaf.value
         change = np.asarray(update.left, np.float64) @ np.asarray(update.right, np.float64).T
         kernel = expected["blocks"][module][name]["kernel"]
-        kernel[int(update.layer)] = kernel[int(update.layer)] + change
+        kernel[int(update.layer)] += change.reshape(kernel.shape[1:])
     assert jax.tree.structure(edited) == jax.tree.structure(params)
     changed = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(edited):

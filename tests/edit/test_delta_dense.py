@@ -12,6 +12,7 @@ from rome_jax.edit.delta import (
     negate_delta,
     revert_delta,
     weight_changes,
+    weight_of,
 )
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
@@ -31,10 +32,9 @@ def gpt2():
 def mixed_deltas(params, seed=0):
     """Three edits: low-rank ones, and dense ones of a kernel (at a low-rank one's layer in case 0) and of a bias."""
     generator = np.random.default_rng(seed)
-    blocks = params["blocks"]
 
     def update(leaf, part, layers):
-        shape = blocks[leaf.value[0]][leaf.value[1]][part.value].shape[1:]
+        shape = weight_of(params, 0, leaf, part).shape
         change = jnp.asarray(0.2 * generator.standard_normal((3, *shape)), jnp.float32)
         return DenseUpdate(leaf, part, jnp.array(layers), change)
 
@@ -56,7 +56,7 @@ def test_dense_updates_change_one_layer_of_a_kernel_or_bias(gpt2):
     assert_same_params(params, before)
     expected = jax.tree.map(np.array, before)
     expected["blocks"]["mlp"]["down"]["kernel"][1] += kernel.change[1]
-    expected["blocks"]["attn"]["qkv"]["bias"][0] += bias.change[1]
+    expected["blocks"]["attn"]["qkv"]["bias"][0] += bias.change[1].reshape(3, -1)
     assert_same_params(edited, expected)
     assert np.abs(bias.change[1]).max() > 0.1
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rome_jax.edit import to_hf
-from rome_jax.edit.delta import apply_delta, merge_deltas
+from rome_jax.edit.delta import apply_delta, merge_deltas, weight_of
 from rome_jax.files.safetensors_io import read_header
 from rome_jax.models.config import Family
 from rome_jax.models.huggingface import save_params
@@ -60,9 +60,10 @@ def test_every_weight_of_every_family_is_changed_as_in_the_saved_model(tmp_path,
     updates = []
     for leaf in Leaf:
         module, name = leaf.value
-        for part, weights in params["blocks"][module].get(name, {}).items():
-            change = generator.standard_normal(weights.shape[1:], np.float32)
-            updates.append(DenseUpdate(leaf, Part(part), jnp.int32(1), jnp.asarray(change)))
+        for part in map(Part, params["blocks"][module].get(name, {})):
+            shape = weight_of(params, 1, leaf, part).shape
+            change = generator.standard_normal(shape, np.float32)
+            updates.append(DenseUpdate(leaf, part, jnp.int32(1), jnp.asarray(change)))
     delta = Delta(tuple(updates))
     before = exported(tmp_path / "before", params, config)
     after = exported(tmp_path / "after", apply_delta(params, delta), config)

@@ -213,13 +213,14 @@ def test_hyperparameters_come_from_one_place(tmp_path):
 def test_second_moments_are_asked_for_by_methods_that_use_them():
     config = ROMEConfig.for_model("gpt2-xl")
     with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
-        methods.check_second_moments(None, "gpt2-xl", config)
-    methods.check_second_moments("published", "gpt2-xl", config)
+        methods.check_second_moments("shipped", "gpt2-xl", config)
+    for source in (None, "published", "self"):
+        methods.check_second_moments(source, "gpt2-xl", config)
     methods.check_second_moments(
-        None, "gpt2-xl", ROMEConfig.for_model("gpt2-xl", mom2_adjustment=False)
+        "shipped", "gpt2-xl", ROMEConfig.for_model("gpt2-xl", mom2_adjustment=False)
     )
-    methods.check_second_moments(None, "gpt2-xl", FTConfig.for_model("gpt2-xl"))
-    methods.check_second_moments(None, "factworld-gpt2", config)
+    methods.check_second_moments("shipped", "gpt2-xl", FTConfig.for_model("gpt2-xl"))
+    methods.check_second_moments("shipped", "factworld-gpt2", config)
 
 
 @pytest.mark.parametrize("algorithm", MethodName)

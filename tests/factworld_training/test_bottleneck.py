@@ -12,7 +12,7 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld_training.batches import TrainingBatch, batches
 from rome_jax.factworld_training.bottleneck import bottleneck_masks, token_losses
-from rome_jax.models import forward
+from rome_jax.models import forward, transformer
 from tests.factworld_training.tiny import TINY, tiny_tokenizer
 
 
@@ -67,7 +67,7 @@ def test_other_rows_have_the_causal_mask():
 @pytest.fixture(scope="module")
 def losses():
     """The training forward pass of the tiny model, compiled."""
-    params = forward.init_params(TINY.model, jax.random.key(0))
+    params = transformer.init_params(TINY.model, jax.random.key(0))
     return params, jax.jit(functools.partial(token_losses, params, TINY))
 
 

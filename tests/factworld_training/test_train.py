@@ -15,7 +15,7 @@ from rome_jax.factworld_training import train as training
 from rome_jax.factworld_training.batches import batches, part_of
 from rome_jax.factworld_training.settings import CONFIGS
 from rome_jax.models.registry import load_model
-from rome_jax.models.sharding import model_mesh
+from rome_jax.models.sharding import parse_mesh
 from rome_jax.moments import files as moment_files
 from tests.factworld_training.tiny import TINY, tiny_tokenizer
 
@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_model(quick, tmp_path, monkeypatch):
 
 def test_rows_are_split_over_the_devices_that_divide_them():
     sharding = training.data_sharding(TINY)
-    assert sharding.mesh == model_mesh(jax.devices()[: sharding.mesh.size])
+    assert sharding.mesh == parse_mesh(f"data:{sharding.mesh.size}")
     assert 2 % sharding.mesh.size == 0  # 4 short rows or 2 long ones
     assert sharding.shard_shape((4, 32)) == (4 // sharding.mesh.size, 32)
 

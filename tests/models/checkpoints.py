@@ -19,9 +19,10 @@ from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import families
 from rome_jax.models.config import Family, ModelConfig, Rotary, RotaryPairs
 from rome_jax.models.families import from_hf
-from rome_jax.models.forward import Params, param_shapes
+from rome_jax.models.forward import Params
 from rome_jax.models.huggingface import load_params, save_params
 from rome_jax.models.registry import LanguageModel
+from rome_jax.models.transformer import param_shapes
 
 # Shared by the tests of this folder, so that they share compiled programs too.
 SEQUENCES = [[4, 17, 31, 2, 8, 49, 1], [9, 9, 3], [20, 6, 0, 44, 13, 0, 6]]

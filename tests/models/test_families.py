@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.edit.delta import apply_delta
-from rome_jax.models import forward
+from rome_jax.models import forward, transformer
 from rome_jax.models.config import (
     Activation,
     Family,
@@ -201,7 +201,7 @@ def test_options_that_the_family_cannot_express_are_refused():
 def test_tables_and_axes_cover_the_params(family):
     options = FAMILIES[family].options
     config = tiny_config(family, tie_embeddings=False)
-    tree = forward.param_shapes(config)
+    tree = transformer.param_shapes(config)
     paths = {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
     rows = [weight.path for weight in FAMILIES[family].weights]
     assert len(rows) == len(set(rows))
@@ -241,7 +241,7 @@ def test_only_an_unusual_head_width_is_part_of_the_fingerprint():
 def test_the_linen_module_computes_the_same(tiny):
     params, config = tiny
     batch = batch_of(SEQUENCES)
-    want = jax.jit(forward.Transformer(config).apply)({"params": params}, batch.ids, batch.mask)
+    want = jax.jit(transformer.Transformer(config).apply)({"params": params}, batch.ids, batch.mask)
     got = forward.logits(params, config, batch)
     assert close(np.asarray(got)[batch.mask], np.asarray(want)[batch.mask])
 

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.models import forward
 from rome_jax.models.forward import (
-    Transformer,
     capture,
     embed,
-    init_params,
     logits,
     plain_attention,
     run_last_layer,
@@ -23,6 +21,7 @@ from rome_jax.models.forward import (
     unembed,
 )
 from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.transformer import Transformer, init_params
 from tests.models.checkpoints import (
     FAMILIES,
     GOLDEN,

@@ -16,7 +16,6 @@ from rome_jax.files.safetensors_io import CheckpointError, CheckpointWarning
 from rome_jax.models import families, huggingface
 from rome_jax.models.config import Family
 from rome_jax.models.families import PRESETS
-from rome_jax.models.forward import param_shapes
 from rome_jax.models.huggingface import (
     checkpoint_shapes,
     layer_name,
@@ -24,6 +23,7 @@ from rome_jax.models.huggingface import (
     save_params,
 )
 from rome_jax.models.interventions import Leaf
+from rome_jax.models.transformer import param_shapes
 from tests.models.checkpoints import (
     FAMILIES,
     GOLDEN,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rome_jax.data.tokens import TokenBatch, pad
+from rome_jax.edit.delta import weight_of
 from rome_jax.models.forward import (
     capture,
     embed,
@@ -137,7 +138,7 @@ def random_deltas(params, leaves, layers, rank=2):
     generator = np.random.default_rng(0)
     updates = []
     for leaf in leaves:
-        _, rows, columns = params["blocks"][leaf.value[0]][leaf.value[1]]["kernel"].shape
+        rows, columns = weight_of(params, 0, leaf).shape
         left, right = (
             (generator.standard_normal((len(layers), size, rank)) / 2).astype(np.float32)
             for size in (rows, columns)
@@ -152,7 +153,7 @@ def merged(params, delta):
     for update in delta.updates:
         leaf = params["blocks"][update.leaf.value[0]][update.leaf.value[1]]
         kernel = leaf["kernel"] = np.array(leaf["kernel"])
-        kernel[update.layer] += update.left @ update.right.T
+        kernel[update.layer] += (update.left @ update.right.T).reshape(kernel.shape[1:])
     return params
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from rome_jax.data.tokens import pad
 from rome_jax.files.safetensors_io import CheckpointError, read_header
-from rome_jax.models import convert_torch, forward
+from rome_jax.models import convert_torch, forward, transformer
 from rome_jax.models.export import save_hf
 from rome_jax.models.families import from_hf
 from rome_jax.models.huggingface import load_params, save_params
@@ -346,8 +346,10 @@ def test_a_damaged_conversion_is_done_again(binary):
 def test_the_module_computes_scores_divided_by_the_layers_number():
     config = from_hf(CONFIGS["gpt2 with scores divided by the layer's number"].to_dict())
     assert config.scale_by_layer and config.upcast_attention
-    params = forward.init_params(config, jax.random.key(0))
+    params = transformer.init_params(config, jax.random.key(0))
     batch = pad(SEQUENCES)
-    got = forward.Transformer(config).apply({"params": params}, batch.ids, jnp.asarray(batch.mask))
+    got = transformer.Transformer(config).apply(
+        {"params": params}, batch.ids, jnp.asarray(batch.mask)
+    )
     want = forward.logits(params, config, batch)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)

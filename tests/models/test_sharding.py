@@ -7,17 +7,26 @@ import sys
 from pathlib import Path
 
 import jax
+import orbax.checkpoint
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from rome_jax.edit.delta import apply_delta
+from rome_jax.models import huggingface, registry
 from rome_jax.models.config import Family
 from rome_jax.models.families import PRESETS
-from rome_jax.models.forward import param_shapes
+from rome_jax.models.huggingface import load_params
 from rome_jax.models.orbax import load_orbax, save_orbax
 from rome_jax.models.registry import load_model
-from rome_jax.models.sharding import LOGICAL_AXES, model_mesh, param_shardings, split_axes
-from tests.models.checkpoints import FAMILIES, assert_same_params, tiny_config
+from rome_jax.models.sharding import (
+    LOGICAL_AXES,
+    model_mesh,
+    param_shardings,
+    parse_mesh,
+    split_axes,
+)
+from rome_jax.models.transformer import param_shapes
+from tests.models.checkpoints import FAMILIES, assert_same_params, save_checkpoint, tiny_config
 from tests.saved import random_delta
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,8 +70,9 @@ def test_every_leaf_has_axes_that_fit_it(family, tied):
     }
     for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
         axes = LOGICAL_AXES["/".join(key.key for key in path)]
-        heads = 3 * config.width if "qkv" in str(path) else config.width
-        assert tuple((sizes | {"heads": heads})[axis] for axis in axes) == leaf.shape, path
+        assert (
+            tuple((sizes | {"heads": config.width, "qkv": 3})[axis] for axis in axes) == leaf.shape
+        )
 
 
 def test_no_axes_are_named_for_leaves_that_do_not_exist():
@@ -94,6 +104,87 @@ def test_meshes_that_do_not_fit_are_refused():
     explicit = jax.make_mesh((1,), ("model",), (jax.sharding.AxisType.Explicit,), devices=device)
     with pytest.raises(ValueError, match=r"axis_types=.*use model_mesh"):
         param_shardings(config, explicit)
+
+
+def test_queries_are_split_only_with_their_keys_and_values():
+    config = tiny_config("llama", num_heads=4, num_kv_heads=2, width=24)
+    assert "heads" in split_axes(config, 2)
+    assert "heads" not in split_axes(config, 4)
+
+
+def test_axes_of_a_mesh_default_to_one_and_are_filled():
+    device = jax.devices()[:1]
+    for text in ("data:1", "model:1", "model:-1", " data:-1 , model:1 "):
+        mesh = parse_mesh(text, device)
+        assert dict(mesh.shape) == {"data": 1, "model": 1}
+        assert mesh.axis_names == ("data", "model")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "give each of the axes"),
+        ("model", "give each of the axes"),
+        ("heads:2", "give each of the axes"),
+        ("data:1,data:1", "at most once"),
+        ("data:-1,model:-1", "-1 for one axis at most"),
+        ("model:0", "model='0': give a number of 1 or more"),
+        ("model:two", "model='two': give an integer"),
+        ("data:-2", "data='-2': give a number of 1 or more"),
+        ("data:2", "needs 2 devices, but this process has 1"),
+        (f"data:{10**30}", "data='1000"),
+        (3, "mesh=3: give a text"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        parse_mesh(text, jax.devices()[:1])
+    assert str(refusal.value).count("\n") == 0
+
+
+# Loading
+
+
+@pytest.mark.parametrize("limit", [huggingface._SMALL, 0], ids=["small leaves", "large leaves"])
+@pytest.mark.parametrize("family", [Family.GPT2, Family.NEOX])
+def test_each_byte_is_read_once(family, limit, tmp_path, monkeypatch):
+    """One device has the whole model; tests/eight_devices.py counts the bytes of each of eight."""
+    monkeypatch.setattr(huggingface, "_SMALL", limit)
+    config = tiny_config(family)
+    params = save_checkpoint(tmp_path, config)
+    read: list[int] = []
+    for mesh in (None, model_mesh(jax.devices()[:1])):
+        read.clear()
+        loaded = load_params(
+            tmp_path, config, mesh=mesh, on_read=lambda device, size: read.append(size)
+        )
+        assert_same_params(loaded, params)
+        assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert {leaf.sharding.mesh.shape["model"] for leaf in jax.tree.leaves(loaded)} == {1}
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(registry, "load_tokenizer", lambda *_: pytest.fail("reads the tokenizer"))
+    with pytest.raises(ValueError, match=r"none named 'model'"):
+        load_model(
+            ROOT / "tests" / "golden" / "ckpt" / "gpt2", mesh=Mesh(jax.devices()[:1], ("data",))
+        )
+
+
+def test_checkpoints_of_the_first_format_are_still_read(tmp_path):
+    """In the first format, queries, keys and values of GPT-2 shared one axis."""
+    model = load_model(ROOT / "tests" / "golden" / "ckpt" / "gpt2")
+    save_orbax(tmp_path / "old", model)
+    flat = jax.tree.map(lambda leaf: leaf, model.params)  # a copy of the dicts
+    qkv = flat["blocks"]["attn"]["qkv"]
+    for name, leaf in qkv.items():
+        qkv[name] = leaf.reshape(*leaf.shape[:-2], -1)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "old" / "params", flat, force=True)
+    about = json.loads((tmp_path / "old" / "model.json").read_text())
+    (tmp_path / "old" / "model.json").write_text(json.dumps(about | {"format": 1}))
+    for mesh in (None, model_mesh(jax.devices()[:1])):
+        assert_same_params(load_orbax(tmp_path / "old", mesh=mesh).params, model.params)
 
 
 # Eight devices, simulated in a separate process
@@ -146,11 +237,26 @@ def test_what_eight_devices_saved_one_restores(eight, family):
 
 
 @slow
-@pytest.mark.parametrize(
-    ("family", "case"), [("gpt2", "even"), ("gpt2", "uneven"), ("gptj", "even")]
-)
-def test_a_sharded_model_has_the_same_logits(eight, family, case):
-    assert eight[0][family]["logits"][case] < 1e-5
+def test_sharded_models_have_the_same_logits(eight):
+    errors = eight[0]["forward"]
+    assert len(errors) == 6
+    for model, by_mesh in errors.items():
+        assert len(by_mesh) == 4
+        assert max(by_mesh.values()) < 1e-5, (model, by_mesh)
+
+
+@slow
+def test_devices_read_what_they_hold(eight):
+    """Four parts of the model, each on two devices."""
+    assert len(eight[0]["loading"]) == 8
+    for case, found in eight[0]["loading"].items():
+        assert found["different"] == found["placed elsewhere"] == [], case
+        part = found["split"] // 4
+        assert found["split"] > 5 * found["replicated"] > 0
+        # What all devices hold is read once, for the first of them, and what two hold, for one of the two.
+        assert sorted(found["read"].values()) == [part, part, part, part + found["replicated"]], (
+            case
+        )
 
 
 @slow

@@ -28,7 +28,7 @@ from flax import struct
 from rome_jax.data.request import EditRequest
 from rome_jax.edit import edit_warnings
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.delta import apply_delta, rank_one_update
+from rome_jax.edit.delta import apply_delta, rank_one_update, weight_of
 from rome_jax.edit.renamed import accept_covariance
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.answers import add_answers
@@ -46,7 +46,7 @@ from rome_jax.edit.stages.value import ValueResult, optimize_value
 from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, LowRankUpdate
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.second_moment import SecondMoment
 
@@ -143,8 +143,7 @@ def compute_from_inputs(
         updates.append(update)
 
         norm = jnp.linalg.norm(update.right[..., 0], axis=-1)  # ‖ΔW‖ = ‖u‖ ‖Λ‖, and ‖u‖ = 1
-        weight = params["blocks"]["mlp"]["down"]["kernel"][layer].astype(jnp.float32)
-        ratio = norm / jnp.linalg.norm(weight)
+        ratio = norm / jnp.linalg.norm(weight_of(params, layer, Leaf.MLP_DOWN))
         numbers = (optimization, factor, norm, ratio)
         edits.append(LayerEdit(layer, mean_key, u, v_star, *numbers, prompt_key=keys[0]))
     first = edits[0].optimization

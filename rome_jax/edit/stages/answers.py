@@ -11,7 +11,7 @@ import numpy as np
 
 from rome_jax.data.request import EditRequest
 from rome_jax.edit import edit_warnings
-from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.delta import apply_delta, place_delta
 from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import map_chunks
 from rome_jax.edit.stages.targets import TargetInputs, tokenize_request_targets
@@ -93,6 +93,8 @@ def add_answers(
 ) -> EditResult:
     """Adds `is_answer` to the result of a method, and warns if an edit did not make its target the model's answer.
 
+    On a mesh, the factors of the edits are also split like the weights that they change; see `place_delta`.
+
     Args:
       model: Unedited model.
       requests: N requests.
@@ -103,6 +105,7 @@ def add_answers(
     Returns:
       The result with `is_answer`.
     """
+    result = dataclasses.replace(result, deltas=place_delta(result.deltas, model.params))
     if not check_answers:
         return result
     is_answer, probability = target_answers(model, requests, result.deltas)

@@ -28,7 +28,7 @@ from flax import struct
 from rome_jax.data.tokens import TokenBatch, bucket, round_up
 
 # The cost of attention grows with the square of a packed row's length.
-_MOST_IN_GROUP = 8
+MOST_IN_GROUP = 8
 
 
 @struct.dataclass
@@ -118,7 +118,7 @@ def pack_rows(batch: TokenBatch, lengths: Sequence[int]) -> PackedRows:
     num_rows, num_columns = batch.ids.shape
     tokens = [row * num_columns + np.flatnonzero(mask) for row, mask in enumerate(batch.mask)]
     num_requests = num_rows // len(lengths)
-    groups = np.array_split(np.arange(num_requests), -(-num_requests // _MOST_IN_GROUP))
+    groups = np.array_split(np.arange(num_requests), -(-num_requests // MOST_IN_GROUP))
     packed = [
         (shared, [tokens[context * num_requests + request] for request in group])
         for context, shared in enumerate(lengths)

@@ -212,8 +212,9 @@ def _optimize(
     adam = optax.adam(settings.v_lr)
 
     def loss(delta, step, initial):
+        weights, delta = forward.tie(params, delta)
         nll, current, present = loss_terms(
-            delta, suffix, params, model_config, targets, essence, layer
+            delta, suffix, weights, model_config, targets, essence, layer
         )
         # The first evaluation is at δ = 0 and gives the distribution that KL measures from.
         initial = jnp.where(step == 0, jax.lax.stop_gradient(current), initial)

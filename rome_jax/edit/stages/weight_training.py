@@ -21,7 +21,7 @@ import optax
 from flax import struct
 
 from rome_jax.edit.baseline_config import FTConfig
-from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.delta import apply_delta, weight_of
 from rome_jax.edit.stages.targets import TargetInputs, target_nll
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -113,10 +113,7 @@ def train_weights(
       The changes [N, ...] of the trained arrays, the losses [N, S, M] and the number of passes [N].
     """
     hidden = _frozen_states(params, model_config, inputs, stop=trained[0][0])
-    start = tuple(
-        params["blocks"][leaf.value[0]][leaf.value[1]][part.value][layer].astype(jnp.float32)
-        for layer, leaf, part in trained
-    )
+    start = tuple(weight_of(params, layer, leaf, part) for layer, leaf, part in trained)
     problem = _Problem(params, model_config, trained, start, settings)
     return jax.vmap(functools.partial(_train_edit, problem, num_steps))(hidden, inputs)
 
