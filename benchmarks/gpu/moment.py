@@ -23,6 +23,22 @@ def moment_root(width: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((width, _RANK)) / _RANK**0.5
 
 
+def second_moment_matrix(width: int) -> np.ndarray:
+    """Builds C = I + B Bᵀ, float64 [F, F], whose eigenvalues vary.
+
+    Args:
+      width: F, the width of the MLP's keys.
+
+    Example:
+      >>> bool(np.linalg.eigvalsh(second_moment_matrix(5)).min() >= 1)
+      True
+    """
+    root = moment_root(width)
+    matrix = root @ root.T
+    matrix[np.diag_indices(width)] += 1
+    return matrix
+
+
 def inverse(root: np.ndarray) -> np.ndarray:
     """Computes C⁻¹, float64 [F, F], with Woodbury's identity.
 

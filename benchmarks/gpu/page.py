@@ -32,13 +32,13 @@ def render(stages: Sequence[Stage], rows: Sequence[Row], about: Mapping[str, str
             if "table" in row:
                 tables.setdefault(row["table"], []).append(row["row"])
         for name, entries in tables.items():
-            lines += [f"**{name}**", "", *_table(entries), ""]
+            lines += [f"**{name}**", "", *table(entries), ""]
         lines += _outcomes([row for row in own if "status" in row])
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(entries: Sequence[Row]) -> list[str]:
-    """Renders rows as the lines of a table whose columns are all keys of the rows."""
+def table(entries: Sequence[Row]) -> list[str]:
+    """Renders rows as the lines of a Markdown table whose columns are all keys of the rows."""
     columns = list(dict.fromkeys(column for entry in entries for column in entry))
     lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
     for entry in entries:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.evaluate_cases import EDIT_LAYERS
-from benchmarks.gpu.moment import moment_root
+from benchmarks.gpu.moment import second_moment_matrix
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import PRESETS
 from rome_jax.moments.second_moment import SecondMoment
@@ -59,16 +59,13 @@ class Size:
 
 
 def second_moment(width: int) -> SecondMoment:
-    """Builds and factors the second moment C = I + B Bᵀ, whose eigenvalues vary.
+    """Builds and factors the second moment C of `second_moment_matrix`.
 
     An edit factors C once per layer, so the factorization is not part of the time of one edit.
 
     Args:
       width: F, the width of the MLP's keys.
     """
-    root = moment_root(width)
-    matrix = root @ root.T
-    matrix[np.diag_indices(width)] += 1
-    moment = SecondMoment(matrix, width)
+    moment = SecondMoment(second_moment_matrix(width), width)
     moment.solve(np.ones(width))
     return moment

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.gpu.counters import HALF_WIDTH, scramble, seed_of
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.forward import Params, param_shapes
+from rome_jax.models.forward import Params
+from rome_jax.models.transformer import param_shapes
 
 
 def random_params(config: ModelConfig, dtype: str = "float32") -> Params:

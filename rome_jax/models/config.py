@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from rome_jax.files.checked import check
+from rome_jax.models.precision import MatmulPrecision, as_precision
 
 
 class Family(enum.Enum):
@@ -162,10 +163,12 @@ class ModelConfig:
       scale_scores: Whether scores of attention are divided by the root of the head width.
       scale_by_layer: Whether scores of attention are also divided by the number of the layer, which starts at 1.
       upcast_attention: Whether `transformers` computes attention in float32 in half precision. It always is here.
-      precision: Precision of every matrix product. `HIGHEST` is true float32; GPUs and TPUs use less by default.
+      precision: Precision of every matrix product; see `rome_jax.models.precision`. `HIGHEST` is true float32; GPUs and
+        TPUs use less by default. A word such as "tf32" is converted.
 
     Raises:
       UnsupportedConfigError: If the sizes or options do not fit together.
+      ValueError: If there is no such precision.
 
     Example:
       >>> model.config.family, model.config.num_layers, model.config.head_dim
@@ -199,9 +202,10 @@ class ModelConfig:
     scale_scores: bool = True
     scale_by_layer: bool = False
     upcast_attention: bool = False
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+    precision: MatmulPrecision = jax.lax.Precision.HIGHEST
 
     def __post_init__(self):
+        object.__setattr__(self, "precision", as_precision(self.precision))
         for field in (
             "num_layers",
             "width",

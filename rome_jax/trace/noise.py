@@ -26,6 +26,7 @@ import numpy as np
 
 from rome_jax.data.tokenization import bare_ids
 from rome_jax.files.checked import Count, NonNegativeFloat, check, check_fields, shown
+from rome_jax.models.precision import MatmulPrecision, product
 from rome_jax.models.registry import LanguageModel
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -121,7 +122,14 @@ class Noise:
     def __post_init__(self) -> None:
         check_fields(self, ["distribution", "value"])
 
-    def draw(self, key: jax.Array, samples: int, tokens: int, width: int) -> jax.Array:
+    def draw(
+        self,
+        key: jax.Array,
+        samples: int,
+        tokens: int,
+        width: int,
+        precision: MatmulPrecision = jax.lax.Precision.HIGHEST,
+    ) -> jax.Array:
         """Draws independent noise vectors.
 
         Args:
@@ -129,6 +137,7 @@ class Noise:
           samples: S.
           tokens: n, tokens of the subject.
           width: D, width of the model.
+          precision: Precision of the product with the root of the covariance, such as `model.config.precision`.
 
         Returns:
           float32 [S, n, D].
@@ -147,7 +156,8 @@ class Noise:
         if self.distribution is Distribution.GAUSSIAN:
             return self.value * jax.random.normal(key, shape)
         normal, other = jax.random.split(key)
-        vectors = jax.random.normal(normal, shape) @ jnp.asarray(self.root, jnp.float32)
+        root = jnp.asarray(self.root, jnp.float32)
+        vectors = product(jnp.matmul, jax.random.normal(normal, shape), root, precision)
         if self.distribution is Distribution.MULTIVARIATE:
             return vectors + jnp.asarray(self.mean, jnp.float32)
         # A normal vector divided by √(χ²/ν) has Student's t distribution. The scale makes its covariance that of the

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rome_jax.models.precision import BFLOAT16, TF32
 from rome_jax.trace.noise import (
     Distribution,
     Noise,
@@ -112,3 +113,13 @@ def test_draws_depend_only_on_the_key(plain):
         np.asarray(noise.draw(jax.random.key(k), *SHAPE, width)) for k in (0, 0, 1)
     )
     assert (first == again).all() and (first != other).all()
+
+
+def test_a_product_with_a_covariance_has_the_chosen_precision():
+    rng = np.random.default_rng(0)
+    noise = Noise(Distribution.MULTIVARIATE, 0.0, np.zeros(18), rng.standard_normal((18, 18)))
+    draw = functools.partial(noise.draw, jax.random.key(0), 20, 3, 18)
+    exact = np.asarray(draw())
+    for precision, bits in ((TF32, 10), (BFLOAT16, 7)):
+        moved = (np.asarray(draw(precision)) - exact).std() / exact.std()
+        assert 2.0 ** -(bits + 3) < moved < 2.0**-bits

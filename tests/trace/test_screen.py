@@ -1,5 +1,6 @@
 """First-order estimates compared with small restorations, and the states that are verified."""
 
+import dataclasses
 import functools
 
 import jax
@@ -71,6 +72,12 @@ def test_an_estimate_is_the_rate_of_a_small_restoration(model, prompt, noise, ki
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found[: prompt.span[0]], 0)
     assert (np.abs(found[prompt.span[0] :]) > tolerance).mean() > 0.5
+
+
+def test_a_screening_runs_at_the_precision_of_the_model(model, runs):
+    tf32 = model.replace(config=dataclasses.replace(model.config, precision="tf32"))
+    exact, rounded = screen(runs), screen(dataclasses.replace(runs, model=tf32))
+    assert 1e-5 < np.abs(rounded - exact).max() / np.abs(exact).max() < 1e-2
 
 
 @pytest.mark.parametrize("model", ["gptj"], indirect=True)
