@@ -7,6 +7,10 @@
 
 A case file is written whole or not at all, and a case that has a file is not computed again. A case that cannot be
 edited or scored has a file with the reason, and the run continues without it.
+
+Several processes may share a run. Process 0 begins it and writes run.json and params.json; each process takes its share
+of the batches and writes the files of their cases. The batches do not depend on the number of processes, and neither
+does any number in a case file.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from rome_jax.evaluation.text_metrics import tfidf_vectorizer
 from rome_jax.evaluation.timing import Stopwatch
 from rome_jax.files import extras, folders
 from rome_jax.files.checked import check
+from rome_jax.files.groups import ALONE, ProcessGroup
 from rome_jax.files.locks import FolderInUseError, in_use
 from rome_jax.files.places import check_name
 from rome_jax.files.progress import tqdm
@@ -44,6 +49,11 @@ from rome_jax.models import runs
 
 _PACKAGES = ("nltk", "scikit-learn")  # their versions affect how texts are scored
 _NEW_RUN = "leave out --continue_from_run to begin another run"
+
+
+def has_generation_prompts(dataset: Dataset) -> bool:
+    """Returns whether any record has prompts for generated texts."""
+    return any(getattr(record, "generation_prompts", ()) for record in dataset.records)
 
 
 def load_generation_tests(
@@ -73,7 +83,7 @@ def load_generation_tests(
       >>> load_generation_tests(dataset, None, None, seed=0) is None
       True
     """
-    if not any(getattr(record, "generation_prompts", ()) for record in dataset.records):
+    if not has_generation_prompts(dataset):
         return None
     extras.check("nltk", "eval", "the fluency of generated texts (--generation)")
     extras.check("sklearn", "eval", "the consistency of generated texts (--generation)")
@@ -143,6 +153,7 @@ class EvaluationRun:
         continue_from: str | None = None,
         *,
         flags: Mapping[str, Any] | None = None,
+        group: ProcessGroup = ALONE,
     ) -> EvaluationRun:
         """Begins a run, or resumes one with the same settings.
 
@@ -151,11 +162,30 @@ class EvaluationRun:
           settings: Everything that affects the numbers.
           continue_from: Name of the run to resume; None begins a new one.
           flags: Further values to record in the run.json of a new run.
+          group: The processes that share the run, which process 0 begins.
 
         Raises:
           ValueError: If the run to resume does not exist or has other settings; the message names them.
         """
-        results, algorithm = Path(results_dir), settings.edit["alg_name"]
+        if group.index == 0:
+            run = cls._open(Path(results_dir), settings, continue_from, flags)
+            group.agree("run", lambda: run.directory.name)
+            return run
+        name = group.agree("run", str)  # of process 0
+        directory = Path(results_dir) / settings.edit["alg_name"] / name
+        runs.check_run(directory, {**settings.edit, **settings.scores}, "start all processes alike")
+        return cls(directory, cls._pre_folder(Path(results_dir) / "pre", settings))
+
+    @classmethod
+    def _open(
+        cls,
+        results: Path,
+        settings: Settings,
+        continue_from: str | None,
+        flags: Mapping[str, Any] | None,
+    ) -> EvaluationRun:
+        """Does the work of `open` in the process that begins the run."""
+        algorithm = settings.edit["alg_name"]
         options: dict[str, Any] = {"settings": settings, "remedy": _NEW_RUN, "flags": flags}
         if continue_from is not None:
             directory = find_run(results, algorithm, continue_from)
@@ -206,10 +236,7 @@ class EvaluationRun:
           _TakenError: If `new` is set, and there is a run.
           FolderInUseError: If another process begins or resumes the run.
         """
-        content = json.dumps(settings.scores, sort_keys=True).encode()
-        model = settings.scores["model"].replace("/", "_")
-        key = hashlib.sha256(content).hexdigest()[:12]
-        pre = pre_dir / f"{settings.scores['ds_name']}_{model}_{key}"
+        pre = cls._pre_folder(pre_dir, settings)
         run = cls(directory, pre, tuple(folders.create(directory)))
         with in_use(directory, "the run"):
             if new and (directory / "run.json").exists():
@@ -223,6 +250,14 @@ class EvaluationRun:
                 run._discard()
                 raise
         return run
+
+    @staticmethod
+    def _pre_folder(pre_dir: Path, settings: Settings) -> Path:
+        """Returns the folder of the unedited model's scores, in the folder of all of these."""
+        content = json.dumps(settings.scores, sort_keys=True).encode()
+        model = settings.scores["model"].replace("/", "_")
+        key = hashlib.sha256(content).hexdigest()[:12]
+        return pre_dir / f"{settings.scores['ds_name']}_{model}_{key}"
 
     def _write_settings(
         self, settings: Settings, remedy: str, flags: Mapping[str, Any] | None
@@ -267,8 +302,12 @@ class EvaluationRun:
         *,
         batch_size: int,
         max_tokens: int,
+        group: ProcessGroup = ALONE,
     ) -> None:
         """Edits and scores the cases that have no file yet; a progress bar shows S over all cases so far.
+
+        Batches are made of all records, whether they have a file or not, so that a resumed run computes what an
+        uninterrupted one computes, to the last bit. Several processes take turns at the batches.
 
         Args:
           editor: The method, prepared for its model.
@@ -276,31 +315,44 @@ class EvaluationRun:
           generation: The tests of generated texts, or None.
           batch_size: Number of cases that are edited and scored together.
           max_tokens: As for `evaluate_records`.
+          group: The processes that share the run.
 
         Raises:
           ValueError: If the method cannot work with its configuration, or a case file is damaged.
+          IncompleteError: If another process ended before its cases were complete.
           OSError: If a file cannot be written, or the run is in use.
         """
-        with in_use(self.directory, "the run"):
+        pools = split(dataset.records, batch_size)
+
+        def unfinished() -> list[int]:
+            return [number for number, pool in enumerate(pools) if self._missing(pool)]
+
+        with group.working_in(self.directory, "the run", unfinished) as todo:
+            if group.count > 1:
+                pools = [pools[number] for number in group.share(todo)]
             try:
-                self._evaluate(editor, dataset, generation, batch_size, max_tokens)
+                self._evaluate(editor, dataset, generation, pools, batch_size, max_tokens, group)
             except Exception:
-                self._discard()
+                if group.count == 1:
+                    self._discard()
                 raise
+            group.finish(lambda: self._missing(dataset.records))
+
+    def _missing(self, records: Sequence[Record]) -> int:
+        """Returns the number of records without a case file."""
+        return sum(not self.path(record).exists() for record in records)
 
     def _evaluate(
         self,
         editor: Editor,
         dataset: Dataset,
         generation: GenerationTests | None,
+        pools: Sequence[Sequence[Record]],
         batch_size: int,
         max_tokens: int,
+        group: ProcessGroup,
     ) -> None:
-        """Edits and scores the cases that have no file yet.
-
-        Batches are made of all records, whether they have a file or not, so that a resumed run computes what an
-        uninterrupted one computes, to the last bit.
-        """
+        """Edits and scores the cases of some batches that have no file yet."""
         options = {"generation": generation, "max_tokens": max_tokens}
         size = batch_size if editor.factored else 1
 
@@ -310,16 +362,17 @@ class EvaluationRun:
 
         done: dict[int, Mapping[str, float]] = {
             record.case_id: summaries.case_metrics(self._read(record))
-            for record in dataset.records
+            for pool in pools
+            for record in pool
             if self.path(record).exists()
         }
-        total = len(dataset.records)
+        total = sum(map(len, pools))
         with (
             edit_warnings.summarized(total - len(done)),
             tqdm(total=total, initial=len(done), unit="case", desc=editor.algorithm) as bar,
         ):
             bar.set_postfix_str(_running_score(done.values()))
-            for pool in split(dataset.records, batch_size):
+            for pool in pools:
                 if all(record.case_id in done for record in pool):
                     continue
                 with Stopwatch() as watch:
@@ -336,7 +389,8 @@ class EvaluationRun:
                             self._write(edit_batch(editor, dataset.name, batch, pre, options), done)
                         bar.update(len(done) - bar.n)
                         bar.set_postfix_str(_running_score(done.values()))
-                self._add_times(watch)
+                if group.index == 0:  # the one writer of run.json
+                    self._add_times(watch)
 
     def _write(
         self, cases: Iterable[Mapping[str, Any]], done: dict[int, Mapping[str, float]]

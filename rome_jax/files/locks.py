@@ -55,16 +55,33 @@ def in_use(directory: str | Path, name: str = "directory") -> Iterator[Path]:
       Traceback (most recent call last):
       rome_jax.files.locks.FolderInUseError: --output_dir=. is in use by another run: wait for it, or give another ...
     """
-    directory = Path(directory)
+    with held(directory, name):
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def held(directory: str | Path, name: str, *, shared: bool = False) -> Iterator[int]:
+    """Locks a folder as `in_use` does, for one process or for several that share it.
+
+    Args:
+      directory, name: As in `in_use`.
+      shared: Whether others may hold shared locks on it.
+
+    Yields:
+      The descriptor of the folder, for `lock`.
+
+    Raises:
+      FolderInUseError: If somebody else holds a lock that excludes this one.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         free = True
         with contextlib.suppress(OSError):  # the file system has no locks
-            free = lock(descriptor)
+            free = lock(descriptor, shared=shared)
         if not free:
             raise FolderInUseError(
                 f"{name}={directory} is in use by another run: wait for it, or give another folder."
             )
-        yield directory
+        yield descriptor
     finally:
         os.close(descriptor)

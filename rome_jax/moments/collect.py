@@ -5,6 +5,11 @@
 A collection keeps its state (`rome_jax.moments.state`) in the directory that it writes to. If it is killed at any
 moment, the next call resumes there and ends with the same bits.
 
+Several processes may share a collection, in as many parts as there were processes when it began. Every process reads
+and packs the whole corpus, which is cheap, and part p of P sums every Pth batch, from batch p on. A part has a state of
+its own. When all are complete, process 0 adds them up in their order, so the bits of the result depend on the number of
+parts and on nothing else. They differ from those of one part in the rounding of float64.
+
 Axes: T tokens.
 """
 
@@ -14,7 +19,7 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +27,12 @@ import numpy as np
 import pydantic
 
 from rome_jax.data.corpus import Corpus
-from rome_jax.data.packing import Packer, stack
+from rome_jax.data.packing import Packer, Row, stack
 from rome_jax.data.tokenization import prompt_ids
-from rome_jax.data.tokens import TokenBatch
 from rome_jax.files.artifacts import remove_leftovers
 from rome_jax.files.checked import check
 from rome_jax.files.folders import creating
-from rome_jax.files.locks import in_use
+from rome_jax.files.groups import ALONE, ProcessGroup
 from rome_jax.files.memory import check_memory
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
@@ -39,7 +43,15 @@ from rome_jax.moments.error_bar import direction_error, draw_keys, is_due
 from rome_jax.moments.key_sums import mean_of
 from rome_jax.moments.limits import Limit
 from rome_jax.moments.second_moment import MomentProvenance
-from rome_jax.moments.state import UNFINISHED, Counts, State, read_header, read_state, write_state
+from rome_jax.moments.state import (
+    Counts,
+    Part,
+    State,
+    parts_in,
+    read_header,
+    read_state,
+    write_state,
+)
 from rome_jax.version import __version__
 
 _TEXTS = 256  # Texts tokenized per call of the tokenizer, at most.
@@ -60,6 +72,7 @@ def collect(
     dtype: str = "float32",
     command: str = "",
     progress: bool = True,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Collects the second moments of some layers and writes `layer_<n>.safetensors` for each.
 
@@ -79,10 +92,13 @@ def collect(
       dtype: Type of the stored numbers; see `rome_jax.moments.files.save`.
       command: Command line that the files record.
       progress: Whether to show a progress bar.
+      group: The processes that share the collection. Process 0 writes the files, after the others have returned.
 
     Raises:
-      ValueError: If the model does not have a layer, the lengths do not fit together, the corpus holds no text, or the
-        directory holds files or a state of another model, corpus, or setting, which the message names.
+      ValueError: If the model does not have a layer, the lengths do not fit together, the corpus holds no text, the
+        directory holds files or a state of another model, corpus, or setting, which the message names, or the limit has
+        an error and there are several processes.
+      IncompleteError: If another process ended before its part was complete.
       FolderInUseError: If another process collects into the directory.
       OSError: If the directory cannot be written to.
 
@@ -106,28 +122,25 @@ def collect(
     requested = set(model.config.check_layers(layers))
     if not requested:
         raise ValueError("layers is empty: name at least one layer.")
+    if limit.error is not None and group.count > 1:
+        raise ValueError(
+            f"until_error={limit.error} needs the sums of all processes during the pass: leave it out, or start one "
+            "process."
+        )
     settings = _settings(model, corpus, limit, length) | {"batch_tokens": batch_tokens}
-    with creating(directory), in_use(directory, "output_dir"):
-        state = _begin(model, directory, requested, settings)
-        if state is None:
+    job = _Job(model, corpus, limit, length, num_rows, directory, settings)
+
+    def plan() -> dict[str, Any]:
+        return _plan(directory, requested, settings, group.count)
+
+    with creating(directory), group.working_in(directory, "output_dir", plan) as todo:
+        _check_settings(directory, todo["settings"], settings)
+        parts = [Part(index, todo["parts"]) for index in range(todo["parts"])]
+        for part in group.share(parts):
+            state = job.sum(part, todo["layers"], checkpoint_seconds, progress)
+        group.finish(lambda: _incomplete(directory, parts), "parts")
+        if group.index or not parts:
             return
-        path = directory / UNFINISHED
-        articles = _articles(model, corpus, limit, length, state.counts)
-        rows = Packer(articles, length, waiting=state.waiting, window=corpus.read_ahead)
-        with _bar(state, corpus, limit, progress) as bar:
-            saved = time.monotonic()
-            while batch := list(itertools.islice(rows, num_rows)):
-                before = state.tokens
-                _add(state, stack(batch, num_rows, length), num_rows)
-                state.counts.rows += len(batch)
-                state.waiting = rows.waiting
-                _show(bar, state, limit)
-                # Before the state is saved, so that a resumed run stops at the same place.
-                if is_due(before, state.tokens) and _reaches_error(state, limit):
-                    break
-                if time.monotonic() - saved >= checkpoint_seconds:
-                    write_state(path, state, settings)
-                    saved = time.monotonic()
         provenance = MomentProvenance(
             **{key: settings[key] for key in _RECORDED if key in settings},
             base=base_fingerprint(model.params, model.config),
@@ -135,8 +148,11 @@ def collect(
             # Names of files may be any bytes.
             command=command.encode("utf-8", "backslashreplace").decode(),
         )
+        if len(parts) > 1:
+            state = job.merge(parts)
         _write(directory, state, provenance, dtype)
-        path.unlink(missing_ok=True)
+        for part in parts:
+            part.path(directory).unlink(missing_ok=True)
 
 
 def default_directory(model: LanguageModel, corpus: Corpus, limit: Limit) -> Path:
@@ -148,8 +164,22 @@ def default_directory(model: LanguageModel, corpus: Corpus, limit: Limit) -> Pat
       >>> default_directory(model, corpus, Limit(tokens=300)).as_posix()
       'stats/factworld-gpt2/articles_300_tokens'
     """
-    parts = (runs.short_name(model), f"{corpus.name}_{limit}")
-    return Path("stats", *(re.sub(r"[^\w.-]+", "_", part) for part in parts))
+    return model_directory(model) / _as_file_name(f"{corpus.name}_{limit}")
+
+
+def model_directory(model: LanguageModel) -> Path:
+    """Returns the folder that holds the default directories of all collections of a model.
+
+    Example:
+      >>> model_directory(model).as_posix()
+      'stats/factworld-gpt2'
+    """
+    return Path("stats", _as_file_name(runs.short_name(model)))
+
+
+def _as_file_name(text: str) -> str:
+    """Replaces what is not safe in the name of a file."""
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def _rows_per_batch(length: int, batch_tokens: int, context_length: int) -> int:
@@ -170,7 +200,6 @@ def _settings(model: LanguageModel, corpus: Corpus, limit: Limit, length: int) -
     """Returns everything that decides the result, except the layers and the size of a batch."""
     return {
         **runs.describe_model(model),
-        "dtype": str(model.params["wte"]["embedding"].dtype),
         "corpus": corpus.name,
         "revision": corpus.revision,
         "limit": str(limit),
@@ -196,31 +225,39 @@ _RECORDED = (
 # Start: what the directory holds already.
 
 
-def _begin(
-    model: LanguageModel, directory: Path, requested: set[int], settings: Mapping[str, Any]
-) -> State | None:
-    """Returns a new state, or the saved one; None if all requested layers have their files.
+def _plan(
+    directory: Path, requested: set[int], settings: Mapping[str, Any], count: int
+) -> dict[str, Any]:
+    """Returns what is to be collected: the layers of all states, none if all requested ones have files, and the parts.
 
     Raises:
       ValueError: If the directory holds files or a state of other settings, or a damaged file.
     """
     remove_leftovers(directory)  # A run was killed while writing.
-    path = directory / UNFINISHED
     finished = _finished(directory, settings)
-    if path.exists() and set(read_header(path)["layers"]) <= finished:
-        path.unlink()  # A run was killed after its last file, before it removed its state.
+    parts = parts_in(directory)
+    headers = {part: read_header(part.path(directory)) for part in parts}
+    if headers and all(set(header["layers"]) <= finished for header in headers.values()):
+        for part in parts:  # A run was killed after its last file, before it removed its states.
+            part.path(directory).unlink()
+        headers = {}
     if requested <= finished:
-        return None
-    if not path.exists():
-        return State.new(model, requested - finished)
-    header = read_header(path)
-    _check_settings(
-        path,
-        header["settings"] | {"layers": sorted(set(header["layers"]) - finished)},
-        {**settings, "layers": sorted(requested - finished)},
-    )
-    # The state has all of its layers, also those with files: the bits of the others may depend on them.
-    return read_state(path, model)
+        return {"settings": dict(settings), "layers": [], "parts": 0}
+    layers = requested - finished
+    resumed = set(layers)
+    for part, header in headers.items():
+        _check_settings(
+            part.path(directory),
+            header["settings"] | {"layers": sorted(set(header["layers"]) - finished)},
+            {**settings, **part.settings, "layers": sorted(layers)},
+        )
+        # A state has all of its layers, also those with files: the bits of the others may depend on them.
+        resumed |= set(header["layers"])
+    return {
+        "settings": dict(settings),
+        "layers": sorted(resumed),
+        "parts": next(iter(headers)).count if headers else count,
+    }
 
 
 def _finished(directory: Path, settings: Mapping[str, Any]) -> set[int]:
@@ -245,11 +282,81 @@ def _check_settings(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
 # The pass: sums and their error.
 
 
-def _add(state: State, batch: TokenBatch, num_rows: int) -> None:
-    """Adds a batch to one of the halves, which take turns."""
-    if not state.keys:
-        state.keys = draw_keys(state.halves[0], batch)
-    state.halves[state.counts.rows // num_rows % 2].add(batch)
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A collection with its settings; see `collect`."""
+
+    model: LanguageModel
+    corpus: Corpus
+    limit: Limit
+    length: int
+    num_rows: int
+    directory: Path
+    settings: Mapping[str, Any]
+
+    def sum(
+        self, part: Part, layers: Sequence[int], checkpoint_seconds: float, progress: bool
+    ) -> State:
+        """Reads the corpus to its end, sums the batches of a part, and returns the last state.
+
+        One of several parts keeps this state in its file.
+        """
+        path, settings = part.path(self.directory), {**self.settings, **part.settings}
+        state = read_state(path, self.model) if path.exists() else State.new(self.model, layers)
+        if state.complete:
+            return state
+        articles = _articles(self.model, self.corpus, self.limit, self.length, state.counts)
+        rows = Packer(articles, self.length, waiting=state.waiting, window=self.corpus.read_ahead)
+        with _bar(state, self.corpus, self.limit, progress) as bar:
+            saved = time.monotonic()
+            while batch := list(itertools.islice(rows, self.num_rows)):
+                before = state.tokens
+                self._add(state, batch, part)
+                state.counts.rows += len(batch)
+                state.waiting = rows.waiting
+                _show(bar, state, self.limit)
+                # Before the state is saved, so that a resumed run stops at the same place.
+                if is_due(before, state.tokens) and _reaches_error(state, self.limit):
+                    break
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    write_state(path, state, settings)
+                    saved = time.monotonic()
+        if not state.counts.rows:
+            raise ValueError(f"corpus {self.corpus.name!r} holds no text: give another corpus.")
+        state.complete = True
+        if part.count > 1:
+            write_state(path, state, settings)
+        return state
+
+    def _add(self, state: State, rows: Sequence[Row], part: Part) -> None:
+        """Adds a batch that belongs to a part to one of the halves, which take turns."""
+        number = state.counts.rows // self.num_rows
+        if state.keys and number % part.count != part.index:
+            return
+        batch = stack(rows, self.num_rows, self.length)
+        if not state.keys:  # the same in all parts
+            state.keys = draw_keys(state.halves[0], batch)
+        if number % part.count == part.index:
+            state.halves[number % 2].add(batch)
+
+    def merge(self, parts: Sequence[Part]) -> State:
+        """Adds up the states of all parts in their order."""
+        merged = None
+        for part in parts:  # One at a time, because they are large.
+            state = read_state(part.path(self.directory), self.model)
+            if merged is None:
+                merged = state
+                continue
+            for half, more in zip(merged.halves, state.halves, strict=True):
+                half.merge(more)
+        assert merged is not None
+        return merged
+
+
+def _incomplete(directory: Path, parts: Sequence[Part]) -> int:
+    """Returns the number of parts, if there are several, without a complete state."""
+    paths = [part.path(directory) for part in parts if part.count > 1]
+    return sum(not (path.exists() and read_header(path)["complete"]) for path in paths)
 
 
 def _error(state: State, layer: int) -> float | None:
@@ -307,9 +414,9 @@ def _bar(state: State, corpus: Corpus, limit: Limit, progress: bool) -> tqdm:
 
 
 def _done(state: State, limit: Limit) -> int:
-    """Returns the number of summed tokens or articles, in the unit of the bar."""
+    """Returns the number of tokens or articles in the rows so far, in the unit of the bar."""
     if limit.tokens is not None:
-        return state.tokens
+        return state.counts.tokens - sum(map(len, state.waiting))
     return state.counts.articles - len(state.waiting)
 
 
@@ -325,8 +432,6 @@ def _show(bar: tqdm, state: State, limit: Limit) -> None:
 def _write(directory: Path, state: State, provenance: MomentProvenance, dtype: str) -> None:
     """Writes the files layer by layer, so that only one mean is in memory at a time."""
     tokens = state.tokens
-    if not tokens:
-        raise ValueError(f"corpus {provenance.corpus!r} holds no text: give another corpus.")
     provenance = dataclasses.replace(
         provenance, articles=state.counts.articles - len(state.waiting), rows=state.counts.rows
     )

@@ -11,22 +11,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pydantic
 import typing_extensions
 
 from rome_jax.files import safetensors_io
-from rome_jax.files.checked import check
+from rome_jax.files.checked import check, listed
 from rome_jax.files.json_files import parse_object
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.key_sums import KeySums
 from rome_jax.moments.triangle import pack_triangle, unpack_triangle
 
 UNFINISHED = "unfinished.safetensors"
+_STATES = re.compile(r"unfinished(?:_(\d+)_of_(\d+))?\.safetensors")
 _REMEDY = "remove it to start again"
 _Count = Annotated[int, pydantic.Field(ge=0)]
 
@@ -47,6 +49,48 @@ class _Header(typing_extensions.TypedDict):
     layers: list[_Count]
     counts: _Counts
     tokens: Annotated[list[_Count], pydantic.Field(min_length=2, max_length=2)]
+    complete: NotRequired[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a collection: every `count`th batch, from number `index` on.
+
+    Example:
+      >>> Part(0, 1).path(Path("stats")).name, Part(1, 2).path(Path("stats")).name
+      ('unfinished.safetensors', 'unfinished_1_of_2.safetensors')
+    """
+
+    index: int
+    count: int
+
+    def path(self, directory: Path) -> Path:
+        """Returns the file of the part's state in the directory of the collection."""
+        if self.count == 1:
+            return directory / UNFINISHED
+        return directory / f"unfinished_{self.index}_of_{self.count}.safetensors"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What distinguishes the part's settings from those of the whole collection."""
+        return {"part": f"{self.index} of {self.count}"} if self.count > 1 else {}
+
+
+def parts_in(directory: Path) -> list[Part]:
+    """Returns the parts that have a state in a directory.
+
+    Raises:
+      ValueError: If there are states of collections with different numbers of parts.
+    """
+    found = []
+    for path in directory.glob("unfinished*.safetensors"):
+        if match := _STATES.fullmatch(path.name):
+            found.append(Part(int(match[1] or 0), int(match[2] or 1)))
+    found.sort(key=lambda part: (part.count, part.index))
+    if len({part.count for part in found}) > 1:
+        names = listed(part.path(directory).name for part in found)
+        raise ValueError(f"{directory} holds {names} of different collections: {_REMEDY}.")
+    return found
 
 
 @dataclasses.dataclass
@@ -75,12 +119,14 @@ class State:
       counts: How far the collection is.
       waiting: int32 ids of the articles that were read but are in no row yet, oldest first.
       keys: The keys of each layer that the error of C is measured with, float32 [N, F]; empty before the first batch.
+      complete: Whether the corpus was read to its end.
     """
 
     halves: tuple[KeySums, KeySums]
     counts: Counts = dataclasses.field(default_factory=Counts)
     waiting: list[np.ndarray] = dataclasses.field(default_factory=list)
     keys: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    complete: bool = False
 
     @classmethod
     def new(cls, model: LanguageModel, layers: Iterable[int]) -> State:
@@ -112,6 +158,7 @@ def write_state(path: Path, state: State, settings: Mapping[str, Any]) -> None:
         "layers": layers,
         "counts": dataclasses.asdict(state.counts),
         "tokens": [half.tokens for half in state.halves],
+        "complete": state.complete,
     }
     safetensors_io.write(
         path,
@@ -155,7 +202,7 @@ def _open(path: Path) -> tuple[safetensors_io.StoredFile, dict[str, Any]]:
     header = parse_object(file.metadata.get("rome_jax", ""), name, remedy=_REMEDY)
     if isinstance(header.get("tokens"), int):  # of one sum; there are two since C has an error
         raise ValueError(f"{path} was written by an earlier version of rome_jax: {_REMEDY}.")
-    return file, check(_Header, header, name)
+    return file, {"complete": False, **check(_Header, header, name)}
 
 
 def read_state(path: Path, model: LanguageModel) -> State:
@@ -167,7 +214,7 @@ def read_state(path: Path, model: LanguageModel) -> State:
     file, header = _open(path)
     try:
         state = State.new(model, header["layers"])
-        state.counts = Counts(**header["counts"])
+        state.counts, state.complete = Counts(**header["counts"]), header["complete"]
         for half, tokens in zip(state.halves, header["tokens"], strict=True):
             half.tokens = tokens
         for name, total in _named_totals(state):

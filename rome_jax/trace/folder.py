@@ -3,7 +3,8 @@
     DIR/run.json                            all settings that decide the results; a run with other settings is refused
     DIR/cases/knowledge_<id><suffix>.npz    one case of one series; a case that could not be traced holds the reason
 
-A case whose file exists is not traced again.
+A case whose file exists is not traced again. Several processes may share a run: process 0 writes run.json, and each
+process traces its share of the facts and writes their files.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 from rome_jax.files.artifacts import remove_leftovers
 from rome_jax.files.checked import shown
-from rome_jax.files.locks import in_use
+from rome_jax.files.groups import ALONE, ProcessGroup
 from rome_jax.files.places import check_name
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
-from rome_jax.models.runs import open_run, versions
+from rome_jax.models.runs import check_run, open_run, versions
 from rome_jax.trace.facts import KnownFact
 from rome_jax.trace.protocol import Protocol, Series, trace_case
 from rome_jax.trace.result import SkippedCase, TraceResult, load_trace, save_trace
@@ -43,6 +44,7 @@ class RunFolder:
         directory: str | Path,
         settings: Mapping[str, Any],
         recorded: Mapping[str, Any] | None = None,
+        group: ProcessGroup = ALONE,
     ) -> RunFolder:
         """Creates a folder, or opens one that has the same settings.
 
@@ -50,6 +52,7 @@ class RunFolder:
           directory: A new folder, or that of an earlier run.
           settings: All settings that decide the results.
           recorded: Further values to record in run.json when the folder is new.
+          group: The processes that share the run, which process 0 begins.
 
         Returns:
           The folder.
@@ -63,8 +66,15 @@ class RunFolder:
           Traceback (most recent call last):
           ValueError: results holds a run of other settings (samples is 2 there and 10 here): ...
         """
-        open_run(directory, settings, recorded=recorded, cases="cases/*.npz")
-        return cls(Path(directory), dict(settings))
+        directory = Path(directory)
+
+        def begin() -> None:
+            open_run(directory, settings, recorded=recorded, cases="cases/*.npz")
+
+        group.agree("run", begin)
+        if group.index:
+            check_run(directory, settings, "start all processes alike")
+        return cls(directory, dict(settings))
 
     def path(self, fact: KnownFact, series: Series) -> Path:
         """Returns the file of a case.
@@ -81,6 +91,7 @@ class RunFolder:
         facts: Sequence[KnownFact],
         protocol: Protocol,
         series: Sequence[Series],
+        group: ProcessGroup = ALONE,
     ) -> None:
         """Traces the cases that have no file yet, with a progress bar.
 
@@ -89,8 +100,10 @@ class RunFolder:
           facts: Facts to trace.
           protocol: Settings of the traces, the same as in `settings`.
           series: What is traced of each fact.
+          group: The processes that share the run; they take turns at the facts.
 
         Raises:
+          IncompleteError: If another process ended before its cases were complete.
           ValueError: If the settings name another measure than the protocol.
           OSError: If a file cannot be written, or another process traces into the folder.
         """
@@ -99,9 +112,19 @@ class RunFolder:
                 f"{self.directory} is for the measure {self.settings['measure']}, and the protocol has "
                 f"{protocol.measure.value}: give another folder."
             )
-        with in_use(self.directory, "--output_dir"):
+
+        def unfinished() -> list[int]:
             remove_leftovers(self.directory / "cases")
-            self._run(model, facts, protocol, series)
+            return [number for number, fact in enumerate(facts) if self._missing(fact, series)]
+
+        with group.working_in(self.directory, "--output_dir", unfinished) as todo:
+            mine = [facts[number] for number in group.share(todo)] if group.count > 1 else facts
+            self._run(model, mine, protocol, series)
+            group.finish(lambda: sum(bool(self._missing(fact, series)) for fact in facts))
+
+    def _missing(self, fact: KnownFact, series: Sequence[Series]) -> list[Series]:
+        """Returns the series in which a fact has not been traced."""
+        return [one for one in series if not self.path(fact, one).exists()]
 
     def _run(
         self,
@@ -111,9 +134,7 @@ class RunFolder:
         series: Sequence[Series],
     ) -> None:
         """Traces the cases that have no file yet."""
-        missing = {
-            fact: [one for one in series if not self.path(fact, one).exists()] for fact in facts
-        }
+        missing = {fact: self._missing(fact, series) for fact in facts}
         todo = [fact for fact in facts if missing[fact]]
         provenance = {**self.settings, "versions": versions()}
         bar = tqdm(

@@ -26,6 +26,13 @@ _NOISE_TEXTS = (
 )
 
 
+# Flags that have no meaning for a single prompt.
+_OF_RUN = (
+    *("num_cases", "severed", "case_figures"),
+    *("distributed", "coordinator_address", "num_processes", "process_id", "process_timeout"),
+)
+
+
 def check_flags(given: Collection[str]) -> None:
     """Refuses flags that contradict each other.
 
@@ -43,7 +50,7 @@ def check_flags(given: Collection[str]) -> None:
         raise ValueError(f"--{of_prompt[0]} belongs to one prompt: give --prompt too.")
     if "prompt" in given and "subject" not in given:
         raise ValueError("--prompt needs --subject, the part of the prompt that is corrupted.")
-    of_run = [name for name in ("num_cases", "severed", "case_figures") if name in given]
+    of_run = [name for name in _OF_RUN if name in given]
     if "prompt" in given and of_run:
         raise ValueError(f"--{of_run[0]} is for many prompts: remove it, or remove --prompt.")
     everywhere = [name for name in ("severed", "tokens") if name in given]

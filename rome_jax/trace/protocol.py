@@ -125,7 +125,8 @@ class Protocol:
         key = jax.random.fold_in(jax.random.key(self.seed), known_id)
         first, stop = prompt.span
         check_runs_memory(model.config, len(prompt.ids), self.samples)
-        noise = self.noise.draw(key, self.samples, stop - first, model.config.width)
+        width, precision = model.config.width, model.config.precision
+        noise = self.noise.draw(key, self.samples, stop - first, width, precision)
         runs = start(model, prompt, noise, mode=self.mode, measure=self.measure)
         _check_finite(np.array([runs.clean_score, runs.corrupted_score]), prompt)
         return runs

@@ -30,7 +30,7 @@ from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind, pack_restorations,
 # busy, and a larger chunk would run more layers than some of its places need: all of them start at the lowest layer.
 CHUNK_COLUMNS = 64
 # A chunk has room for one place per this many columns. A prompt of ten tokens has about this many columns per place.
-_COLUMNS_PER_PLACE = 4
+COLUMNS_PER_PLACE = 4
 
 _LONG_ROW = 4096  # columns; up to this many, --chunk_columns alone decides
 
@@ -317,7 +317,7 @@ def plan_chunks(
     chunk_columns = min(chunk_columns, max(_LONG_ROW, int(lengths[order].sum())))
     # Compiling another shape costs more than some padding.
     num_columns = bucket(max(chunk_columns, int(lengths[order].max())), 2)
-    most_places = max(1, num_columns // _COLUMNS_PER_PLACE)
+    most_places = max(1, num_columns // COLUMNS_PER_PLACE)
     chunks: list[list[int]] = []
     columns_left = 0
     for index in order:
