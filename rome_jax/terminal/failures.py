@@ -28,6 +28,13 @@ _MEMORY = (
     *("batch_tokens", "max_tokens", "chunk_size", "batch_size", "chunk_columns", "samples"),
     *("sequence_length", "window"),
 )
+# The flags among them that bound the memory of a part of the library.
+_MEMORY_OF = {
+    "rome_jax.edit": ("chunk_size",),
+    "rome_jax.evaluation": ("max_tokens", "batch_size"),
+    "rome_jax.moments": ("batch_tokens", "sequence_length"),
+    "rome_jax.trace": ("chunk_columns", "samples"),
+}
 
 
 def describe(
@@ -48,9 +55,7 @@ def describe(
     if isinstance(error, BrokenPipeError):
         return "the output was closed before everything was written."
     if _is_out_of_memory(error):
-        flags = " or ".join(f"--{name}" for name in _MEMORY if name in takes)
-        remedy = f"lower {flags}" if flags else "use a smaller model or a larger machine"
-        return f"out of memory ({message[:200] or type(error).__name__}): {remedy}."
+        return f"out of memory ({message[:200] or type(error).__name__}): {_lower(error, takes)}."
     if isinstance(error, OSError):
         return _file_sentence(error, message, places or {})
     if isinstance(error, ValueError) and _is_deliberate(error):
@@ -101,6 +106,26 @@ def _is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__.endswith("RuntimeError") and (
         "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
     )
+
+
+def _lower(error: Exception, takes: Sequence[str]) -> str:
+    """Says how to use less memory: which flags to lower, by the innermost part of the library that ran."""
+    names = [name for name in _MEMORY if name in takes]
+    step = error.__traceback__
+    while step is not None:
+        module = str(step.tb_frame.f_globals.get("__name__"))
+        package = ".".join(module.split(".")[:2])
+        names = [name for name in _MEMORY_OF.get(package, ()) if name in takes] or names
+        step = step.tb_next
+    remedies = [f"lower {' or '.join(f'--{name}' for name in names)}"] * bool(names)
+    if "dtype" in takes:
+        remedies.append("give --dtype=bfloat16")
+    if "mesh" in takes:
+        remedies.append("split the model over several devices with --mesh")
+    if not remedies:
+        return "use a smaller model or a larger machine"
+    plan = "; python -m eval.plan says what fits" if "model_name" in takes else ""
+    return f"{', or '.join(remedies)}{plan}"
 
 
 def _is_deliberate(error: ValueError) -> bool:
