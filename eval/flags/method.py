@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from rome_jax.edit.method import METHODS, Editor
 from rome_jax.edit.stages import contexts
 from rome_jax.evaluation.grid import parse_values
 from rome_jax.models.registry import LanguageModel, known_config
-from rome_jax.moments.published import PUBLISHED
+from rome_jax.moments import sources
+from rome_jax.moments.sources import Source
+from rome_jax.scaling import plan
+from rome_jax.terminal.statistics_report import source_line
 from rome_jax.terminal.waiting import waiting
 
 ALGORITHM = flags.DEFINE_enum(
@@ -58,8 +62,10 @@ SECOND_MOMENTS = flags.DEFINE_string(
     "second_moments",
     None,
     "Second moments of the keys: a file or folder that eval.layer_stats wrote, an .npz file of the original code, or "
-    "the word published to download the original's. Default: those that come with the model, for all layers of the "
-    "factworld models and layers 2 to 4 of smollm2-135m; other models have none.",
+    "one of these words: cached, those that eval.layer_stats wrote to its default folder; shipped, those in the "
+    "package, of the factworld models and of layers 2 to 4 of smollm2-135m; published, the original's, which are "
+    "downloaded; self, collected once over texts that the model samples. Default: the first of these four that has "
+    "all edited layers; a line says which.",
 )
 define.alias("second_moments", "covariance")
 HYPERNETWORK = flags.DEFINE_string(
@@ -117,10 +123,10 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f"--second_moments={source}: {algorithm} does not use second moments with these hyperparameters, leave it "
             "out."
         )
-    if source not in (None, PUBLISHED) and not os.path.exists(source):
+    if source not in (None, *Source) and not os.path.exists(source):
         raise FileNotFoundError(
             f"no second moments at {source}: give --second_moments a file or folder that eval.layer_stats wrote, an "
-            f".npz file of the original code, or {PUBLISHED}."
+            f".npz file of the original code, or one of {', '.join(Source)}."
         )
     return algorithm, config
 
@@ -182,12 +188,52 @@ def read_templates(config: Hyperparameters | None = None) -> tuple[str, ...] | N
 
 
 def check_second_moments(config: Hyperparameters) -> None:
-    """Refuses an edit that needs second moments which are not available.
+    """Refuses an edit that needs second moments which are not available, before a large model is loaded.
 
     Raises:
-      ValueError: If the model comes without them and --second_moments is not given.
+      ValueError: If --second_moments=shipped, and the model comes without them.
     """
     methods.check_second_moments(SECOND_MOMENTS.value, model.NAME.value, config)
+
+
+def find_second_moments(
+    language_model: LanguageModel, configs: Iterable[Hyperparameters]
+) -> str | None:
+    """Decides where the second moments of all edited layers come from, and collects them if there are none.
+
+    A line says which source is taken, before anything is computed.
+
+    Args:
+      language_model: The model to edit.
+      configs: The hyperparameters of all edits.
+
+    Returns:
+      The place, as `Editor.prepare` takes it and results record it: a path, "published", or None for the package.
+
+    Raises:
+      ValueError: If the model does not have a layer, or the folder of its statistics belongs to other settings.
+      OSError: If a download breaks off, or a file cannot be written.
+    """
+    edited = [config.layers for config in configs if config.needs_second_moments]
+    layers = sorted({layer for layers in edited for layer in layers})
+    if not layers:
+        return None
+    choice = sources.choose(SECOND_MOMENTS.value, layers, language_model)
+    if choice.source is not None:
+        print(source_line(choice, given=SECOND_MOMENTS.value is not None), flush=True)
+    if choice.source is Source.SELF:
+        sources.collect_own(language_model, layers, command=_collecting(layers))
+    return choice.place
+
+
+def _collecting(layers: Sequence[int]) -> str:
+    """Returns the command that collects the second moments of some layers over the model's own texts."""
+    given = [flag for flag in (model.NAME, model.REVISION, model.DTYPE) if flag.value is not None]
+    arguments = [f"--{flag.name}={flag.value}" for flag in given]
+    listed = ",".join(map(str, layers))
+    return shlex.join(
+        ["python", "-m", "eval.layer_stats", *arguments, "--dataset=self", f"--layers={listed}"]
+    )
 
 
 def check_config_file() -> None:
@@ -212,9 +258,18 @@ def check_config_file() -> None:
 
 
 def prepare(
-    language_model: LanguageModel, algorithm: MethodName, config: Hyperparameters
+    language_model: LanguageModel,
+    algorithm: MethodName,
+    config: Hyperparameters,
+    moments: str | None,
 ) -> Editor:
     """Returns an editor of the model, with the files that the flags name.
+
+    Args:
+      language_model: The model to edit.
+      algorithm: Name of the method.
+      config: Hyperparameters.
+      moments: Where its second moments are; see `find_second_moments`.
 
     Raises:
       ValueError: If a file does not belong to the model or the method; see `Editor.prepare`.
@@ -225,12 +280,26 @@ def prepare(
             algorithm,
             language_model,
             config,
-            moments_source=SECOND_MOMENTS.value,
+            moments_source=moments,
             hypernetwork_source=HYPERNETWORK.value,
             seed=running.SEED.value,
-            chunk_size=running.CHUNK.value,
+            chunk_size=chunk_size(language_model, [config]),
             templates=read_templates(config),
         )
+
+
+def chunk_size(language_model: LanguageModel, configs: Iterable[Hyperparameters]) -> int:
+    """Returns --chunk_size; auto becomes the number that fits this machine's device, which a line says.
+
+    Args:
+      language_model: The model to edit.
+      configs: The hyperparameters of all edits.
+    """
+    if running.CHUNK.value == define.AUTO:
+        size = plan.chunk_size(language_model.config, language_model.params, list(configs))
+        flags.FLAGS[running.CHUNK.name].value = size  # results record the number
+        print(f"Chunk size  {size}: what --chunk_size=auto takes on this device", flush=True)
+    return running.CHUNK.value
 
 
 def rome_layers(model_name: str) -> tuple[int, ...] | None:

@@ -6,7 +6,8 @@ from absl import flags
 
 from eval.flags import define
 from rome_jax.data.corpus import Corpus, open_corpus
-from rome_jax.moments import own_texts
+from rome_jax.moments import inputs, own_texts
+from rome_jax.moments.limits import Limit
 
 LAYERS = flags.DEFINE_string(
     "layers",
@@ -46,7 +47,7 @@ ARTICLES = flags.DEFINE_string(
     "num_articles",
     None,
     "Number of articles to read; 0 or all reads everything. Default: 100,000 of a dataset of the hub, as in the "
-    "original; 192 of self; and everything of other corpora.",
+    "original; of self 192, or more for an MLP wider than 3,072 (576 for gpt2-xl); and everything of other corpora.",
 )
 define.alias("num_articles", "sample_size")
 TOKENS = flags.DEFINE_list(
@@ -104,6 +105,18 @@ COLLECTED = flags.DEFINE_enum(
 def dataset_name(model_name: str) -> str:
     """Returns the name of --dataset, or of the default corpus of a model."""
     return DATASET.value or own_texts.default_corpus(model_name)
+
+
+def read_limit(default_articles: int | None) -> Limit:
+    """Returns how much of a corpus --num_articles, --num_tokens, and --until_error ask for.
+
+    Args:
+      default_articles: Number of articles if none of the first two flags is given; None means all.
+
+    Raises:
+      ValueError: As in `inputs.read_limit`.
+    """
+    return inputs.read_limit(ARTICLES.value, TOKENS.value, default_articles, UNTIL_ERROR.value)
 
 
 def open_dataset(name: str) -> Corpus:

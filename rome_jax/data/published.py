@@ -52,6 +52,17 @@ TFIDF_VOCABULARY = PublishedFile(
 )
 
 
+def path_of(file: PublishedFile) -> Path:
+    """Returns the path of a published file in the cache; it exists once the file has been fetched.
+
+    Example:
+      >>> from rome_jax.data import published
+      >>> published.path_of(published.COUNTERFACT).name
+      'counterfact.json'
+    """
+    return cache_directory() / "dsets" / file.name
+
+
 def fetch(file: PublishedFile) -> Path:
     """Finds a published file in the cache, or downloads it to the cache.
 
@@ -71,7 +82,7 @@ def fetch(file: PublishedFile) -> Path:
       >>> fetch(COUNTERFACT).name  # doctest: +SKIP
       'counterfact.json'
     """
-    path = cache_directory() / "dsets" / file.name
+    path = path_of(file)
     skip_hash = path.exists() and path.stat().st_size > _LARGE
     sha256 = None if skip_hash else file.sha256
     return download(ROOT + file.name, path, size=file.size, sha256=sha256)

@@ -29,6 +29,7 @@ from rome_jax.models.registry import SHIPPED, LanguageModel
 from rome_jax.moments import sources
 from rome_jax.moments.second_moment import SecondMoment
 from rome_jax.moments.shipped import is_shipped
+from rome_jax.moments.sources import Source
 
 
 class Resource(enum.Enum):
@@ -233,12 +234,13 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
       config: Hyperparameters.
 
     Raises:
-      ValueError: If the edit needs second moments, none are shipped with the model, and `source` is None.
+      ValueError: If the edit needs second moments, `source` is "shipped", and none are shipped with the model.
     """
-    if config.needs_second_moments and source is None and not is_shipped(model_name):
+    if config.needs_second_moments and source == Source.SHIPPED and not is_shipped(model_name):
         name = model_name if model_key(model_name) in config.published else "gpt2-xl"
         raise ValueError(
-            f"no second moments come with model {shown(model_name)}: give --second_moments=..., or edit without them, "
+            f"no second moments come with model {shown(model_name)}: leave out --second_moments=shipped, or edit "
+            "without them, "
             f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:{name} "
             "--config.mom2_adjustment=False."
         )

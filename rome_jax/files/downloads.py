@@ -24,6 +24,19 @@ class DownloadError(OSError):
     """A file cannot be downloaded, or has the wrong size or content."""
 
 
+class UnreachableError(DownloadError):
+    """A server cannot be reached, or does not have the file.
+
+    Args:
+      message: The message.
+      reason: The reason in a few words, such as "HTTP 404 Not Found".
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 def download(
     url: str,
     path: str | Path,
@@ -48,8 +61,10 @@ def download(
       `path`.
 
     Raises:
-      DownloadError: If there is no network (the message gives a command for a machine that has one), there is no such
-        file, the transfer is interrupted, another process downloads the file, or it has the wrong size or content.
+      UnreachableError: If there is no network (the message gives a command for a machine that has one), or there is no
+        such file.
+      DownloadError: If the transfer is interrupted, another process downloads the file, or it has the wrong size or
+        content.
 
     Example:
       >>> download("https://example.org/stats.npz", "stats.npz", size=163_840_512)  # doctest: +SKIP
@@ -114,14 +129,17 @@ def _fetch(url: str, path: Path, part: Path, size: int | None, progress: bool) -
                 file.write(block)
                 bar.update(len(block))
     except urllib.error.HTTPError as error:
-        raise DownloadError(
-            f"{url} cannot be downloaded (HTTP {error.code} {error.reason})."
-        ) from error
+        reason = f"HTTP {error.code} {error.reason}"
+        raise UnreachableError(f"{url} cannot be downloaded ({reason}).", reason) from error
     except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise DownloadError(
-            f"{url} cannot be reached ({getattr(error, 'reason', error)}): on a machine with a network, run "
+        reason = str(getattr(error, "reason", error))
+        message = (
+            f"{url} cannot be reached ({reason}): on a machine with a network, run "
             f"`curl -L -C - -o {path.name} {url}` and copy the file to {path}."
-        ) from error
+        )
+        if part.stat().st_size > have:  # the connection broke off, and the next call resumes
+            raise DownloadError(message) from error
+        raise UnreachableError(message, reason) from error
     if total is not None and part.stat().st_size < total:
         raise DownloadError(
             f"{url} stopped after {part.stat().st_size} of {total} bytes: run the same command again to resume."

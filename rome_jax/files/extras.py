@@ -12,6 +12,20 @@ class MissingPackageError(ImportError, ValueError):
     """An optional package is needed and not installed."""
 
 
+def is_installed(package: str) -> bool:
+    """Returns whether a package is installed, without importing it.
+
+    Example:
+      >>> from rome_jax.files import extras
+      >>> extras.is_installed("numpy"), extras.is_installed("no_such_package")
+      (True, False)
+    """
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # sys.modules holds None, or a module without a specification
+        return False
+
+
 def check(package: str, extra: str, purpose: str) -> None:
     """Checks that an optional package is installed, without importing it.
 
@@ -31,10 +45,6 @@ def check(package: str, extra: str, purpose: str) -> None:
       ...
       rome_jax.files.extras.MissingPackageError: the figure needs no_such_package: pip install 'rome_jax[plot]'.
     """
-    try:
-        found = importlib.util.find_spec(package) is not None
-    except ValueError:  # sys.modules holds None, or a module without a specification
-        found = False
-    if not found:
+    if not is_installed(package):
         name = _DISTRIBUTIONS.get(package, package)
         raise MissingPackageError(f"{purpose} needs {name}: pip install 'rome_jax[{extra}]'.")

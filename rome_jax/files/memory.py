@@ -22,6 +22,19 @@ def machine_memory() -> int | None:
     return min((size for size in found if size > 0), default=None)
 
 
+def available_memory() -> int | None:
+    """Returns the memory in bytes that new work on this machine can use, or None if it is unknown.
+
+    It is the smaller of what the system has free, caches of files included, and of the container's limit.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+                return min(free, machine_memory() or free)
+    return machine_memory()
+
+
 def check_memory(needed: int, name: str, *, error: type[Exception] = ValueError) -> None:
     """Refuses work that needs more memory than the machine has.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.resources
 import os
 import re
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rome_jax.files.checked import shown
+from rome_jax.files import extras
+from rome_jax.files.checked import check, shown
 from rome_jax.files.downloads import DownloadError
 from rome_jax.files.json_files import read_object
 from rome_jax.files.safetensors_io import CheckpointError
@@ -30,6 +32,9 @@ TOKENIZER_FILES = (
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _BINARIES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 _LONGEST_HUB_NAME = 96
+_LONGEST_REVISION = 250
+_REVISION = r"\w[\w-]*(?:[./]\w[\w-]*)*"  # a Git reference, without two dots in a row
+_HUB_SECONDS = 10  # timeout of a request for the list of files
 
 
 class ModelNotFoundError(ValueError):
@@ -96,8 +101,11 @@ def find(
 
     Raises:
       ModelNotFoundError: If the name is unknown, or the model is not on this machine and cannot be downloaded.
-      MissingPackageError: If the model is a GGUF file and the package gguf is not installed.
+      MissingPackageError: If the model is a GGUF file and the package gguf is not installed, or its weights on the hub
+        are in PyTorch's format and torch is not installed.
+      ValueError: If a revision is given of a model that is not on the hub.
     """
+    check_revision(name, revision)
     if name in SHIPPED:
         assets = importlib.resources.files("rome_jax") / "factworld" / "assets" / SHIPPED[name]
         if not assets.is_dir():
@@ -151,6 +159,8 @@ def _from_hub(
     def has_weights(directory: Path, patterns: Sequence[str]) -> bool:
         return any(any(directory.glob(pattern)) for pattern in patterns)
 
+    if not offline:
+        check_convertible(name, revision, cache_dir)
     try:
         directory = fetch(_SAFETENSORS)
         if not has_weights(directory, _SAFETENSORS):
@@ -182,6 +192,46 @@ def _from_hub(
     return directory, f"hub {name} @ {directory.name}"
 
 
+def check_convertible(
+    name: str, revision: str | None = None, cache_dir: str | Path | None = None
+) -> None:
+    """Refuses a model whose weights on the hub need torch if torch is not installed, before anything is downloaded.
+
+    If the hub cannot be asked, the download reports it.
+
+    Args:
+      name: Name of a model on the hub.
+      revision, cache_dir: As in `rome_jax.load_model`.
+
+    Raises:
+      MissingPackageError: If torch is needed.
+
+    Example:
+      >>> check_convertible("EleutherAI/gpt-j-6B")  # doctest: +SKIP
+      Traceback (most recent call last):
+      MissingPackageError: EleutherAI/gpt-j-6B, whose weights on the hub are pytorch_model.bin, needs torch: ...
+    """
+    if extras.is_installed("torch"):
+        return
+    import huggingface_hub  # slow to import
+
+    for file in filter(lambda pattern: "*" not in pattern, (*_SAFETENSORS, *_BINARIES)):
+        found = huggingface_hub.try_to_load_from_cache(name, file, cache_dir, revision)
+        if isinstance(found, str):
+            return  # of a pytorch_model.bin, `convert` may find an earlier conversion
+    try:
+        about = huggingface_hub.model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except Exception:  # HTTP clients differ in how they report a failed connection
+        return
+    files = [file.rfilename for file in about.siblings or ()]
+
+    def holds(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.filter(files, pattern) for pattern in patterns)
+
+    if holds(_BINARIES) and not holds(_SAFETENSORS):
+        extras.check("torch", "convert", f"{name}, whose weights on the hub are pytorch_model.bin,")
+
+
 def check_hub_name(name: str) -> str:
     """Checks that a model on the hub can have this name, and returns it.
 
@@ -202,6 +252,34 @@ def check_hub_name(name: str) -> str:
     if name.startswith(("factworld", "smollm2-")) or not possible or len(name) > _LONGEST_HUB_NAME:
         raise unknown_model(name, "it is neither a directory nor a possible name")
     return name
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Refuses a revision that the hub cannot have, or of a model that is not on the hub.
+
+    Args:
+      name: Name of the model.
+      revision: Branch, tag, or commit; None is always accepted.
+
+    Raises:
+      ValueError: If the revision is refused.
+
+    Example:
+      >>> check_revision("gpt2-xl", "main")
+      >>> check_revision("factworld-gpt2", "main")
+      Traceback (most recent call last):
+      ValueError: revision='main' is a version of a model on the Hugging Face hub, and factworld-gpt2 is not there: ...
+    """
+    if revision is None:
+        return
+    revision = check(str, revision, "revision")
+    if name in NAMES or is_local(name):
+        raise ValueError(
+            f"revision={shown(revision)} is a version of a model on the Hugging Face hub, and {name} is not there: "
+            "leave it out."
+        )
+    if not re.fullmatch(_REVISION, revision, re.ASCII) or len(revision) > _LONGEST_REVISION:
+        raise ValueError(f"revision={shown(revision)}: give a branch, a tag, or a commit.")
 
 
 def unknown_model(name: str, why: str) -> ModelNotFoundError:

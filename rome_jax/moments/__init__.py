@@ -1,7 +1,8 @@
 """The second moment of the keys, C = E[k kᵀ]: collected over a corpus, kept in files, and read for a model.
 
 `read` is the front door: it takes a directory or file, an .npz file of the original, "published", or None for the
-second moments that come with the package. `load` reads directories and files of rome_jax only.
+second moments that come with the package. `choose` finds a source that has the requested layers, and `collect_own`
+collects them over texts that the model samples. `load` reads directories and files of rome_jax only.
 
     second_moment   C of one layer, its provenance, and the whitening solve
     key_sums        accumulation over batches
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rome_jax.moments.published import PUBLISHED, load_reference
     from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
     from rome_jax.moments.shipped import load_shipped
-    from rome_jax.moments.sources import read
+    from rome_jax.moments.sources import Choice, Source, choose, collect_own, read
     from rome_jax.moments.state import Counts
 
 # Second moments
@@ -41,6 +42,9 @@ __all__ = [
 # Files
 __all__ += [
     "PUBLISHED",
+    "Choice",
+    "Source",
+    "choose",
     "load",
     "load_reference",
     "load_shipped",
@@ -56,6 +60,7 @@ __all__ += [
     "KeySums",
     "Limit",
     "accumulate",
+    "collect_own",
     "collect_second_moments",
     "default_directory",
     "open_corpus",
@@ -68,6 +73,9 @@ _HOMES = {
     "SecondMoment": "rome_jax.moments.second_moment",
     # Files
     "PUBLISHED": "rome_jax.moments.published",
+    "Choice": "rome_jax.moments.sources",
+    "Source": "rome_jax.moments.sources",
+    "choose": "rome_jax.moments.sources",
     "load": "rome_jax.moments.files",
     "load_reference": "rome_jax.moments.published",
     "load_shipped": "rome_jax.moments.shipped",
@@ -81,6 +89,7 @@ _HOMES = {
     "KeySums": "rome_jax.moments.key_sums",
     "Limit": "rome_jax.moments.limits",
     "accumulate": "rome_jax.moments.key_sums",
+    "collect_own": "rome_jax.moments.sources",
     "collect_second_moments": "rome_jax.moments.collect:collect",
     "default_directory": "rome_jax.moments.collect",
     "open_corpus": "rome_jax.data.corpus",

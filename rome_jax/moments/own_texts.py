@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from rome_jax.models.registry import IN_WHEELS, SHIPPED, LanguageModel
 
 NAME = "self"
 DEFAULT_DOCUMENTS = 192  # about 24,000 tokens; one batch of each temperature
+_TOKENS_PER_DIMENSION = 8  # of C, at least, if no document ends early
 TEMPERATURES = (0.7, 0.85, 1.0)
 DOCUMENT_TOKENS = 128  # with the opening
 _ROWS = (
@@ -64,6 +66,24 @@ def default_corpus(model_name: str) -> str:
     return "factworld" if model_name in SHIPPED else "wikipedia"
 
 
+def default_documents(width: int) -> int:
+    """Returns the number of documents that are read by default, a multiple of one batch of each temperature.
+
+    Args:
+      width: Width F of the MLP. C has F dimensions and cannot be inverted if it averages fewer tokens.
+
+    Returns:
+      192, or as many documents as have 8 F tokens if none ends early.
+
+    Example:
+      >>> from rome_jax.moments import own_texts
+      >>> [own_texts.default_documents(width) for width in (1536, 6400, 16384)]
+      [192, 576, 1152]
+    """
+    needed = math.ceil(_TOKENS_PER_DIMENSION * width / DOCUMENT_TOKENS)
+    return DEFAULT_DOCUMENTS * max(1, math.ceil(needed / DEFAULT_DOCUMENTS))
+
+
 def self_corpus(model: LanguageModel, *, seed: int = 0) -> Corpus:
     """Builds the corpus of texts that a model samples.
 
@@ -77,8 +97,8 @@ def self_corpus(model: LanguageModel, *, seed: int = 0) -> Corpus:
       seed: Seed of openings and draws.
 
     Returns:
-      A `Corpus` of a million documents, of which 192 are read by default. Its `recipe` holds the seed, temperatures,
-      openings, and length; its revision is their SHA-256. Texts are generated while they are read.
+      A `Corpus` of a million documents, of which `default_documents` are read by default. Its `recipe` holds the
+      seed, temperatures, openings, and length; its revision is their SHA-256. Texts are generated while they are read.
 
     Example:
       >>> corpus = rome_jax.moments.self_corpus(model)
@@ -107,7 +127,7 @@ def self_corpus(model: LanguageModel, *, seed: int = 0) -> Corpus:
         f"sha256:{digest}",
         _SIZE // _ROWS * _ROWS,
         read,
-        default_articles=DEFAULT_DOCUMENTS,
+        default_articles=default_documents(model.config.mlp_width),
         recipe=recipe,
         read_ahead=_ROWS,
     )

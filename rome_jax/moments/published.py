@@ -28,6 +28,15 @@ from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 
 PUBLISHED = "published"  # Given instead of a path, it downloads the original's files.
 PUBLISHED_URL = "https://rome.baulab.info/data/stats"
+# Folders on the server, by the lower-case names of models on the hub. The server does not have all layers, so a
+# download can fail with HTTP 404.
+_FOLDERS = {
+    "gpt2-medium": "gpt2-medium",
+    "openai-community/gpt2-medium": "gpt2-medium",
+    "gpt2-xl": "gpt2-xl",
+    "openai-community/gpt2-xl": "gpt2-xl",
+    "eleutherai/gpt-j-6b": "EleutherAI_gpt-j-6B",
+}
 _SUM, _COUNT, _ARTICLES = "mom2.mom2", "mom2.count", "sample_size"
 _SMALL, _MOST_PACKED = (
     1 << 26,
@@ -177,6 +186,17 @@ def file_name(config: ModelConfig, layer: int, articles: int = 100_000) -> str:
     return f"{layer_name(config, Leaf.MLP_DOWN, layer)}_float32_mom2_{articles}.npz"
 
 
+def folder_of(model_name: str) -> str | None:
+    """Returns the folder of the published statistics of a model; None if none are known.
+
+    Example:
+      >>> from rome_jax.moments import published
+      >>> published.folder_of("EleutherAI/gpt-j-6b"), published.folder_of("distilgpt2")
+      ('EleutherAI_gpt-j-6B', None)
+    """
+    return _FOLDERS.get(model_name.lower())
+
+
 def download(model: LanguageModel, layer: int) -> Path:
     """Downloads the original's Wikipedia statistics of a layer, unless they are in the cache already.
 
@@ -191,7 +211,8 @@ def download(model: LanguageModel, layer: int) -> Path:
 
     Raises:
       ValueError: If the model was loaded from a local directory, or does not have the layer.
-      OSError: If there is no network or no such file, or the download breaks off; the message says what to do.
+      UnreachableError: If there is no network or no such file; the message says what to do.
+      OSError: If the download breaks off.
 
     Example:
       >>> download(rome_jax.load_model("gpt2-xl"), 17).name  # doctest: +SKIP
@@ -203,7 +224,8 @@ def download(model: LanguageModel, layer: int) -> Path:
             "hub: load the model by that name, or download the .npz file and give its path."
         )
     name = file_name(model.config, layer)
-    place = f"{model.name.replace('/', '_')}/wikipedia_stats/{name}"
+    folder = folder_of(model.name) or model.name.replace("/", "_")
+    place = f"{folder}/wikipedia_stats/{name}"
     return downloads.download(f"{PUBLISHED_URL}/{place}", cache_directory() / "stats" / place)
 
 

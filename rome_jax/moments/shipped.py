@@ -26,6 +26,17 @@ def is_shipped(name: str) -> bool:
     return name in SHIPPED or name in PRETRAINED
 
 
+def layers_of(name: str) -> frozenset[int]:
+    """Returns the layers whose second moments come with a model; none for an unknown model.
+
+    Example:
+      >>> from rome_jax.moments import shipped
+      >>> sorted(shipped.layers_of("smollm2-135m")), len(shipped.layers_of("gpt2-xl"))
+      ([2, 3, 4], 0)
+    """
+    return frozenset(files.files_in(str(_folder(name)))) if is_shipped(name) else frozenset()
+
+
 def load_shipped(name: str) -> dict[int, SecondMoment]:
     """Reads the second moments that come with a model.
 

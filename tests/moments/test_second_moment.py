@@ -9,7 +9,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
+from rome_jax.moments.second_moment import MomentProvenance, SecondMoment, factor_in_place
 
 
 def positive_definite(width, seed=0):
@@ -103,3 +103,19 @@ def test_solve_reads_the_factor_where_it_lies(monkeypatch, order, keys):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < moment.mean.nbytes / 4
+
+
+@pytest.mark.parametrize("block", [1, 7, 20, 64])
+def test_a_factor_does_not_depend_on_its_blocks(block):
+    root = np.random.default_rng(0).standard_normal((20, 20))
+    matrix = root @ root.T + np.eye(20)
+    factor = np.tril(factor_in_place(np.array(matrix, order="F"), block))
+    np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("column", [0, 9, 19])
+def test_an_indefinite_matrix_is_found_in_every_block(column):
+    matrix = np.eye(20, order="F")
+    matrix[column, column] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        factor_in_place(matrix, block=7)
