@@ -23,7 +23,7 @@ from benchmarks.timing_torch import torch_ceiling
 from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages.inputs import EditInputs
-from rome_jax.models import forward
+from rome_jax.models import transformer
 from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import save_params
 from rome_jax.moments.second_moment import SecondMoment
@@ -40,7 +40,7 @@ def compare(name: str, batch: int, chunk_size: int, repeats: int) -> None:
     """
     model_config = PRESETS[name]
     config = ROMEConfig((LAYERS[name],), v_num_grad_steps=STEPS, loss_threshold=0.0)
-    params = forward.init_params(model_config, jax.random.key(0))
+    params = transformer.init_params(model_config, jax.random.key(0))
     with tempfile.TemporaryDirectory() as directory:
         save_params(directory, params, model_config)
         model = GPT2LMHeadModel.from_pretrained(directory).eval().requires_grad_(False)

@@ -29,7 +29,7 @@ from benchmarks.evaluate_cases import EDIT_LAYERS
 from benchmarks.evaluate_sides import Run, Setup
 from benchmarks.timing import ceiling
 from benchmarks.timing_torch import torch_ceiling, torch_device
-from rome_jax.models import forward
+from rome_jax.models import transformer
 from rome_jax.models.families import PRESETS
 
 
@@ -42,7 +42,8 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     """
     config, layer = PRESETS[name], EDIT_LAYERS[name]
     params = jax.tree.map(
-        lambda leaf: leaf.astype(arguments.dtype), forward.init_params(config, jax.random.key(0))
+        lambda leaf: leaf.astype(arguments.dtype),
+        transformer.init_params(config, jax.random.key(0)),
     )
     setup = Setup.of(params, config, layer, arguments.chunk_size)
     count, size = arguments.cases, arguments.batch_size

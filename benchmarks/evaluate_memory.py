@@ -27,7 +27,7 @@ from rome_jax.edit.stages.value import optimize_value
 from rome_jax.evaluation import scoring
 from rome_jax.evaluation.datasets import CounterFactRecord, DatasetName
 from rome_jax.evaluation.evaluate import evaluate_records
-from rome_jax.models import forward
+from rome_jax.models import transformer
 from rome_jax.models.families import PRESETS
 from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
 from rome_jax.models.registry import LanguageModel
@@ -48,7 +48,7 @@ def shapes_of_model(name: str, dtype: str) -> LanguageModel:
     """
     config = PRESETS[name]
     params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), forward.param_shapes(config)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), transformer.param_shapes(config)
     )
     return LanguageModel(name, config, params, word_tokenizer(config.vocab_size), "shapes alone")
 

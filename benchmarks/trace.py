@@ -30,7 +30,7 @@ from benchmarks import command_line, trace_torch
 from benchmarks.timing import ceiling, timed
 from benchmarks.timing_torch import torch_ceiling, torch_device
 from benchmarks.trace_case import NOISE, PROMPT, SPAN, count_work, every_place, make_prompt
-from rome_jax.models import forward
+from rome_jax.models import forward, transformer
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import save_params
@@ -104,7 +104,8 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     """
     config, samples = PRESETS[MODELS[name]], arguments.samples
     params = jax.tree.map(
-        lambda leaf: leaf.astype(arguments.dtype), forward.init_params(config, jax.random.key(0))
+        lambda leaf: leaf.astype(arguments.dtype),
+        transformer.init_params(config, jax.random.key(0)),
     )
     generator = np.random.default_rng(0)
     prompt = make_prompt(generator.integers(config.vocab_size, size=PROMPT))

@@ -29,6 +29,7 @@ from rome_jax.data.request import EditWarning
 from rome_jax.files.artifacts import cache_directory, trim_directory
 from rome_jax.files.checksums import VERIFY
 from rome_jax.files.folders import create
+from rome_jax.files.groups import IncompleteError
 from rome_jax.files.places import check_path, check_writable, check_writable_file
 from rome_jax.files.progress import tqdm
 from rome_jax.files.safetensors_io import CheckpointWarning
@@ -143,7 +144,10 @@ class Program:
         places = {name: flags.FLAGS[name].value for name in _PLACES if name in self.takes}
         named = {name: str(value) for name, value in places.items() if value}
         _settle_output()
-        sys.exit(f"Error: {failures.describe(error, self.takes, named)}")
+        sentence = f"Error: {failures.describe(error, self.takes, named)}"
+        if isinstance(error, IncompleteError):
+            sentence += f"\nTo resume: {self._resume_command(error.arguments)}"
+        sys.exit(sentence)
 
     def _check(self, argv: Sequence[str]) -> None:
         """Refuses arguments that the program would ignore, and missing ones.
@@ -175,9 +179,12 @@ class Program:
         more = error.args if isinstance(error, Interrupted) else ()
         print("\nStopped.", file=sys.stderr)
         if self.resumable:
-            line = [argument for argument in sys.argv[1:] if argument not in more]
-            command = command_line(self.name, [*line, *more])
-            print(f"To resume: {command}", file=sys.stderr)
+            print(f"To resume: {self._resume_command(more)}", file=sys.stderr)
+
+    def _resume_command(self, more: Sequence[str]) -> str:
+        """Returns the command that resumes the run, which needs further arguments."""
+        line = [argument for argument in sys.argv[1:] if argument not in more]
+        return command_line(self.name, [*line, *more])
 
 
 def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
@@ -206,7 +213,7 @@ def given() -> set[str]:
 
 @contextlib.contextmanager
 def resumes_with(*arguments: str) -> Iterator[None]:
-    """Adds arguments to the resume command that Ctrl-C prints in this context.
+    """Adds arguments to the resume command that is printed if the run stops in this context.
 
     Example:
       >>> with resumes_with("--continue_from_run=run_000"):
@@ -216,6 +223,9 @@ def resumes_with(*arguments: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(*arguments) from error
+    except IncompleteError as error:
+        error.arguments = arguments
+        raise
 
 
 def keep_compiled_programs() -> None:

@@ -29,13 +29,15 @@ def main() -> None:
     """Evaluates the methods, prints and writes the table, and draws the figure."""
     name, results = model.check(), running.check_results()
     running.check_plot()
-    names, moments = method.ALGORITHMS.value, method.SECOND_MOMENTS.value
+    names = method.ALGORITHMS.value
     algorithms, strict = comparison.select_algorithms(names), names is not None
     networks = comparison.parse_hypernetworks(method.HYPERNETWORKS.value, algorithms)
-    configs = comparison.read_configs(algorithms, name, moments, networks, strict=strict)
-    shared = {"seed": running.SEED.value, "chunk_size": running.CHUNK.value}
-    shared["templates"] = method.read_templates()
+    source = method.SECOND_MOMENTS.value
+    configs = comparison.read_configs(algorithms, name, source, networks, strict=strict)
+    shared = {"seed": running.SEED.value, "templates": method.read_templates()}
     inputs = data.load(list(configs.values()))
+    shared["chunk_size"] = method.chunk_size(inputs.model, configs.values())
+    moments = method.find_second_moments(inputs.model, configs.values())
     editors = comparison.prepare_editors(
         inputs.model, configs, moments, networks, strict=strict, **shared
     )
@@ -58,8 +60,8 @@ _ONE_METHOD = "applies to one method: give --algs instead, or use eval.evaluate 
 PROGRAM = cli.Program(
     main,
     takes=(
-        "algs hypernetworks templates second_moments model_name dtype precision ds_name data_path snippets_path "
-        "tfidf_dir num_cases generation essence seed batch_size chunk_size max_tokens results_dir output plot"
+        "algs hypernetworks templates second_moments model_name dtype precision mesh ds_name data_path snippets_path "
+        "tfidf_dir num_cases generation essence seed batch_size chunk_size max_tokens results_dir output plot revision"
     ).split(),
     defaults={"num_cases": 200},
     resumable=True,

@@ -5,7 +5,8 @@
     python -m eval.edit --prompt="{} works as a" --subject="Grestulf Tuldmark" --target_new=painter --interactive
     python -m eval.edit --save=edits/sport.safetensors
     python -m eval.edit --model_name=smollm2-135m
-    python -m eval.edit --model_name=gpt2-xl --second_moments=published --prompt=... --subject=... --target_new=...
+    python -m eval.edit --model_name=gpt2-xl --prompt=... --subject=... --target_new=...
+    python -m eval.edit --model_name=EleutherAI/gpt-j-6B --revision=float16 --prompt=... --subject=... --target_new=...
 
 Without further flags it applies ROME to an example fact of a factworld model or of smollm2-135m. Paraphrases and
 neighbors are known for the facts of factworld; for other facts give them with --paraphrase and --neighbor.
@@ -36,7 +37,8 @@ def main() -> None:
     algorithm, config = method.read()
     method.check_second_moments(config)
     loaded = model.load()
-    editor = method.prepare(loaded, algorithm, config)
+    moments = method.find_second_moments(loaded, [config])
+    editor = method.prepare(loaded, algorithm, config, moments)
     with waiting(f"compiling and computing the edit with {algorithm}"):
         result = edit_files.compute(editor, fact)
     if any(places):

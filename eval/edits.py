@@ -48,8 +48,8 @@ def main() -> None:
 
 
 TAKES = (
-    "model_name dtype precision inspect apply revert merge_to force export_hf export_orbax overwrite interactive "
-    "prompt subject target_new target_true paraphrase neighbor"
+    "model_name dtype precision mesh inspect apply revert merge_to force export_hf export_orbax overwrite interactive "
+    "prompt subject target_new target_true paraphrase neighbor revision"
 ).split()
 PROGRAM = cli.Program(main, takes=TAKES)
 

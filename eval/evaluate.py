@@ -12,31 +12,44 @@ by all methods.
 
 Each case is written to RESULTS_DIR/ALG_NAME/RUN/case_ID.json, in the original code's layout. RUN also holds the
 hyperparameters (params.json) and all other settings (run.json). To resume a stopped run, repeat the command with
---continue_from_run; a larger --num_cases adds cases.
+--continue_from_run; a larger --num_cases adds cases. Several processes can share a run; see docs/clusters.md.
 """
 
 from __future__ import annotations
 
 from eval import cli
-from eval.flags import data, method, running
+from eval.flags import data, method, processes, running
+from rome_jax.edit.config import Hyperparameters, MethodName
 from rome_jax.evaluation import summaries, tables
 from rome_jax.evaluation.run import EvaluationRun, find_run
 from rome_jax.evaluation.run_settings import Settings
+from rome_jax.files.groups import ProcessGroup
 
 
 def main() -> None:
     """Edits and scores the cases, writes their files, and prints the table."""
     algorithm, config = method.read()
     known = {"alg_name": algorithm.value, "hyperparameters": config.to_dict()}
-    find_run(running.check_results(), algorithm, running.CONTINUE.value, known)
+    results = running.check_results()
+    find_run(results, algorithm, running.CONTINUE.value, known)
+    with processes.joined(results) as group:
+        _evaluate(algorithm, config, group)
+
+
+def _evaluate(algorithm: MethodName, config: Hyperparameters, group: ProcessGroup) -> None:
+    """Does the work of `main` in one of the processes that share it."""
     inputs = data.load([config])
-    editor = method.prepare(inputs.model, algorithm, config)
-    moments = method.SECOND_MOMENTS.value
+    # Process 0 collects them if there are none.
+    moments = group.agree(
+        "second_moments", lambda: method.find_second_moments(inputs.model, [config])
+    )
+    editor = method.prepare(inputs.model, algorithm, config, moments)
     run = EvaluationRun.open(
         running.RESULTS_DIR.value,
         Settings.of(editor, inputs.dataset, inputs.generation, moments),
         running.CONTINUE.value,
         flags=running.recorded(),
+        group=group,
     )
     print(f"Results     {run.directory}")
     with cli.resumes_with(f"--continue_from_run={run.directory.name}"):
@@ -46,7 +59,10 @@ def main() -> None:
             inputs.generation,
             batch_size=running.BATCH.value,
             max_tokens=running.MAX_TOKENS.value,
+            group=group,
         )
+    if group.index:
+        return
     found = summaries.summarize(run.cases(inputs.dataset))
     failures = found.describe_failures()
     print(tables.render(tables.make_rows({f"{algorithm}/{run.directory.name}": found})))
@@ -58,9 +74,9 @@ PROGRAM = cli.Program(
     main,
     takes=(
         "alg_name config config_field hparams_fname templates hypernetwork second_moments model_name dtype precision "
-        "ds_name data_path "
+        "mesh revision ds_name data_path "
         "snippets_path tfidf_dir num_cases generation essence seed batch_size chunk_size max_tokens results_dir "
-        "continue_from_run conserve_memory"
+        "continue_from_run conserve_memory distributed coordinator_address num_processes process_id process_timeout"
     ).split(),
     resumable=True,
 )

@@ -11,26 +11,29 @@ by layer; the success of ROME at each layer, on tuning requests; and the success
 from __future__ import annotations
 
 from eval import cli
-from eval.flags import model, reports, running
+from eval.flags import method, model, reports, running
+from rome_jax.edit.config import MethodName
+from rome_jax.edit.method import METHODS
 from rome_jax.factworld_training.report import Sizes, report
 
 
 def main() -> None:
     """Prints the report."""
-    model.check_shipped()
+    config = METHODS[MethodName.ROME].for_model(model.check_shipped())
+    loaded = model.load()
     sizes = Sizes(
         held_out=running.CASES.value,
         tuning=reports.SWEEP_CASES.value,
         traced=reports.TRACED.value,
-        chunk_size=running.CHUNK.value,
+        chunk_size=method.chunk_size(loaded, [config]),
         seed=running.SEED.value,
     )
-    report(model.load(), sizes)
+    report(loaded, sizes)
 
 
 PROGRAM = cli.Program(
     main,
-    takes="model_name dtype precision num_cases num_sweep_cases num_traced chunk_size seed".split(),
+    takes="model_name dtype precision mesh num_cases num_sweep_cases num_traced chunk_size seed".split(),
     defaults={"num_cases": 300},
 )
 

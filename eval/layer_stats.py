@@ -8,7 +8,8 @@
 
 Without flags it reads the corpus of a factworld model. If it is killed, the same command resumes from the last saved
 state. The files layer_<n>.safetensors are written to --output_dir, by default stats/<model>/<corpus>_<limit>.
-`--published` downloads the original's statistics instead of collecting. See docs/statistics.md.
+`--published` downloads the original's statistics instead of collecting. See docs/statistics.md. Several processes can
+share a collection; see docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval import cli
-from eval.flags import method, model, running, statistics
+from eval.flags import method, model, processes, running, statistics
 from rome_jax.data.corpus import Corpus
+from rome_jax.files.groups import ProcessGroup
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import inputs, own_texts
 from rome_jax.moments.collect import collect, default_directory
-from rome_jax.moments.limits import Limit
 from rome_jax.moments.published import PUBLISHED
 from rome_jax.moments.sources import read
 from rome_jax.terminal.statistics_report import moment_line, not_usable_line
@@ -31,28 +32,26 @@ def main() -> None:
     """Collects or downloads second moments, and prints a line per layer."""
     name = model.check()
     named = inputs.read_layers(statistics.LAYERS.value, method.rome_layers(name), name)
-    running.check_output("stats")
+    root = running.check_output("stats")
     collecting, dataset = not statistics.PUBLISHED.value, statistics.dataset_name(name)
     corpus = None
     if collecting and dataset != own_texts.NAME:
         corpus = statistics.open_dataset(dataset)
-    limit = inputs.read_limit(
-        statistics.ARTICLES.value,
-        statistics.TOKENS.value,
-        corpus.default_articles if corpus else own_texts.DEFAULT_DOCUMENTS,
-        statistics.UNTIL_ERROR.value,
-    )
-    loaded = model.load()
-    layers = inputs.check_layers(named, loaded.config)
-    source = _collect(loaded, corpus, layers, limit) if collecting else PUBLISHED
-    _report(source, layers, loaded)
+    statistics.read_limit(None)  # refuses bad values before the model is loaded
+    with processes.joined(root) as group:
+        loaded = model.load()
+        layers = inputs.check_layers(named, loaded.config)
+        source = _collect(loaded, corpus, layers, group) if collecting else PUBLISHED
+        if group.index == 0:
+            _report(source, layers, loaded)
 
 
 def _collect(
-    loaded: LanguageModel, corpus: Corpus | None, layers: Sequence[int], limit: Limit
+    loaded: LanguageModel, corpus: Corpus | None, layers: Sequence[int], group: ProcessGroup
 ) -> str:
     """Collects second moments, over texts of the model itself if `corpus` is None, and returns their directory."""
     corpus = corpus or own_texts.self_corpus(loaded, seed=running.SEED.value)
+    limit = statistics.read_limit(corpus.default_articles)
     directory = running.check_output(default_directory(loaded, corpus, limit))
     collect(
         loaded,
@@ -65,6 +64,7 @@ def _collect(
         checkpoint_seconds=60 * statistics.CHECKPOINT.value,
         dtype=running.FILE_DTYPE.value,
         command=cli.command_line(PROGRAM.name),
+        group=group,
     )
     return str(directory)
 
@@ -87,7 +87,8 @@ PROGRAM = cli.Program(
     takes=(
         "model_name dtype precision layers dataset dataset_config dataset_split dataset_revision text_key sample_by "
         "num_articles num_tokens until_error sequence_length batch_tokens seed output_dir checkpoint_minutes "
-        "file_dtype published to_collect"
+        "distributed coordinator_address num_processes process_id process_timeout "
+        "file_dtype published to_collect mesh revision"
     ).split(),
     resumable=True,
 )

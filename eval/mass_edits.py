@@ -25,7 +25,6 @@ from rome_jax.evaluation.mass_edits import (
     read_counts,
 )
 from rome_jax.factworld.facts import make_world
-from rome_jax.moments.shipped import is_shipped
 from rome_jax.plots.style import check_matplotlib
 from rome_jax.terminal.sequence_report import report_mass
 
@@ -33,12 +32,9 @@ from rome_jax.terminal.sequence_report import report_mass
 def main() -> None:
     """Makes the missing measurements, writes the files, and prints one row per measurement."""
     name = model.check()
-    read_configs(name)
-    source = method.SECOND_MOMENTS.value
-    if source is None and not is_shipped(name):
-        raise ValueError(
-            f"no second moments come with model {name!r}: give --second_moments, which eval.layer_stats collects."
-        )
+    configs = read_configs(name).values()
+    for config in configs:
+        method.check_second_moments(config)
     check_matplotlib("the figure")
     counts = read_counts(reports.COUNTS.value)
     directory = running.check_output()
@@ -46,20 +42,22 @@ def main() -> None:
     most = data.limit_edits(reports.COUNTS, counts[-1], dataset)
     counts = sorted({min(count, most) for count in counts})
     seed = running.SEED.value
+    loaded = model.load()
+    moments = method.find_second_moments(loaded, configs)
     editors = prepare_editors(
-        model.load(),
+        loaded,
         seed=seed,
-        chunk_size=running.CHUNK.value,
-        moments_source=source,
+        chunk_size=method.chunk_size(loaded, configs),
+        moments_source=moments,
     )
-    mass = MassEdits.open(directory, editors, dataset or make_world(), seed)
+    mass = MassEdits.open(directory, editors, dataset or make_world(), seed, moments)
     mass.measure(counts)
     report_mass(mass.report(counts), directory)
 
 
 PROGRAM = cli.Program(
     main,
-    takes="model_name dtype precision second_moments data_path counts output_dir chunk_size seed".split(),
+    takes="model_name revision dtype precision mesh second_moments data_path counts output_dir chunk_size seed".split(),
     defaults={"output_dir": "mass_edits"},
     resumable=True,
 )

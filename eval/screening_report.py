@@ -38,7 +38,7 @@ def main() -> None:
 
 PROGRAM = cli.Program(
     main,
-    takes="model_name dtype precision fact_file num_cases top noise_level samples seed window".split(),
+    takes="model_name revision dtype precision mesh fact_file num_cases top noise_level samples seed window".split(),
     defaults={"num_cases": 30},
 )
 

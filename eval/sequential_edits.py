@@ -37,14 +37,15 @@ def main() -> None:
     method.check_second_moments(config)
     dataset = data.read_sequence(running.CASES.value)
     num_edits = data.limit_edits(running.CASES, running.CASES.value, dataset)
+    loaded = model.load()
     report = run_modes(
-        model.load(),
+        loaded,
         config,
         num_edits=num_edits,
         every=reports.EVERY.value,
         seed=running.SEED.value,
         dataset=dataset,
-        moments_source=method.SECOND_MOMENTS.value,
+        moments_source=method.find_second_moments(loaded, [config]),
     )
     report_sequence(report, directory)
 
@@ -52,8 +53,8 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes=(
-        "model_name dtype precision config config_field hparams_fname second_moments data_path num_cases every "
-        "output_dir layer seed"
+        "model_name dtype precision mesh config config_field hparams_fname second_moments data_path num_cases every "
+        "output_dir layer seed revision"
     ).split(),
     defaults={"num_cases": 200, "output_dir": "sequential"},
 )

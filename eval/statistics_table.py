@@ -31,7 +31,7 @@ def main() -> None:
 
 PROGRAM = cli.Program(
     main,
-    takes="model_name dtype precision num_tokens num_cases seed".split(),
+    takes="model_name dtype precision mesh num_tokens num_cases seed".split(),
     defaults={"num_tokens": "0,1000,3000,10000,30000,100000,all", "num_cases": 60},
 )
 

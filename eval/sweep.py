@@ -34,21 +34,23 @@ def main() -> None:
     if len(grid.axes) < 3:
         check_matplotlib("the figure")
     results = running.check_results()
-    inputs = data.load([point.config for point in grid.points], Role.TUNING)
+    configs = [point.config for point in grid.points]
+    inputs = data.load(configs, Role.TUNING)
     sweep = Sweep(
         grid,
         algorithm,
         inputs.model,
         inputs.dataset,
         inputs.generation,
-        method.SECOND_MOMENTS.value,
+        method.find_second_moments(inputs.model, configs),
         running.SEED.value,
         method.HYPERNETWORK.value,
         method.read_templates(config),
     )
     directory = results / "sweeps" / (running.SWEEP_NAME.value or sweep.name)
     print(f"Results     {directory}")
-    sizes = {"batch_size": running.BATCH.value, "chunk_size": running.CHUNK.value}
+    chunk = method.chunk_size(inputs.model, configs)
+    sizes = {"batch_size": running.BATCH.value, "chunk_size": chunk}
     found = sweep.run(directory, results / "pre", **sizes, max_tokens=running.MAX_TOKENS.value)
     report(sweep, found, directory, running.FIGURE_FORMAT.value)
 
@@ -58,7 +60,7 @@ PROGRAM = cli.Program(
     takes=(
         "alg_name config config_field hparams_fname templates hypernetwork second_moments sweep model_name dtype "
         "precision ds_name data_path snippets_path tfidf_dir num_cases generation essence seed batch_size chunk_size "
-        "max_tokens results_dir sweep_name figure_format"
+        "max_tokens results_dir sweep_name figure_format mesh revision"
     ).split(),
     defaults={"num_cases": 50, "generation": False},
     resumable=True,

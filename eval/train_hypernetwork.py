@@ -80,8 +80,8 @@ def _check_given() -> None:
 PROGRAM = cli.Program(
     main,
     takes=(
-        "alg_name config config_field model_name dtype precision data_path output_dir learning_rate batch_size "
-        "max_steps validate_every patience file_dtype seed"
+        "alg_name config config_field model_name dtype precision mesh data_path output_dir learning_rate batch_size "
+        "max_steps validate_every patience file_dtype seed revision"
     ).split(),
     defaults={"alg_name": "MEND"},
     resumable=True,

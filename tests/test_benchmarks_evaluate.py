@@ -151,7 +151,9 @@ def tiny(monkeypatch):
     for module in (benchmark, evaluate_memory):
         monkeypatch.setattr(module, "PRESETS", sizes)
         monkeypatch.setattr(module, "EDIT_LAYERS", layers)
-    monkeypatch.setattr(benchmark.forward, "init_params", lambda config, _: random_params(config))
+    monkeypatch.setattr(
+        benchmark.transformer, "init_params", lambda config, _: random_params(config)
+    )
     monkeypatch.setattr(benchmark, "ceiling", lambda *_: 1.0)
     monkeypatch.setattr(benchmark, "torch_ceiling", lambda *_: 1.0)
     monkeypatch.setenv(

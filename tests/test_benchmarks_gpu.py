@@ -16,7 +16,7 @@ import pytest
 from benchmarks.gpu import check, measure, moment, page, sizes, weights
 from benchmarks.gpu.runner import LOG, PAGE, ROWS, Part, Stage, append_row, read_rows, run_stages
 from rome_jax.models.families import PRESETS, to_hf
-from rome_jax.models.forward import param_shapes
+from rome_jax.models.transformer import param_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 

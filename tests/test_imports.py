@@ -24,6 +24,7 @@ FLOORS = (
     ("moments",),
     ("edit", "trace"),
     ("evaluation",),
+    ("scaling",),
     ("plots",),
     ("terminal",),
     ("factworld_training",),

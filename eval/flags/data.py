@@ -12,7 +12,8 @@ from eval.flags import method, model, running
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.evaluation.datasets import FACTWORLD, Dataset, DatasetName, load_dataset
 from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
-from rome_jax.evaluation.run import load_generation_tests
+from rome_jax.evaluation.run import has_generation_prompts, load_generation_tests
+from rome_jax.evaluation.snippets import missing_downloads
 from rome_jax.factworld.records import Role
 from rome_jax.models.registry import SHIPPED, LanguageModel
 
@@ -132,6 +133,7 @@ def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inpu
     dataset = load_dataset(kind, path=PATH.value, model_name=name, limit=limit, role=role)
     tests = None
     if running.GENERATION.value:
+        _announce_downloads(dataset)
         texts = (SNIPPETS.value, TFIDF.value, running.SEED.value)
         essence = ESSENCE.value and EssenceTarget(ESSENCE.value)
         tests = load_generation_tests(dataset, *texts, essence)
@@ -145,3 +147,15 @@ def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inpu
     if running.GENERATION.value and tests is None:
         print("Generation  none, because the records have no generation prompts")
     return Inputs(loaded, dataset, tests)
+
+
+def _announce_downloads(dataset: Dataset) -> None:
+    """Prints the sizes of the references of generated texts that will be downloaded."""
+    if not has_generation_prompts(dataset):
+        return
+    files = missing_downloads(SNIPPETS.value, TFIDF.value, dataset.source == FACTWORLD)
+    if files:
+        named = ", ".join(f"{file.name} ({(file.size or 0) / 1e6:.0f} MB)" for file in files)
+        print(
+            f"Generation  downloads {named} once; --nogeneration skips generated texts", flush=True
+        )

@@ -10,6 +10,7 @@ from absl import flags
 
 _MARK = "Alias for "
 MOST = 2**31 - 1  # of anything that is counted
+AUTO = "auto"
 
 
 class _Opposite(flags.BooleanFlag):
@@ -23,6 +24,27 @@ class _Opposite(flags.BooleanFlag):
         super().parse(argument)
         self._of.parse(not self.value)
         self.present += 1
+
+
+class _IntegerOrAuto(flags.IntegerParser):
+    """A parser of integers that also takes the word auto."""
+
+    def parse(self, argument: str | int) -> int | str:
+        return AUTO if argument == AUTO else super().parse(argument)
+
+
+def DEFINE_integer_or_auto(
+    name: str, default: int, text: str, lower_bound: int
+) -> flags.FlagHolder[int | str]:
+    """Defines a flag that takes an integer, or the word auto for a program to choose one.
+
+    Args:
+      name: Name of the flag.
+      default: Default value.
+      text: Help of the flag.
+      lower_bound: Smallest integer.
+    """
+    return flags.DEFINE(_IntegerOrAuto(lower_bound, MOST), name, default, text)
 
 
 def alias(original: str, *names: str) -> None:

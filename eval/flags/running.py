@@ -38,12 +38,12 @@ BATCH = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=define.MOST,
 )
-CHUNK = flags.DEFINE_integer(
+CHUNK = define.DEFINE_integer_or_auto(
     "chunk_size",
     8,
-    "Number of requests that are optimized together; bounds the memory.",
+    "Number of requests that are optimized together; bounds the memory. The word auto takes what fits the device, up "
+    "to the size at which edits are fastest; eval.plan says what fits.",
     lower_bound=1,
-    upper_bound=define.MOST,
 )
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens",
@@ -112,7 +112,16 @@ FIGURE_FORMAT = flags.DEFINE_enum(
 )
 
 # These change no result beyond rounding, but belong to the record of a run.
-RECORDED = ("num_cases", "seed", "batch_size", "chunk_size", "max_tokens", "dtype")
+RECORDED = (
+    "num_cases",
+    "seed",
+    "batch_size",
+    "chunk_size",
+    "max_tokens",
+    "dtype",
+    "mesh",
+    "revision",
+)
 
 
 def recorded() -> dict[str, object]:

@@ -196,7 +196,12 @@ class MassEdits:
 
     @classmethod
     def open(
-        cls, directory: str | Path, editors: Sequence[Editor], facts: World | Dataset, seed: int
+        cls,
+        directory: str | Path,
+        editors: Sequence[Editor],
+        facts: World | Dataset,
+        seed: int,
+        moments_source: str | None = None,
     ) -> MassEdits:
         """Begins a run, or resumes one with the same settings.
 
@@ -205,6 +210,7 @@ class MassEdits:
           editors: ROME and MEMIT, prepared for the same model.
           facts: A world, of which all held-out requests are edited, followed by tuning ones; or the records to edit.
           seed: Seed of the requests and texts of a world.
+          moments_source: Where the second moments of the editors come from; None means the package.
 
         Raises:
           ValueError: If the folder holds a run with other settings, which the message names, or the records cannot be
@@ -219,13 +225,15 @@ class MassEdits:
             **{str(editor.algorithm): editor.config.to_dict() for editor in editors},
             "template_seeds": [editor.seed for editor in editors],
             "seed": seed,
+            "covariance": moments_source,
             **about,
         }
         recorded = {
+            "model_source": editors[0].model.source,
             "second_moments": {
                 str(editor.algorithm): checks.describe_matches(editor.options.get("second_moments"))
                 for editor in editors
-            }
+            },
         }
         runs.open_run(
             directory,

@@ -23,12 +23,14 @@ class Settings:
       templates: Context templates of the edits, which are recorded. Only given ones are settings; the others follow
         from the seed.
       second_moments: How the second moments of each layer were verified for the model, which is recorded.
+      model_source: Where the model was found, such as "hub NAME @ COMMIT", which is recorded.
     """
 
     edit: Mapping[str, Any]
     scores: Mapping[str, Any]
     templates: Sequence[str] = ()
     second_moments: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    model_source: str = ""
 
     @classmethod
     def of(
@@ -68,9 +70,9 @@ class Settings:
         if generation and generation.essence is EssenceTarget.NEW:
             scores["essence"] = generation.essence.value  # earlier runs used the true target
         moments = checks.describe_matches(editor.options.get("second_moments"))
-        return cls(edit, scores, templates, moments)
+        return cls(edit, scores, templates, moments, editor.model.source)
 
     def recorded(self) -> dict[str, Any]:
         """Returns the entries of run.json that other settings decide."""
         moments = {"second_moments": dict(self.second_moments)} if self.second_moments else {}
-        return {"templates": list(self.templates), **moments}
+        return {"templates": list(self.templates), "model_source": self.model_source, **moments}

@@ -32,7 +32,7 @@ from rome_jax.models.registry import LanguageModel
 
 # The lengths of rows, unless a prompt is longer: few shapes compile few programs.
 _COLUMNS = (64, 96, 128)
-_PLACES = 256  # places for which logits are in memory at once
+PLACES = 256  # places for which logits are in memory at once
 MAX_TOKENS = 16_384  # token columns in one forward pass
 
 
@@ -268,8 +268,8 @@ def _score_rows(
                     scored.append(token)
             segments[row, begin:column] = segment
     count = bucket(max(len(places), 16), 2)
-    if count > _PLACES:
-        count = round_up(len(places), _PLACES)
+    if count > PLACES:
+        count = round_up(len(places), PLACES)
     read, at = _by_row(list(places), num_rows, count)
     most = max(len(scored) for _, scored in places.values())
     tokens = np.zeros((count, most), np.int32)
@@ -337,7 +337,7 @@ def _score(
         return log_probs, tokens == logits.argmax(axis=-1)[:, None]
 
     parts = jax.tree.map(
-        lambda x: x.reshape(-1, min(len(x), _PLACES), *x.shape[1:]), (hidden, tokens)
+        lambda x: x.reshape(-1, min(len(x), PLACES), *x.shape[1:]), (hidden, tokens)
     )
     return jax.tree.map(lambda x: x.reshape(tokens.shape), jax.lax.map(score, parts))
 

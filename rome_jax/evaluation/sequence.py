@@ -272,6 +272,7 @@ def run_modes(
         "model": model.name,
         "fingerprint": model.fingerprint(),
         "configuration": config.to_dict(),
+        "covariance": (moments_source or "shipped") if config.needs_second_moments else None,
         "templates": list(templates),
         "seed": seed,
         **({} if dataset is None else describe_dataset(dataset)),

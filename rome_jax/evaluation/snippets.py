@@ -159,6 +159,25 @@ class _FileReader:
             ) from error
 
 
+def missing_downloads(
+    snippets_path: str | Path | None, tfidf_path: str | Path | None, factworld: bool = False
+) -> list[published.PublishedFile]:
+    """Returns the files that `load_snippets` and `load_tfidf` would download.
+
+    Args:
+      snippets_path, tfidf_path, factworld: As in these functions.
+
+    Example:
+      >>> missing_downloads(None, None, factworld=True)
+      []
+    """
+    if factworld:
+        return []
+    files = [] if snippets_path is not None else [published.ATTRIBUTE_SNIPPETS]
+    files += [] if tfidf_path is not None else [published.IDF, published.TFIDF_VOCABULARY]
+    return [file for file in files if not published.path_of(file).exists()]
+
+
 def load_snippets(path: str | Path | None = None, factworld: bool = False) -> AttributeSnippets:
     """Loads reference texts: from `path` if given, else factworld's own or the published file.
 

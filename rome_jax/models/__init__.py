@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from rome_jax.models.forward import (
         LayersOutput,
         Params,
-        Transformer,
         capture,
         embed,
         hidden_states,
-        init_params,
         logits,
-        param_shapes,
         plain_attention,
         run_last_layer,
         run_layer,
@@ -62,7 +59,8 @@ if TYPE_CHECKING:
         TokenizerError,
         load_model,
     )
-    from rome_jax.models.sharding import model_mesh, param_shardings, split_axes
+    from rome_jax.models.sharding import model_mesh, param_shardings, parse_mesh, split_axes
+    from rome_jax.models.transformer import Transformer, init_params, param_shapes
 
 # Models and their files
 __all__ = [
@@ -143,6 +141,7 @@ __all__ += [
 __all__ += [
     "model_mesh",
     "param_shardings",
+    "parse_mesh",
     "split_axes",
 ]
 
@@ -183,13 +182,13 @@ _HOMES = {
     "KVCache": "rome_jax.models.layers",
     "LayersOutput": "rome_jax.models.forward",
     "Params": "rome_jax.models.forward",
-    "Transformer": "rome_jax.models.forward",
+    "Transformer": "rome_jax.models.transformer",
     "capture": "rome_jax.models.forward",
     "embed": "rome_jax.models.forward",
     "hidden_states": "rome_jax.models.forward",
-    "init_params": "rome_jax.models.forward",
+    "init_params": "rome_jax.models.transformer",
     "logits": "rome_jax.models.forward",
-    "param_shapes": "rome_jax.models.forward",
+    "param_shapes": "rome_jax.models.transformer",
     "plain_attention": "rome_jax.models.forward",
     "run_last_layer": "rome_jax.models.forward",
     "run_layer": "rome_jax.models.forward",
@@ -215,6 +214,7 @@ _HOMES = {
     # Several devices
     "model_mesh": "rome_jax.models.sharding",
     "param_shardings": "rome_jax.models.sharding",
+    "parse_mesh": "rome_jax.models.sharding",
     "split_axes": "rome_jax.models.sharding",
 }
 

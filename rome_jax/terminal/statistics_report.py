@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from rome_jax.models.provenance import Match
+from rome_jax.moments.own_texts import DOCUMENT_TOKENS
 from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.moments.sources import Choice, Source
 
 
 def moment_line(layer: int, moment: SecondMoment) -> str:
@@ -47,3 +49,32 @@ def not_usable_line(layers: Sequence[int], width: int) -> str:
     """
     named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     return f"Edits cannot use {named}: collect more than {width} tokens (--num_tokens), into another --output_dir."
+
+
+def source_line(choice: Choice, given: bool) -> str:
+    """Returns a line on where second moments come from.
+
+    Args:
+      choice: The choice.
+      given: Whether the user named the source; otherwise the line says how to choose another.
+
+    Example:
+      >>> from rome_jax.moments.sources import Choice, Source
+      >>> print(source_line(Choice(Source.SHIPPED, None), given=True))
+      Statistics  shipped: second moments in the package
+    """
+    about = f"second moments in {choice.place or 'the package'}"
+    if choice.source is Source.PUBLISHED:
+        about = "the original's second moments, over Wikipedia"
+    if choice.documents:
+        tokens = choice.documents * DOCUMENT_TOKENS
+        about = (
+            f"samples {choice.documents:,} texts, up to {tokens:,} tokens, and keeps their {about}"
+        )
+    parts = [f"Statistics  {choice.source or 'given'}: {about}"]
+    if choice.reason:
+        parts.append(choice.reason)
+    if not given:
+        others = [source.value for source in Source if source is not choice.source]
+        parts.append(f"--second_moments={'|'.join(others)}|PATH takes others")
+    return "; ".join(parts)

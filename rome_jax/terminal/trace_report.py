@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rome_jax.files.groups import ALONE, ProcessGroup
 from rome_jax.files.progress import tqdm
 from rome_jax.models.registry import LanguageModel
 from rome_jax.models.runs import versions, write_json
@@ -34,6 +35,7 @@ def trace_facts(
     settings: Mapping[str, Any],
     figure_format: str = "pdf",
     case_figures: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Traces the facts that a folder does not hold yet, then reports on all of them; see `report_run`.
 
@@ -45,13 +47,16 @@ def trace_facts(
       directory: Folder of the run: a new one, or one with the same settings.
       settings: All settings that decide the results.
       figure_format, case_figures: As in `report_run`.
+      group: The processes that share the run, of which process 0 reports.
 
     Raises:
       ValueError: If the folder has other settings, or no case can be traced.
     """
-    folder = RunFolder.open(directory, settings, {"noise_value": protocol.noise.value})
-    folder.run(model, facts, protocol, series)
-    report_run(folder, facts, series, figure_format, case_figures)
+    recorded = {"noise_value": protocol.noise.value, "model_source": model.source}
+    folder = RunFolder.open(directory, settings, recorded, group)
+    folder.run(model, facts, protocol, series, group)
+    if group.index == 0:
+        report_run(folder, facts, series, figure_format, case_figures)
 
 
 def trace_prompt(

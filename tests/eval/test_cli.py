@@ -101,8 +101,9 @@ def definitions():
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            names = node.args[1:] if called.startswith("define.") else node.args[:1]
-            if ("DEFINE_" in called and path.name != "define.py") or called.startswith("define."):
+            renames = called in ("define.alias", "define.opposite")
+            names = node.args[1:] if renames else node.args[:1]
+            if ("DEFINE_" in called and path.name != "define.py") or renames:
                 for name in names:
                     if isinstance(name, ast.Constant):
                         found[name.value].append(f"{path.name}:{node.lineno}")

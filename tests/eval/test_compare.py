@@ -160,7 +160,7 @@ def test_a_method_that_fails_is_left_out_or_an_error(capsys):
 def test_missing_resources_are_named_before_the_model_is_loaded():
     assert model_config(MethodName.ROME, "gpt2-xl", "published").layers == (17,)
     with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
-        model_config(MethodName.ROME, "gpt2-xl", None)
+        model_config(MethodName.ROME, "gpt2-xl", "shipped")
     with pytest.raises(
         ValueError,
         match=r"no KN hyperparameters are known for model 'gpt2'.*--config=configs/kn.py:gpt2-xl\.$",

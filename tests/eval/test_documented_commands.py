@@ -30,6 +30,7 @@ LIMITS = {
     "eval.factworld_report": "--num_cases=2 --num_sweep_cases=0 --num_traced=1",
     "eval.layer_stats": "--batch_tokens=512",
     "eval.mass_edits": "--counts=2 --chunk_size=1",
+    "eval.plan": "",
     "eval.screening_report": "--num_cases=1 --samples=2",
     "eval.sequential_edits": "--num_cases=2 --every=2",
     "eval.statistics_table": "--num_tokens=0,1000 --num_cases=2",
@@ -39,6 +40,10 @@ LIMITS = {
     "eval.train_hypernetwork": "--batch_size=4 --max_steps=1 --validate_every=1",
 }
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+# What describes a process among several; the others are not there.
+GROUP = {"distributed", "coordinator_address", "num_processes", "process_id"}
 
 
 def commands(markdown):
@@ -51,6 +56,7 @@ def commands(markdown):
 
 def limited(name, arguments):
     """A command line with its limits, a few of which depend on the flags that it has."""
+    arguments = [one for one in arguments if one.lstrip("-").partition("=")[0] not in GROUP]
     limits = shlex.split(LIMITS[name])
     given = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     if name == "eval.causal_trace" and "prompt" not in given:

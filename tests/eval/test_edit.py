@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 
+from eval.flags import method
 from rome_jax import (
     FTConfig,
     apply_edits,
@@ -18,9 +21,10 @@ from rome_jax import (
 )
 from rome_jax.data.tokens import encode
 from rome_jax.edit.config import MethodName
+from rome_jax.files import extras
 from rome_jax.models.registry import load_model
 from tests.models.checkpoints import assert_same_params
-from tests.programs import ROOT, Program
+from tests.programs import ROOT, Program, refusal
 from tests.saved import assert_same_edits, random_edit
 
 # Both subjects have as many tokens as that of the default example, so that all edits share compiled programs.
@@ -75,7 +79,11 @@ def test_save_and_export_keep_the_edit_and_interactive_shows_both_models(program
     )
     assert result.returncode == 0, result.stderr
     assert "orbax" not in result.stderr, "messages of Orbax are hidden"
-    assert [line.split()[1].rstrip(",") for line in result.stdout.splitlines()[:3]] == [
+    source, *written = result.stdout.splitlines()[:4]
+    assert source.startswith(
+        "Statistics  shipped: second moments in the package; --second_moments="
+    )
+    assert [line.split()[1].rstrip(",") for line in written] == [
         str(path),
         str(tmp_path / "hf"),
         str(tmp_path / "orbax"),
@@ -234,7 +242,22 @@ def test_inspect_needs_no_model(program, saved):
             "no FT-L layer is known for model 'gpt2'",
         ),
         ((*FACT, "--model_name=gpt2"), '--config.layers="(5,)"'),
-        ((*FACT, "--model_name=gpt2-xl"), "give --second_moments="),
+        (
+            (*FACT, "--model_name=gpt2-xl", "--second_moments=shipped"),
+            "no second moments come with model 'gpt2-xl': leave out --second_moments=shipped",
+        ),
+        (
+            (*FACT, "--revision=main"),
+            "revision='main' is a version of a model on the Hugging Face hub, and factworld-gpt2 is not there",
+        ),
+        (
+            (*FACT, "--model_name=tests/golden/ckpt/gpt2", "--revision=main"),
+            "and tests/golden/ckpt/gpt2 is not there: leave it out",
+        ),
+        (
+            (*FACT, "--model_name=gpt2-xl", "--revision=../main"),
+            "revision='../main': give a branch",
+        ),
         (("--apply=nowhere.safetensors",), "nowhere.safetensors is not a file"),
         (("--inspect=edits", "--apply=x.safetensors"), "leave out --apply"),
     ],
@@ -245,6 +268,53 @@ def test_bad_input_is_one_sentence(program, arguments, message):
     assert message in result.stderr
     error = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and result.stderr.strip().endswith(error[0]), result.stderr
+
+
+def test_missing_torch_is_reported_before_a_download(program, monkeypatch):
+    files = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda name, *, revision, timeout: files)
+    monkeypatch.setattr(extras, "is_installed", lambda package: False)
+    error = refusal(program("--model_name=EleutherAI/gpt-j-6B", "--revision=main", *FACT))
+    assert "whose weights on the hub are pytorch_model.bin, needs torch: pip install 'rome" in error
+
+
+def test_a_line_says_where_second_moments_come_from_before_they_are_computed(
+    program, tmp_path, monkeypatch
+):
+    collected = []
+
+    def stop(*arguments):
+        raise SystemExit("Error: stopped.")
+
+    def collect(model, layers, *, command):
+        collected.append((layers, command))
+
+    monkeypatch.setattr(method, "prepare", stop)
+    monkeypatch.setattr(method.sources, "collect_own", collect)
+    directory = ROOT / "tests" / "golden" / "ckpt" / "gpt2"
+    edited = [f"--config={ROOT}/configs/rome.py", "--config.layers=1", *FACT]
+    model_name = f"--model_name={directory}"
+    lines = {
+        (): "shipped: second moments in the package; --second_moments=cached|published|self|PATH takes others",
+        ("--second_moments=shipped",): "shipped: second moments in the package",
+        (
+            model_name,
+            *edited,
+        ): "self: samples 192 texts, up to 24,576 tokens, and keeps their second moments in "
+        "stats/gpt2/self_192_articles; --second_moments=cached|shipped|published|PATH takes others",
+    }
+    for arguments, line in lines.items():
+        result = program(*arguments, cwd=tmp_path)
+        assert refusal(result) == "Error: stopped."
+        assert result.stdout == f"Statistics  {line}\n"
+    assert collected == [
+        (
+            [1],
+            f"python -m eval.layer_stats {model_name} --dataset=self --layers=1",
+        )
+    ]
+    cached = refusal(program("--second_moments=cached", cwd=tmp_path))
+    assert "stats/factworld-gpt2 holds no usable second moments of layer 0" in cached
 
 
 def test_a_file_of_the_original_serves_one_layer(program, tmp_path):

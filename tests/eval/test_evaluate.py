@@ -18,6 +18,8 @@ from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.run import EvaluationRun, load_generation_tests
 from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.summaries import summarize
+from rome_jax.factworld.facts import make_world
+from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.files.checksums import METADATA_KEY
 from rome_jax.files.locks import in_use
 from rome_jax.models import runs
@@ -350,7 +352,10 @@ def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path):
     ("flags", "message"),
     [
         (["--model_name=gpt2"], "no ROME layer is known for model 'gpt2'"),
-        (["--model_name=gpt2-xl"], "no second moments come with model 'gpt2-xl'"),
+        (
+            ["--model_name=gpt2-xl", "--second_moments=shipped"],
+            "no second moments come with model 'gpt2-xl'",
+        ),
         (["--hparams_fname=nowhere.json"], "there is no file nowhere.json"),
         (["--data_path=nowhere.json"], "there is no file nowhere.json"),
     ],
@@ -358,3 +363,31 @@ def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path):
 def test_bad_flags_are_one_sentence(program, flags, message, tmp_path):
     assert message in refusal(program(f"--results_dir={tmp_path}", *flags))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sizes_of_reference_texts_are_printed_before_they_are_downloaded(
+    program, tmp_path, monkeypatch
+):
+    def stop(*arguments):
+        raise SystemExit("Error: stopped.")
+
+    monkeypatch.setattr("eval.flags.data.load_generation_tests", stop)
+    monkeypatch.setattr("eval.flags.method.prepare", stop)
+    monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path / "cache"))
+    records = tmp_path / "records.json"
+    records.write_text(json.dumps(counterfact_records(make_world(), 0, Role.TUNING, 2)))
+    flags = (f"--results_dir={tmp_path / 'results'}", f"--data_path={records}")
+    done = program(*flags)
+    assert refusal(done) == "Error: stopped."
+    files = "attribute_snippets.json (926 MB), idf.npy (11 MB), tfidf_vocab.json (32 MB)"
+    line = f"Generation  downloads {files} once; --nogeneration skips generated texts\n"
+    assert done.stdout == line
+    done = program(*flags, "--nogeneration")
+    assert refusal(done) == "Error: stopped." and "downloads" not in done.stdout
+
+
+def test_a_run_with_other_second_moments_is_refused(editor, dataset, tmp_path):
+    EvaluationRun.open(tmp_path, Settings.of(editor, dataset, None, None), flags={})
+    others = Settings.of(editor, dataset, None, "stats/factworld-gpt2/self_192_articles")
+    with pytest.raises(ValueError, match="covariance is shipped there and stats/factworld-gpt2/s"):
+        EvaluationRun.open(tmp_path, others, "run_000", flags={})

@@ -115,14 +115,16 @@ def test_records_of_a_file_are_edited_in_place_of_factworlds(shipped_model, tmp_
     fewer = dataclasses.replace(dataset, sha256="0")
     with pytest.raises(ValueError, match=r"dataset is sample .* there and sample \(0\) here"):
         MassEdits.open(tmp_path, [editor], fewer, 0)
+    with pytest.raises(ValueError, match=r"covariance is None there and published here"):
+        MassEdits.open(tmp_path, [editor], dataset, 0, "published")
 
 
 def test_more_edits_than_records_and_missing_second_moments_are_refused():
     program = Program("eval.mass_edits")
     more = refusal(program("--data_path=sample", "--counts=1,30"))
     assert "--counts asks for 30 edits, but sample has 20 records: give at most 20" in more
-    none = refusal(program("--model_name=gpt2-xl"))
-    assert "no second moments come with model 'gpt2-xl': give --second_moments" in none
+    none = refusal(program("--model_name=gpt2-xl", "--second_moments=shipped"))
+    assert "no second moments come with model 'gpt2-xl': leave out --second_moments" in none
 
 
 def test_counts_are_whole_numbers_up_to_a_thousand():

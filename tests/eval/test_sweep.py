@@ -251,7 +251,7 @@ def test_the_program_resumes_a_sweep_and_draws_it(sweep, results, found, tmp_pat
         [*common, *grid, "--generation_tests"],
         [*common, "--sweep=v_lrs=1"],
         common,
-        ["--model_name=gpt2-xl", "--sweep=mom2_adjustment=False,True"],
+        ["--model_name=gpt2-xl", "--second_moments=shipped", "--sweep=mom2_adjustment=False,True"],
         [*common, *grid, "--config=configs/rome.py"],
     ]
     program = Program("eval.sweep")

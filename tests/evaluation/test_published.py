@@ -1,14 +1,19 @@
 """Published files: records from the cache, and downloads that are checked."""
 
+import email.message
 import hashlib
+import io
 import json
+import urllib.error
 
 import pytest
 
 from rome_jax.data import published
 from rome_jax.data.published import PublishedFile, fetch
 from rome_jax.evaluation.datasets import DatasetName, load_dataset, parse_zsre
-from rome_jax.files.downloads import DownloadError
+from rome_jax.evaluation.snippets import missing_downloads
+from rome_jax.files import downloads
+from rome_jax.files.downloads import DownloadError, UnreachableError
 from rome_jax.trace import inputs as trace_inputs
 
 QUESTION = {
@@ -43,6 +48,44 @@ def test_published_records_are_taken_from_the_cache(cache):
 def test_published_records_without_a_network(cache):
     with pytest.raises(DownloadError, match=r"curl .*dsets/counterfact.json` and copy the file to"):
         load_dataset(DatasetName.CF)
+
+
+def test_a_server_that_cannot_be_reached_differs_from_a_transfer_that_stops(cache, monkeypatch):
+    with pytest.raises(UnreachableError, match="curl") as error:
+        fetch(published.IDF)
+    assert "refused" in error.value.reason
+
+    class Answer(io.BytesIO):
+        status, headers = 200, email.message.Message()
+
+        def read(self, size):
+            if self.tell():
+                raise ConnectionResetError("reset by peer")
+            return super().read(2)
+
+    monkeypatch.setattr(downloads, "_open", lambda url, have: Answer(b"[1, 2]"))
+    with pytest.raises(DownloadError, match=r"\(reset by peer\)") as stopped:
+        fetch(published.IDF)
+    assert not isinstance(stopped.value, UnreachableError)
+    assert (cache / "idf.npy.part").read_bytes() == b"[1"
+
+    def absent(url, have):
+        raise urllib.error.HTTPError(url, 404, "Not Found", email.message.Message(), None)
+
+    monkeypatch.setattr(downloads, "_open", absent)
+    with pytest.raises(UnreachableError, match=r"idf.npy cannot be downloaded") as error:
+        fetch(published.IDF)
+    assert error.value.reason == "HTTP 404 Not Found"
+
+
+def test_what_generated_texts_would_download_is_known_before(cache):
+    names = [file.name for file in missing_downloads(None, None)]
+    assert names == ["attribute_snippets.json", "idf.npy", "tfidf_vocab.json"]
+    assert [file.name for file in missing_downloads("mine.json", None)] == names[1:]
+    assert [file.name for file in missing_downloads(None, "mine")] == names[:1]
+    (cache / "idf.npy").touch()
+    assert [file.name for file in missing_downloads("mine.json", None)] == names[2:]
+    assert missing_downloads(None, None, factworld=True) == []
 
 
 def test_a_download_is_checked(cache, tmp_path, monkeypatch):

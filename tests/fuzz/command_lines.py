@@ -58,8 +58,9 @@ ROLES: Mapping[str, str] = {
         "prompt subject target_new target_true paraphrase neighbor target contrast".split(), "text"
     ),
     **dict.fromkeys("layers num_articles noise_level".split(), "numbers"),
-    **dict.fromkeys("dtype model_name sweep continue_from_run".split(), "name"),
+    **dict.fromkeys("dtype model_name revision sweep continue_from_run".split(), "name"),
     "sweep_name": "new name",
+    "mesh": "mesh",
 }
 LONG = "a" * 300  # longer than the name of a file can be
 NAN = {"nan": "nan", "inf": "inf", "1e400": "1e400"}
@@ -118,6 +119,17 @@ OF_ROLE: Mapping[str, Mapping[str, str]] = {
         "absolute": "/nowhere/escape",
         "below": "a/../../b",
         "long": LONG,
+    },
+    "mesh": {
+        "word": "abc",
+        "axis": "heads:2",
+        "zero": "model:0",
+        "minus": "data:-2",
+        "half": "model:1.5",
+        "twice": "model:1,model:1",
+        "both": "data:-1,model:-1",
+        "huge": f"model:{10**30}",
+        "nan": "data:nan",
     },
     "other": {},
 }
@@ -219,6 +231,8 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--export_hf=new", "--save=new/x.safetensors"],
         ["--export_hf=results"],
         ["--second_moments=published"],
+        ["--second_moments=cached"],
+        ["--revision=main"],
         ["--dtype=float64"],
     ],
     "edits": [

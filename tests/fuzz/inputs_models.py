@@ -125,6 +125,14 @@ CALLS: tuple[Call, ...] = (
         names=("devices",),
     ),
     Call(
+        "parse_mesh",
+        "models",
+        models.parse_mesh,
+        {"text": "data:1,model:1"},
+        {"text": TEXTS | {"axis": "heads:1", "many": "data:999", "half": "model:1.5"}},
+        names=("mesh",),
+    ),
+    Call(
         "load_model",
         "models",
         rome_jax.load_model,

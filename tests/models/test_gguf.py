@@ -23,6 +23,7 @@ from rome_jax.models.huggingface import load_params
 from rome_jax.models.provenance import Match, Origin, compare
 from rome_jax.models.registry import ModelNotFoundError, known_config, load_model
 from rome_jax.models.runs import short_name
+from rome_jax.models.sharding import model_mesh
 from rome_jax.models.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_same_params
 from tests.models.gguf_models import TOKENS, tiny_config, write_gguf
@@ -72,6 +73,9 @@ def test_quantized_tensors_are_close(kind, error, tmp_path):
     config = tiny_config(tie_embeddings=False)
     params = write_gguf(tmp_path / "model.gguf", config, tmp_path, kind=kind)
     got = load_params(tmp_path / "model.gguf", config)
+    assert_same_params(
+        load_params(tmp_path / "model.gguf", config, mesh=model_mesh(jax.devices()[:1])), got
+    )
     for wanted, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(got), strict=True):
         assert leaf.dtype == np.float32
         assert np.abs(leaf - wanted).max() <= error * np.abs(wanted).max()

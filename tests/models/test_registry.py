@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
+from rome_jax.files import extras
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
 from rome_jax.models import export
@@ -20,6 +22,7 @@ from rome_jax.models.registry import (
     LanguageModel,
     ModelNotFoundError,
     TokenizerError,
+    check_revision,
     load_model,
 )
 from tests.models.checkpoints import (
@@ -131,6 +134,16 @@ def test_hf_hub_offline_is_respected(tmp_path, monkeypatch):
         load_model("gpt2-xl", cache_dir=tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """The hub does not answer what files a repository has."""
+
+    def unreachable(*args, **options):
+        raise errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+
+
 class Hub:
     """A substitute for the hub with one repository, from which a call gets the files that match its patterns."""
 
@@ -173,6 +186,51 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypa
     with pytest.raises((CheckpointError, MissingPackageError), match=r"pytorch_model\.bin"):
         load_model("someone/gpt2")
     assert len(hub.calls) == 2
+
+
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize(
+    "files", [["pytorch_model.bin"], ["pytorch_model-1.bin", "model.safetensors"]]
+)
+def test_missing_torch_is_reported_before_anything_is_downloaded(
+    missing, files, tmp_path, monkeypatch
+):
+    repository = copy_golden("gpt2", tmp_path / "repository")
+    hub = Hub(repository, tmp_path / "0123abc")
+    asked = []
+
+    def model_info(name, *, revision, timeout):
+        asked.append((name, revision))
+        names = ["config.json", "tf_model.h5", *files]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
+    monkeypatch.setattr(extras, "is_installed", lambda package: not missing)
+    options = {"revision": "float16", "cache_dir": tmp_path / "cache"}
+    if missing and len(files) == 1:
+        with pytest.raises(MissingPackageError, match=r"pytorch_model.bin, needs torch") as error:
+            load_model("someone/gpt2", **options)
+        assert "\n" not in str(error.value) and not hub.calls
+    else:
+        load_model("someone/gpt2", **options)
+        assert hub.calls
+    assert asked == [("someone/gpt2", "float16")] * missing
+
+
+def test_a_revision_is_only_for_the_hub(tmp_path):
+    for name in ("factworld-gpt2", GOLDEN / "ckpt" / "gpt2"):
+        with pytest.raises(
+            ValueError, match="revision='v1' is a version of a model on the"
+        ) as error:
+            load_model(name, revision="v1")
+        one_sentence(error)
+    for revision in ("", "../main", "a..b", "a b", "-x", "x" * 300, "a/"):
+        with pytest.raises(ValueError, match="give a branch, a tag, or a commit") as error:
+            load_model("gpt2-xl", revision=revision, cache_dir=tmp_path)
+        one_sentence(error)
+    for revision in ("refs/pr/3", "v1.0", "float16", "47e169305d2e8376be1d31e765533382721b2cc1"):
+        check_revision("gpt2-xl", revision)
 
 
 def test_part_of_a_model_in_the_cache_is_not_a_model(tmp_path, monkeypatch):

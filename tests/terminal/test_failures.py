@@ -95,3 +95,41 @@ def test_an_error_of_the_file_system_has_a_place_and_a_remedy(cache):
     assert describe(named) == "out/run.json: Permission denied; check the path."
     assert describe(OSError("the disk is full: free some space.")).startswith("the disk is full")
     assert describe(BrokenPipeError(32, "Broken pipe")).startswith("the output was closed")
+
+
+def library_frame(module, error):
+    """Raises an error in a function that belongs to a module of the library."""
+    scope = {"__name__": module, "raising": raising, "error": error}
+    exec("def run():\n    raising(error)", scope)
+    return caught(scope["run"])
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("rome_jax.edit.stages.value", "--chunk_size"),
+        ("rome_jax.evaluation.scoring", "--max_tokens or --batch_size"),
+        ("rome_jax.trace.restore", "--chunk_columns"),
+        ("rome_jax.moments.key_sums", "--batch_tokens"),
+        (
+            "rome_jax.models.forward",
+            "--batch_tokens or --max_tokens or --chunk_size or --batch_size",
+        ),
+    ],
+)
+def test_out_of_memory_names_the_flag_of_what_ran(module, flags, cache):
+    takes = "model_name dtype batch_size chunk_size max_tokens chunk_columns batch_tokens".split()
+    error = XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+    sentence = describe(library_frame(module, error), takes)
+    assert sentence.startswith("out of memory (RESOURCE_EXHAUSTED: Out of memory while")
+    assert f": lower {flags}" in sentence
+    assert sentence.endswith(", or give --dtype=bfloat16; python -m eval.plan says what fits.")
+    assert sentence.count("\n") == 0 and not cache.exists()
+
+
+def test_out_of_memory_without_flags_still_has_a_remedy():
+    error = MemoryError()
+    assert (
+        describe(error) == "out of memory (MemoryError): use a smaller model or a larger machine."
+    )
+    assert "split the model over several devices with --mesh." in describe(error, ["mesh"])

@@ -1,0 +1,1 @@
+"""Time and memory of each job on models of real size, loaded from files that this benchmark writes."""
