@@ -246,8 +246,8 @@ def factor_in_place(matrix: np.ndarray, block: int = _BLOCK) -> np.ndarray:
 
     Args:
       matrix: float64 [F, F] in Fortran order; its memory is used.
-      block: Number of columns per block. OpenBLAS 0.3 crashes if it factors a matrix of 16,384 columns, which is GPT-J's
-        width, on several threads. Matrices of up to one block are factored in one call.
+      block: Number of columns per block. OpenBLAS 0.3 crashes if it factors a matrix of 16,384 columns, the width of
+        GPT-J's MLPs, on several threads. Matrices of up to one block are factored in one call.
 
     Returns:
       The factor in the lower triangle; the rest is meaningless.
