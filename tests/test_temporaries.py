@@ -1,7 +1,8 @@
 """No program over half-precision weights keeps a float32 copy of the stack of layers.
 
-CPUs multiply in float32. XLA would convert all layers before the loop over them, which for GPT-J takes 22 GiB. The
-models here are only shapes, with many layers and few tokens, so that such a copy would exceed the bounds several times.
+Some products on CPUs need float32 weights. XLA would convert all layers before the loop over them, which for GPT-J
+takes 22 GiB. The models here are only shapes, with many layers and few tokens, so that such a copy would exceed the
+bounds several times.
 """
 
 import dataclasses

@@ -194,7 +194,8 @@ def _value_peak(setup: Setup, layer: int, requests: int, lengths: Lengths) -> Pe
     states = rows * columns * setup.width * setup.itemsize
     states += rows * (setup.config.mlp_width + setup.width) * _FLOAT32
     in_layers = _in_layer(setup, packed_rows * packed, packed)
-    below = Peak(setup.weights, states, _LAYERS_IN_LOOP * setup.layer + in_layers)
+    edited = setup.wide_layer if setup.platform is Platform.CPU else setup.layer
+    below = Peak(setup.weights, states, setup.layer + edited + in_layers)
 
     # Keys and values of the prefix, packed and then per row.
     def cache(count: int, width: int) -> int:
@@ -297,7 +298,7 @@ def statistics_peak(
     length = min(lengths.sequence, setup.config.context_length, tokens)
     rows = setup.rows(max(1, tokens // length))
     # The keys are computed in float32 whatever the dtype is.
-    layer = setup.layer * _FLOAT32 // setup.computed
+    layer = setup.wide_layer
     wide = dataclasses.replace(setup, dtype="float32")
     temporary = layer + _in_layer(wide, rows * length, length)
     kept = 2 * rows * length * setup.width * setup.itemsize + setup.moment

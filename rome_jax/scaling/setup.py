@@ -75,8 +75,8 @@ class Setup:
 
     @property
     def is_widened(self) -> bool:
-        """Whether programs convert weights to float32 before they multiply."""
-        return self.computed > self.itemsize
+        """Whether programs convert weights to float32 before they multiply; see `rome_jax.models.precision`."""
+        return self.platform is Platform.CPU and self.dtype == "float16"
 
     @functools.cached_property
     def _counts(self) -> tuple[int, int]:
@@ -103,12 +103,22 @@ class Setup:
     @property
     def layer(self) -> int:
         """Bytes of one layer's weights as programs multiply with them."""
-        return self._counts[1] * self.computed
+        return self._counts[1] * (_FLOAT32 if self.is_widened else self.itemsize)
+
+    @property
+    def wide_layer(self) -> int:
+        """Bytes of one layer's weights in float32."""
+        return self._counts[1] * _FLOAT32
 
     @property
     def head(self) -> int:
-        """Bytes of the head if programs convert it to float32, and otherwise 0, because they read it in place."""
-        return self.width * self.vocabulary * self.computed if self.is_widened else 0
+        """Bytes of the head if programs convert it to float32, and otherwise 0, because they read it in place.
+
+        A CPU reads a bfloat16 head in place only if it is stored as [D, V], and not if it is the transposed embedding.
+        """
+        on_cpu = self.platform is Platform.CPU and self.dtype == "bfloat16"
+        converted = self.is_widened or (on_cpu and self.config.tie_embeddings)
+        return self.width * self.vocabulary * _FLOAT32 if converted else 0
 
     @property
     def width(self) -> int:

@@ -56,11 +56,13 @@ def test_a_mesh_splits_what_it_can():
         Setup(PRESETS["gpt2-xl"], model=3)
 
 
-def test_only_the_cpu_widens_half_precision():
+def test_a_cpu_widens_float16_and_a_tied_bfloat16_head():
     config = PRESETS["gpt2"]
-    on_cpu, on_gpu = (Setup(config, "bfloat16", platform) for platform in ("cpu", "gpu"))
-    assert on_cpu.layer == 2 * on_gpu.layer == Setup(config).layer
-    assert (on_gpu.head, on_cpu.head) == (0, 4 * 768 * 50257)
+    float16, bfloat16 = (Setup(config, dtype, "cpu") for dtype in ("float16", "bfloat16"))
+    on_gpu = Setup(config, "bfloat16", "gpu")
+    assert float16.layer == 2 * bfloat16.layer == 2 * on_gpu.layer == Setup(config).layer
+    assert float16.head == bfloat16.head == 4 * 768 * 50257
+    assert on_gpu.head == Setup(PRESETS[GPTJ], "bfloat16", "cpu").head == 0
 
 
 PEAKS = {
