@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from jax._src import distributed
 from rome_jax.files.groups import TIMEOUT, GroupError, ProcessGroup, meeting
 
 _JOIN_SECONDS = 300
+_POLL = 0.2  # seconds between two attempts to reach process 0
 _JOB = "rome_jax/job"
 
 
@@ -54,6 +57,8 @@ def join(
     # Its handler of SIGTERM would replace the program's.
     jax.config.update("jax_enable_preemption_service", False)
     try:
+        if coordinator_address is not None and process_id:
+            _wait_for(coordinator_address, join_seconds)
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
@@ -67,13 +72,31 @@ def join(
         if index == 0:
             client.key_value_set(_JOB, secrets.token_hex(8))
         job = client.blocking_key_value_get(_JOB, 1000 * join_seconds)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise GroupError(
             f"the processes cannot find each other ({_first_line(error)}): check --coordinator_address, "
             "--num_processes and --process_id, or start the program in a job that jax detects, such as one of SLURM."
         ) from error
     with meeting(root, job, index, count, timeout=timeout, barrier=_leave) as group:
         yield group
+
+
+def _wait_for(address: str, seconds: float) -> None:
+    """Waits until process 0 listens. The client of `jax.distributed` aborts this process if it does not.
+
+    Raises:
+      OSError: If it does not within the given time.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=seconds):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL)
 
 
 def _leave() -> None:
