@@ -146,6 +146,8 @@ class ProcessGroup:
         if self._members is None:
             return
         early = self._members.wait()
+        if self.index > 0 and not early:
+            return  # process 0 checks, and may already have removed files that `missing` looks for
         deadline = time.monotonic() + _VISIBLE
         while (left := missing()) and not early and time.monotonic() < deadline:
             time.sleep(_POLL)

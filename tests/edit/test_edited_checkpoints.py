@@ -119,7 +119,7 @@ def test_an_empty_directory_will_do_and_a_checkpoint_is_replaced_when_asked(mode
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("format", 2, "has format 2, but rome_jax .* reads formats up to 1"),
+        ("format", 3, "has format 3, but rome_jax .* reads formats up to 2"),
         ("format", "new", r"model\.json: format='new': give an integer"),
         ("format", None, r"model\.json: format is missing|format=None"),
         ("fingerprint", 7, r"model\.json: fingerprint=7: give a text"),
