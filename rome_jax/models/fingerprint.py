@@ -125,7 +125,7 @@ def base_fingerprint(params: Params, config: ModelConfig) -> str:
 
 
 def _described_shape(path: str, leaf: jax.Array) -> tuple[int, ...]:
-    """Returns the shape that stands for a leaf: fused queries, keys and values once had one axis for all three."""
+    """Returns the shape that checksums record for a leaf: fused projections once had one axis for all three parts."""
     if path.startswith("blocks/attn/qkv/"):
         return (*leaf.shape[:-2], leaf.shape[-2] * leaf.shape[-1])
     return leaf.shape

@@ -143,19 +143,18 @@ class Plan:
         """
         if self.fits_required:
             return self
-        half = self.setup if self.setup.itemsize < 4 else _changed(self.setup, dtype="bfloat16")
+        half = (
+            self.setup
+            if self.setup.itemsize < 4
+            else dataclasses.replace(self.setup, dtype="bfloat16")
+        )
         for model in (1, 2, 4, 8, 16, 32, 64):
             if model < half.model or half.config.mlp_width % model:
                 continue
-            plan = Plan.of(_changed(half, model=model), self.memory, self.name)
+            plan = Plan.of(dataclasses.replace(half, model=model), self.memory, self.name)
             if plan.fits_required:
                 return plan
         return None
-
-
-def _changed(setup: Setup, **changes: object) -> Setup:
-    """Returns a setup with some fields changed."""
-    return dataclasses.replace(setup, **changes)  # type: ignore[arg-type]
 
 
 def jobs_of(setup: Setup, name: str = "", lengths: Lengths = COUNTERFACT) -> tuple[Job, ...]:

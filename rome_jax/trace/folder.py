@@ -123,7 +123,7 @@ class RunFolder:
             group.finish(lambda: sum(bool(self._missing(fact, series)) for fact in facts))
 
     def _missing(self, fact: KnownFact, series: Sequence[Series]) -> list[Series]:
-        """Returns the series in which a fact has not been traced."""
+        """Returns the series that have no file for a fact yet."""
         return [one for one in series if not self.path(fact, one).exists()]
 
     def _run(
