@@ -160,12 +160,14 @@ def test_the_environment_describes_a_group(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "jax.distributed.initialize", lambda *place, **options: seen.append(place) or refuse()
     )
-    environment = {"JAX_COORDINATOR_ADDRESS": "node1:1234", "JAX_NUM_PROCESSES": "4"}
-    for name, value in {**environment, "JAX_PROCESS_ID": "3"}.items():
-        monkeypatch.setenv(name, value)
     program = Program("eval.evaluate")
-    refusal(program("--distributed", f"--results_dir={tmp_path}"))
-    assert seen == [("node1:1234", 4, 3)]
+    with socket.create_server(("localhost", 0)) as coordinator:
+        address = f"localhost:{coordinator.getsockname()[1]}"
+        environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "4"}
+        for name, value in {**environment, "JAX_PROCESS_ID": "3"}.items():
+            monkeypatch.setenv(name, value)
+        refusal(program("--distributed", f"--results_dir={tmp_path}"))
+    assert seen == [(address, 4, 3)]
     monkeypatch.setenv("JAX_NUM_PROCESSES", "many")
     error = refusal(program("--distributed", f"--results_dir={tmp_path}"))
     assert error == "Error: JAX_NUM_PROCESSES='many': give an integer."
