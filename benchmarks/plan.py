@@ -37,6 +37,7 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.methods import rome
 from rome_jax.evaluation.scoring import Query, score_queries
+from rome_jax.models.devices import memory_figure
 from rome_jax.models.families import PRESETS
 from rome_jax.models.forward import Params
 from rome_jax.models.generate import generate
@@ -186,8 +187,8 @@ def measure(name: str, dtype: str, job: str, size: int, steps: int) -> dict[str,
     with watching() as peak:
         jax.block_until_ready(run())
     found, process = peak[0], PROCESS
-    if (stats := jax.local_devices()[0].memory_stats()) is not None:
-        found, process = stats["peak_bytes_in_use"], 0
+    if (peak_on_device := memory_figure("peak_bytes_in_use")) is not None:
+        found, process = peak_on_device, 0
     setup = Setup(PRESETS[name], dtype, platform_here())
     return {
         "measured": found,

@@ -21,7 +21,8 @@ from eval import cli
 from eval.flags import data, method, processes, running
 from rome_jax.edit.config import Hyperparameters, MethodName
 from rome_jax.evaluation import summaries, tables
-from rome_jax.evaluation.run import EvaluationRun, find_run
+from rome_jax.evaluation.run import EvaluationRun
+from rome_jax.evaluation.run_folder import find_run
 from rome_jax.evaluation.run_settings import Settings
 from rome_jax.files.groups import ProcessGroup
 

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from rome_jax.models.export import save_hf
     from rome_jax.models.forward import capture, logits
     from rome_jax.models.generate import Sampling, generate, generate_text
-    from rome_jax.models.interventions import Delta, Patch, PatchMode, Site
+    from rome_jax.models.interventions import Delta, Site
     from rome_jax.models.logit_lens import logit_lens, top_tokens
     from rome_jax.models.orbax import load_orbax, save_orbax
+    from rome_jax.models.patches import Patch, PatchMode
     from rome_jax.models.registry import LanguageModel, load_model
     from rome_jax.moments.second_moment import SecondMoment
     from rome_jax.moments.shipped import load_shipped
@@ -160,8 +161,8 @@ _HOMES = {
     "save_hf": "rome_jax.models.export",
     "save_orbax": "rome_jax.models.orbax",
     # Inspecting and changing a forward pass
-    "Patch": "rome_jax.models.interventions",
-    "PatchMode": "rome_jax.models.interventions",
+    "Patch": "rome_jax.models.patches",
+    "PatchMode": "rome_jax.models.patches",
     "Site": "rome_jax.models.interventions",
     "capture": "rome_jax.models.forward",
     "logit_lens": "rome_jax.models.logit_lens",

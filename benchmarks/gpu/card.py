@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from benchmarks.gpu.child import Context
 from benchmarks.gpu.measure import median_seconds
 from benchmarks.timing import ceiling
+from rome_jax.models.devices import memory_figure
 
 CEILINGS = "ceilings"
 _PACKAGES = (
@@ -47,11 +48,11 @@ def run(context: Context) -> None:
 def _device() -> dict[str, object]:
     """Describes the device, the driver, and the host."""
     device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
+    memory = memory_figure("bytes_limit")
     found = {
         "backend": jax.default_backend(),
         "kind": device.device_kind,
-        "memory GiB": stats["bytes_limit"] / 2**30 if "bytes_limit" in stats else None,
+        "memory GiB": None if memory is None else memory / 2**30,
         "driver": None,
         "host": f"{platform.machine()}, Python {platform.python_version()}",
     }

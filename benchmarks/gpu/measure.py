@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from rome_jax.models.devices import memory_figure
+
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _THREADS = 8
 
@@ -76,5 +78,5 @@ def warm_up(functions: Sequence[Callable[[], Any]]) -> tuple[list[Any], float, f
 
 def peak_gib() -> float | None:
     """Returns the peak device memory of this process in GiB, or None if jax does not report it."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
+    peak = memory_figure("peak_bytes_in_use")
+    return None if peak is None else peak / 2**30

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rome_jax.files.artifacts import write_whole
+
 GIB = 2**30
 RESULTS = "results.json"
 BEGIN, END = "<!-- tables of benchmarks.real_size -->", "<!-- end of the tables -->"
@@ -41,7 +43,7 @@ def add_result(directory: Path, row: Row) -> None:
         for old in read_results(directory)
         if (old["title"], old["stage"]) != (row["title"], row["stage"])
     ]
-    (directory / RESULTS).write_text(json.dumps([*rows, row], indent=1) + "\n")
+    write_whole(directory / RESULTS, (json.dumps([*rows, row], indent=1) + "\n").encode())
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -91,4 +93,5 @@ def write_report(page: Path, rows: Sequence[Row]) -> None:
             f"--report={page} has no place for tables: add the lines {BEGIN!r} and {END!r}."
         )
     before, rest = text.split(BEGIN, 1)
-    page.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{rest.split(END, 1)[1]}")
+    content = f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{rest.split(END, 1)[1]}"
+    write_whole(page, content.encode())

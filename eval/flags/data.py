@@ -108,7 +108,7 @@ def limit_edits(flag: flags.FlagHolder[Any], count: int, dataset: Dataset | None
             f"--{flag.name} asks for {count:,} edits, but {dataset.source} has {available} records: give at most "
             f"{available}."
         )
-    print(f"Edits {available}, the number of records of {dataset.source}")
+    print(f"Edits       {available}, the number of records of {dataset.source}")
     return available
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from eval.flags import define, running
-from rome_jax.models.interventions import PatchMode
+from rome_jax.models.patches import PatchMode
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace import inputs as trace_inputs
 from rome_jax.trace.corruption import Measure

@@ -21,7 +21,8 @@ import optax
 from rome_jax.factworld_training.batches import RESTORED_EVERY, TrainingBatch
 from rome_jax.factworld_training.settings import TrainConfig
 from rome_jax.models import forward
-from rome_jax.models.layers import Attention, causal_mask, position_ids
+from rome_jax.models.layers import Attention
+from rome_jax.models.masks import causal_mask, position_ids
 
 NOISE_LEVEL = 3.0  # In standard deviations of the token embeddings, as in causal tracing.
 

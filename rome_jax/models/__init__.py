@@ -1,7 +1,8 @@
 """GPT models as data and pure functions: load them, run them, inspect them and change what they compute.
 
-There is one module per topic: config, registry (`load_model`), forward, interventions, generate, logit_lens, sharding.
-The functions `generate` and `logit_lens` are only in `rome_jax`, because modules of this package have these names.
+There is one module per topic: config, registry (`load_model`), forward, interventions, patches, generate, logit_lens,
+sharding. The functions `generate` and `logit_lens` are only in `rome_jax`, because modules of this package have these
+names.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rome_jax.models.export import save_hf
     from rome_jax.models.families import PRESETS, family_config, from_hf, to_hf
     from rome_jax.models.forward import (
-        LayersOutput,
         Params,
         capture,
         embed,
@@ -38,20 +38,11 @@ if TYPE_CHECKING:
     )
     from rome_jax.models.generate import GeneratedBatch, Sampling, clean_text, generate_text
     from rome_jax.models.huggingface import layer_name, load_params, save_params
-    from rome_jax.models.interventions import (
-        Delta,
-        DenseUpdate,
-        Leaf,
-        LowRankUpdate,
-        Part,
-        Patch,
-        PatchMode,
-        RunPatch,
-        Site,
-    )
+    from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part, Site
     from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCache
     from rome_jax.models.logit_lens import top_tokens
     from rome_jax.models.orbax import load_orbax, save_orbax
+    from rome_jax.models.patches import Patch, PatchMode, RunPatch
     from rome_jax.models.registry import (
         SHIPPED,
         LanguageModel,
@@ -60,6 +51,7 @@ if TYPE_CHECKING:
         load_model,
     )
     from rome_jax.models.sharding import model_mesh, param_shardings, parse_mesh, split_axes
+    from rome_jax.models.stack import LayersOutput
     from rome_jax.models.transformer import Transformer, init_params, param_shapes
 
 # Models and their files
@@ -180,7 +172,7 @@ _HOMES = {
     "Attention": "rome_jax.models.layers",
     "BlockOutput": "rome_jax.models.layers",
     "KVCache": "rome_jax.models.layers",
-    "LayersOutput": "rome_jax.models.forward",
+    "LayersOutput": "rome_jax.models.stack",
     "Params": "rome_jax.models.forward",
     "Transformer": "rome_jax.models.transformer",
     "capture": "rome_jax.models.forward",
@@ -201,9 +193,9 @@ _HOMES = {
     "Leaf": "rome_jax.models.interventions",
     "LowRankUpdate": "rome_jax.models.interventions",
     "Part": "rome_jax.models.interventions",
-    "Patch": "rome_jax.models.interventions",
-    "PatchMode": "rome_jax.models.interventions",
-    "RunPatch": "rome_jax.models.interventions",
+    "Patch": "rome_jax.models.patches",
+    "PatchMode": "rome_jax.models.patches",
+    "RunPatch": "rome_jax.models.patches",
     "Site": "rome_jax.models.interventions",
     # Generated texts and the logit lens
     "GeneratedBatch": "rome_jax.models.generate",

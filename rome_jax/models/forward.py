@@ -18,50 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models.block import Block, Head
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import (
-    Delta,
-    Patch,
-    RunPatch,
-    Site,
-    apply_patches,
-    check_leaves,
-    check_sites,
-)
-from rome_jax.models.layers import (
-    Attention,
-    BlockOutput,
-    Interventions,
-    KVCache,
-    branch_mask,
-    causal_mask,
-    norm,
-    position_ids,
-    segment_mask,
-)
+from rome_jax.models.interventions import Delta, Site, check_leaves, check_sites
+from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCache, norm
+from rome_jax.models.masks import branch_mask, causal_mask, position_ids, segment_mask
+from rome_jax.models.patches import Patch, RunPatch, apply_patches
 from rome_jax.models.placement import DATA_AXIS, constrain
+from rome_jax.models.stack import LayersOutput, checkpoint, take_layer
 
 Params = dict[str, Any]
-
-
-@struct.dataclass
-class LayersOutput:
-    """The result of a range of layers.
-
-    Attributes:
-      hidden: [B, T, D], the residual stream after the last of the layers.
-      captures: The values at each captured site, [layers run, B, T, ...]; `Site.ATTN_PATTERN` gives
-        [layers run, B, H, T, C + T].
-      cache: [layers run, B, G, T, K], keys and values of the tokens that were run, or None without `keep_cache`.
-    """
-
-    hidden: jax.Array
-    captures: dict[Site, jax.Array]
-    cache: KVCache | None = None
 
 
 def embed(
@@ -124,52 +92,13 @@ def run_layer(
     """
     if interventions.deltas is not None:
         check_leaves(config, [update.leaf for update in interventions.deltas.updates])
-    weights = _at(params["blocks"], layer)
+    weights = take_layer(params["blocks"], layer)
     return _apply(Block(config), weights, hidden, attention, cache, layer, interventions, read)
 
 
 def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
     """Applies a linen module to its params."""
     return module.apply({"params": params}, *arguments)
-
-
-# Keeps matrix products for the backward pass and recomputes the rest, above all each layer's slice of the weights.
-checkpoint = functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-)
-
-
-def _at(stack: Any, index: int | jax.Array) -> Any:
-    """Takes one layer of a stacked tree. Dynamic indexing copies one layer; slicing out a range would copy them all."""
-
-    stack, index = tie(stack, jnp.asarray(index))
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack
-    )
-
-
-def tie(weights: Any, varying: jax.Array) -> tuple[Any, jax.Array]:
-    """Keeps XLA from converting half-precision weights outside of the loop that uses them.
-
-    XLA's CPU backend multiplies in float32. It moves the conversion of weights, which are the same in each iteration,
-    out of the loop and keeps a float32 copy of the whole stack. A barrier makes the weights appear to depend on a value
-    that varies. It costs nothing, and float32 weights are returned unchanged.
-
-    Args:
-      weights: Params, or some of their leaves.
-      varying: A value that differs between iterations of the loop, and that the iteration uses.
-
-    Returns:
-      Both arguments; use these values instead of the arguments.
-
-    Example:
-      >>> weights, layer = tie({"kernel": jnp.ones((2, 3), jnp.bfloat16)}, jnp.int32(1))
-      >>> weights["kernel"].dtype.name, int(layer)
-      ('bfloat16', 1)
-    """
-    if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(weights)):
-        return weights, varying
-    return jax.lax.optimization_barrier((weights, varying))
 
 
 def run_layers(
@@ -237,7 +166,7 @@ def run_layers(
             attention,
             layer,
             interventions=interventions,
-            cache=None if cache is None else _at(cache, layer - cache.first),
+            cache=None if cache is None else take_layer(cache, layer - cache.first),
         )
         captured = {site: out.sites[site] for site in capture}
         return out.hidden, (captured, out.cache if keep_cache else None)
@@ -309,7 +238,7 @@ def run_last_layer(
         attention,
         last,
         interventions=interventions,
-        cache=None if cache is None else _at(cache, last - cache.first),
+        cache=None if cache is None else take_layer(cache, last - cache.first),
         read=jnp.atleast_2d(read),
     ).hidden
 

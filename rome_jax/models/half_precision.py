@@ -6,11 +6,9 @@ import math
 import os
 from pathlib import Path
 
-import jax
-
-from rome_jax.files.memory import machine_memory
 from rome_jax.files.safetensors_io import read_header
 from rome_jax.models import gguf_files
+from rome_jax.models.devices import device_memory
 from rome_jax.models.locate import is_local, read_config
 from rome_jax.models.registry import known_config
 from rome_jax.models.weights import leaf_shapes
@@ -59,14 +57,6 @@ def suggestion(
     if is_gptj:
         remedy += f", and --revision={_GPTJ_BRANCH} halves the download too"
     return f"{name} has {size / 1e9:.1f} GB of float32 weights{about}: {remedy}"
-
-
-def device_memory() -> int | None:
-    """Returns the memory of the first device in bytes: of the machine if it is a CPU, or None if it is unknown."""
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return machine_memory()
-    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def stored_dtype(name: str) -> str:

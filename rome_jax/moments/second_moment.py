@@ -35,7 +35,7 @@ class MomentProvenance:
       layer: Index of the layer; the keys are the input of its down-projection.
       corpus: Name of the corpus.
       revision: Version of the corpus: a commit, or a hash of its files.
-      limit: Requested part of the corpus, such as "100000 articles"; see `rome_jax.moments.collect.Limit`.
+      limit: Requested part of the corpus, such as "100000 articles"; see `rome_jax.moments.limits.Limit`.
       articles: Number of articles that were read, without empty ones.
       rows: Number of rows of `sequence_length` positions that the articles were packed into.
       sequence_length: Number of tokens after which an article was cut.

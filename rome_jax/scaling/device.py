@@ -8,7 +8,7 @@ from typing import Self
 
 import jax
 
-from rome_jax.models import half_precision
+from rome_jax.models import devices
 from rome_jax.scaling.setup import Platform
 
 PROCESS = (
@@ -67,7 +67,7 @@ class Device:
           >>> Device.here().platform == jax.local_devices()[0].platform
           True
         """
-        platform, memory = platform_here(), half_precision.device_memory()
+        platform, memory = platform_here(), devices.device_memory()
         if memory is None:
             raise ValueError(
                 "the memory of this machine's device is unknown: give --device_memory, such as 80GB."

@@ -17,7 +17,7 @@ from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEC
 from rome_jax.edit.method import METHODS
 from rome_jax.evaluation.scoring import MAX_TOKENS
 from rome_jax.files.memory import available_memory
-from rome_jax.models import half_precision
+from rome_jax.models import devices
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.placement import DATA_AXIS, MODEL_AXIS, mesh_of
 from rome_jax.scaling.device import platform_here
@@ -271,7 +271,7 @@ def chunk_size(
     axes = {} if mesh is None else mesh.shape
     split = (axes.get(DATA_AXIS, 1), axes.get(MODEL_AXIS, 1))
     setup = Setup(config, str(leaves[0].dtype), platform, *split)
-    memory = half_precision.device_memory()
+    memory = devices.device_memory()
     if platform is Platform.CPU and (free := available_memory()) is not None:
         memory = free + sum(leaf.nbytes for leaf in leaves)  # the weights are loaded already
     most = _USEFUL_CHUNK[platform]

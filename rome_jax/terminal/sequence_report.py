@@ -56,7 +56,7 @@ def _paths(directory: str | Path, name: str) -> tuple[Path, Path]:
 def _print_data(settings: Mapping[str, Any]) -> None:
     """Prints what records of a file were measured with; factworld's measurements need no line."""
     if "dataset" in settings:
-        print(f"Data {settings['dataset']}; perplexity of {settings['perplexity_texts']}")
+        print(f"Data        {settings['dataset']}; perplexity of {settings['perplexity_texts']}")
 
 
 def _print_row(name: str, values: Mapping[str, float]) -> None:

@@ -24,9 +24,11 @@ from flax import struct
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.interventions import Site
 from rome_jax.models.layers import KVCache
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.registry import LanguageModel
+from rome_jax.models.stack import LayersOutput
 from rome_jax.trace.prompt import TracePrompt, TraceTokens
 
 # The sites that a trace can restore or sever.
@@ -164,7 +166,7 @@ def run_clean_and_corrupted(
     attention = forward.plain_attention(batch)
     read = tokens.last + jnp.arange(1 if tokens.target is None else len(tokens.target))
 
-    def run(patches: Sequence[Patch]) -> tuple[jax.Array, forward.LayersOutput, jax.Array]:
+    def run(patches: Sequence[Patch]) -> tuple[jax.Array, LayersOutput, jax.Array]:
         embedded = forward.embed(params, config, batch.ids, attention.positions, patches)
         out = forward.run_layers(
             params, config, embedded, attention, capture=SITES, keep_cache=True

@@ -26,7 +26,8 @@ from rome_jax.files.checked import (
     shown,
 )
 from rome_jax.files.progress import tqdm
-from rome_jax.models.interventions import PatchMode, Site
+from rome_jax.models.interventions import Site
+from rome_jax.models.patches import PatchMode
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace.corruption import Measure, Runs
 from rome_jax.trace.facts import KnownFact

@@ -38,8 +38,9 @@ from flax import struct
 
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import PatchMode, RunPatch, Site, apply_patches
+from rome_jax.models.interventions import Site
 from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.patches import PatchMode, RunPatch, apply_patches
 from rome_jax.trace.corruption import RunStates, score
 
 DEFAULT_WINDOW = 10  # layers, as in the paper

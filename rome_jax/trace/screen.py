@@ -26,8 +26,9 @@ import numpy as np
 from rome_jax.files.checked import Count, check
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import PatchMode, RunPatch
-from rome_jax.models.layers import Attention, Interventions, causal_mask
+from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.masks import causal_mask
+from rome_jax.models.patches import PatchMode, RunPatch
 from rome_jax.trace.corruption import Runs, RunStates, score
 from rome_jax.trace.restore import DEFAULT_WINDOW, TraceKind
 from rome_jax.trace.sweep import CHUNK_COLUMNS, check_window, scores

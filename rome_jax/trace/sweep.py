@@ -20,7 +20,8 @@ from rome_jax.data.tokens import bucket
 from rome_jax.files.checked import Count, PositiveInt, check, shown
 from rome_jax.files.memory import check_memory
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import PatchMode, Site
+from rome_jax.models.interventions import Site
+from rome_jax.models.patches import PatchMode
 from rome_jax.models.registry import LanguageModel
 from rome_jax.trace.corruption import Measure, Runs, run_clean_and_corrupted
 from rome_jax.trace.prompt import TracePrompt

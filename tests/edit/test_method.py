@@ -15,7 +15,7 @@ from rome_jax.edit.methods import rome
 from rome_jax.edit.result import EditResult, NotFiniteError, check_finite
 from rome_jax.edit.stages.answers import target_is_answer
 from rome_jax.evaluation import DatasetName, load_dataset
-from rome_jax.evaluation.run import Settings
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.models.generate import generate_text
 from rome_jax.models.interventions import Delta
 from rome_jax.moments.shipped import load_shipped

@@ -16,6 +16,7 @@ from rome_jax.evaluation import run as evaluation_run
 from rome_jax.evaluation.case_files import read_cases
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.run import EvaluationRun, load_generation_tests
+from rome_jax.evaluation.run_folder import find_run
 from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.summaries import summarize
 from rome_jax.factworld.facts import make_world
@@ -308,12 +309,12 @@ def test_a_damaged_case_file_is_not_a_result(tmp_path, editor, dataset, content)
 def test_other_hyperparameters_are_refused_before_the_model_is_loaded(whole, config):
     results = whole.directory.parents[1]
     known = {"hyperparameters": config.to_dict()}
-    assert evaluation_run.find_run(results, "ROME", "run_000", known) == whole.directory
+    assert find_run(results, "ROME", "run_000", known) == whole.directory
     known = {"hyperparameters": config.to_dict() | {"v_lr": 0.1}}
     with pytest.raises(ValueError, match=r"other settings \(hyperparameters is"):
-        evaluation_run.find_run(results, "ROME", "run_000", known)
+        find_run(results, "ROME", "run_000", known)
     with pytest.raises(ValueError, match=r"\.\./x.*: give "):
-        evaluation_run.find_run(results, "ROME", "../x")
+        find_run(results, "ROME", "../x")
 
 
 def test_records_without_generation_prompts_need_no_reference_texts(dataset):

@@ -117,9 +117,11 @@ def test_the_program_edits_the_records_of_a_file(world, tmp_path, monkeypatch):
     done = program(*flags)
     assert done.returncode == 0, done.stderr
     first, second, third, *_ = done.stdout.splitlines()
-    assert first == "Edits 2, the number of records of cf.json"
+    assert first == "Edits       2, the number of records of cf.json"
     assert second.startswith("Statistics  shipped: ")
-    assert third == "Data cf.json; perplexity of neighborhood prompts with their true targets"
+    assert (
+        third == "Data        cf.json; perplexity of neighborhood prompts with their true targets"
+    )
     report = json.loads((tmp_path / "sequential.json").read_text())
     assert report["dataset"] == "cf.json" and len(report["dataset_sha256"]) == 64
     assert report["configuration"]["v_num_grad_steps"] == 2

@@ -12,7 +12,7 @@ from rome_jax.edit.method import METHODS, Editor, MethodName, read_config
 from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.evaluation.hypernetwork_examples import split_records
-from rome_jax.evaluation.run import Settings
+from rome_jax.evaluation.run_settings import Settings
 from rome_jax.factworld.records import Role
 from rome_jax.models import forward
 from rome_jax.models.registry import SHIPPED, load_model

@@ -11,7 +11,7 @@ import numpy as np
 
 import rome_jax
 from rome_jax import trace
-from rome_jax.models.interventions import PatchMode
+from rome_jax.models.patches import PatchMode
 from rome_jax.trace import Distribution, Measure, Noise, NoiseLevel, TraceKind
 from tests.fuzz.call import BELOW_ONE, TEXTS, WORDS, Call
 from tests.fuzz.examples import tiny

@@ -15,8 +15,9 @@ from rome_jax.models.forward import (
     run_last_layer,
     run_layers,
 )
-from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site
+from rome_jax.models.interventions import Site
 from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.patches import Patch, PatchMode, RunPatch
 from tests.models.checkpoints import FAMILIES, SEQUENCES, tiny_model
 
 HEADS = 3

@@ -27,8 +27,9 @@ from rome_jax.models.families import FAMILIES, family_config, from_hf, to_hf
 from rome_jax.models.fingerprint import fingerprint
 from rome_jax.models.generate import generate
 from rome_jax.models.huggingface import load_params, save_params
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Patch, PatchMode, Site
+from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate, Site
 from rome_jax.models.layers import rotate
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.sharding import LOGICAL_AXES
 from tests.models.checkpoints import (
     SEQUENCES,

@@ -20,7 +20,8 @@ from rome_jax.models.forward import (
     run_layers,
     unembed,
 )
-from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.interventions import Site
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.transformer import Transformer, init_params
 from tests.models.checkpoints import (
     FAMILIES,

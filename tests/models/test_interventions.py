@@ -21,12 +21,11 @@ from rome_jax.models.interventions import (
     Leaf,
     LowRankUpdate,
     Part,
-    Patch,
-    PatchMode,
     Site,
     sites_of,
 )
 from rome_jax.models.layers import Interventions
+from rome_jax.models.patches import Patch, PatchMode
 from tests.models.checkpoints import FAMILIES, SEQUENCES, close, rows, tiny_model
 
 # Patches

@@ -69,7 +69,7 @@ def choose(monkeypatch):
     def chosen(gigabytes, *methods, platform=Platform.GPU):
         memory = None if gigabytes is None else int(gigabytes * 10**9)
         monkeypatch.setattr(plan, "platform_here", lambda: platform)
-        monkeypatch.setattr(plan.half_precision, "device_memory", lambda: memory)
+        monkeypatch.setattr(plan.devices, "device_memory", lambda: memory)
         monkeypatch.setattr(plan, "available_memory", lambda: memory)
         config = PRESETS["gpt2"]
         params = {"one": np.zeros(1, np.float32)}

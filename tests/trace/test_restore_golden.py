@@ -9,7 +9,8 @@ import pytest
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.models import forward
-from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site
+from rome_jax.models.interventions import Site
+from rome_jax.models.patches import Patch, PatchMode, RunPatch
 from rome_jax.trace import sweep
 from rome_jax.trace.noise import subject_embedding_std
 from rome_jax.trace.prompt import TracePrompt

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rome_jax.models import forward
-from rome_jax.models.interventions import PatchMode, RunPatch
-from rome_jax.models.layers import Attention, Interventions, causal_mask
+from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.masks import causal_mask
+from rome_jax.models.patches import PatchMode, RunPatch
 from rome_jax.trace import sweep
 from rome_jax.trace.corruption import Measure, score
 from rome_jax.trace.restore import TraceKind

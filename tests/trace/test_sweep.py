@@ -9,8 +9,10 @@ import pytest
 
 from rome_jax.data.tokens import SequenceTooLongError, TokenBatch
 from rome_jax.models import forward
-from rome_jax.models.interventions import Patch, PatchMode, RunPatch, Site
-from rome_jax.models.layers import Attention, Interventions, causal_mask
+from rome_jax.models.interventions import Site
+from rome_jax.models.layers import Attention, Interventions
+from rome_jax.models.masks import causal_mask
+from rome_jax.models.patches import Patch, PatchMode, RunPatch
 from rome_jax.trace import corruption, restore, sweep
 from rome_jax.trace.corruption import SITES, Measure
 from rome_jax.trace.prompt import TracePrompt

@@ -35,8 +35,9 @@ from rome_jax.edit.baseline_config import TargetEncoding
 from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Patch, PatchMode, Site, activation_site
+from rome_jax.models.interventions import Site, activation_site
 from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCache
+from rome_jax.models.patches import Patch, PatchMode
 
 
 @struct.dataclass

@@ -23,8 +23,9 @@ from flax import struct
 from rome_jax.edit.stages.targets import TargetInputs, target_nll
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
+from rome_jax.models.interventions import Leaf, Site
 from rome_jax.models.layers import Interventions
+from rome_jax.models.patches import Patch, PatchMode
 
 # The sites of a projection's inputs and outputs.
 _SITES = {

@@ -20,6 +20,7 @@ from rome_jax.edit.stages.shared_contexts import PackedRows, SharedContexts
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.layers import Attention, KVCache, columns
+from rome_jax.models.stack import checkpoint
 
 
 @struct.dataclass
@@ -123,4 +124,4 @@ def run_suffix(
         remat=True,
     ).hidden
     last_layer = functools.partial(forward.run_last_layer, params, config, cache=suffix.cache)
-    return forward.checkpoint(last_layer)(hidden, suffix.attention, read)
+    return checkpoint(last_layer)(hidden, suffix.attention, read)

@@ -28,6 +28,7 @@ from rome_jax.edit.stages.shared_contexts import SharedContexts
 from rome_jax.edit.stages.suffix import Suffix, freeze_prefix, run_suffix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
+from rome_jax.models.stack import tie
 
 
 @struct.dataclass
@@ -212,7 +213,7 @@ def _optimize(
     adam = optax.adam(settings.v_lr)
 
     def loss(delta, step, initial):
-        weights, delta = forward.tie(params, delta)
+        weights, delta = tie(params, delta)
         nll, current, present = loss_terms(
             delta, suffix, weights, model_config, targets, essence, layer
         )

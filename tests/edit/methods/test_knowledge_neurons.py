@@ -16,7 +16,8 @@ from rome_jax.edit.methods import knowledge_neurons
 from rome_jax.models import forward
 from rome_jax.models.families import PRESETS
 from rome_jax.models.huggingface import layer_name
-from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
+from rome_jax.models.interventions import Leaf, Site
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.registry import LanguageModel
 from tests.models.checkpoints import assert_same_params, random_params, tiny_config
 

@@ -22,14 +22,8 @@ from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
 from rome_jax.models.families import PRESETS
-from rome_jax.models.interventions import (
-    Delta,
-    DenseUpdate,
-    LowRankUpdate,
-    Patch,
-    PatchMode,
-    Site,
-)
+from rome_jax.models.interventions import Delta, DenseUpdate, LowRankUpdate, Site
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.registry import load_model
 from rome_jax.moments.shipped import load_shipped
 from tests.models.checkpoints import assert_same_params

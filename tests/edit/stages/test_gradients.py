@@ -11,8 +11,9 @@ from rome_jax.data.tokens import pad
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
 from rome_jax.models import forward
-from rome_jax.models.interventions import Leaf, Patch, PatchMode, Site
+from rome_jax.models.interventions import Leaf, Site
 from rome_jax.models.layers import norm
+from rome_jax.models.patches import Patch, PatchMode
 from rome_jax.models.registry import LanguageModel
 from tests.models.checkpoints import FAMILIES, random_params, tiny_config
 

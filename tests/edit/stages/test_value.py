@@ -19,7 +19,8 @@ from rome_jax.edit.stages.key import layer_states
 from rome_jax.edit.stages.value import optimize_value, project_to_ball, safe_norm
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
-from rome_jax.models.interventions import Patch, PatchMode, Site
+from rome_jax.models.interventions import Site
+from rome_jax.models.patches import Patch, PatchMode
 
 LAYER = 1
 # Neither the ball nor the threshold is reached, so every step is taken. The likelihoods of a random model barely depend
