@@ -1,7 +1,7 @@
 """No program over half-precision weights keeps a float32 copy of the stack of layers.
 
-Some products on CPUs need float32 weights. XLA would convert all layers before the loop over them, which for GPT-J
-takes 22 GiB. The models here are only shapes, with many layers and few tokens, so that such a copy would exceed the
+Products on CPUs need float32 weights, unless they are bfloat16. XLA would convert all layers before the loop over them,
+which for GPT-J takes 22 GiB. The models here are only shapes, with many layers and few tokens, so that such a copy would exceed the
 bounds several times.
 """
 
@@ -124,18 +124,19 @@ def continued(params, config):
     )
 
 
-# How many layers at most are in float32 at once: the one of the loop, and those that run apart from a loop, because
-# they have other columns or another dtype.
+# The weights that a program holds at once, in layers of float32. With bfloat16 a program takes a layer out of the
+# stack, which is half of that, and converts nothing. It takes two if the last or the edited layer runs apart.
 AT_ONCE = {
-    run_forward: 1,
-    capture: 1,
-    states: 2,
-    value: 5,  # also the backward pass, and the activations that it keeps
-    corrupted: 1,
-    restored: 2,
-    score: 2,
-    continued: 1,
+    run_forward: 0.5,
+    capture: 0.5,
+    states: 1,
+    value: 2,  # also the backward pass
+    corrupted: 0.5,
+    restored: 1,
+    score: 1,
+    continued: 0.5,
 }
+CONVERTED = {"bfloat16": 1, "float16": 2}  # float16 weights are converted to float32
 
 
 def check_temporaries(run, name, dtype):
@@ -145,7 +146,7 @@ def check_temporaries(run, name, dtype):
     layer = 4 * sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params["blocks"]))
     program = jax.jit(functools.partial(run, config=config)).lower(params).compile()
     temporaries = program.memory_analysis().temp_size_in_bytes
-    bound = (AT_ONCE[run] + ACTIVATIONS) * layer
+    bound = (CONVERTED[dtype] * AT_ONCE[run] + ACTIVATIONS) * layer
     assert temporaries < bound, f"{temporaries / layer:.2f} layers"
 
 

@@ -18,7 +18,7 @@ from flax import struct
 from rome_jax.models.config import Activation, ModelConfig, Norm, Rotary, RotaryPairs
 from rome_jax.models.interventions import Delta, Leaf, Site, add_deltas
 from rome_jax.models.patches import Patch, RunPatch, apply_patches
-from rome_jax.models.precision import MatmulPrecision, dot_general, einsum
+from rome_jax.models.precision import MatmulPrecision, dot_general, einsum, promote_inputs
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.GELU_TANH: functools.partial(nn.gelu, approximate=True),
@@ -151,6 +151,7 @@ def dense(
         use_bias=use_bias,
         precision=config.precision,  # type: ignore[arg-type]  # linen's annotation has no algorithms
         dot_general=dot_general,
+        promote_dtype=promote_inputs,
         kernel_init=nn.initializers.normal(0.02),
         name=leaf.value[-1],
     )(inputs)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.lax import DotAlgorithmPreset, Precision
 
 from rome_jax.models.cpu_products import project_bfloat16
@@ -31,7 +32,9 @@ __all__ = (
     "dot_general",
     "einsum",
     "is_emulated",
+    "multiplies_bfloat16",
     "product",
+    "promote_inputs",
 )
 
 MatmulPrecision = Precision | DotAlgorithmPreset
@@ -154,9 +157,30 @@ def dot_general(
         jax.lax.dot_general, dimension_numbers=dimension_numbers
     )
     projection = dimension_numbers == (((lhs.ndim - 1,), (0,)), ((), ()))
-    if projection and lhs.dtype == rhs.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if projection and multiplies_bfloat16(lhs, rhs):
         multiply = _multiply_bfloat16
     return product(multiply, lhs, rhs, precision, **options)
+
+
+def multiplies_bfloat16(x: jax.Array, kernel: jax.Array) -> bool:
+    """Returns whether a projection by a bfloat16 kernel runs without a float32 copy of it; see `cpu_products`."""
+    if kernel.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return False
+    return x.dtype in (jnp.bfloat16, jnp.float32)
+
+
+def promote_inputs(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Promotes the arrays of a linen module to one dtype, except for kernels that are multiplied without a copy.
+
+    The arguments and the result are those of `flax.linen.dtypes.promote_dtype`.
+
+    Example:
+      >>> [x.dtype.name for x in promote_inputs(jnp.ones(2), jnp.ones(2, jnp.float16), None)[:2]]
+      ['float32', 'float32']
+    """
+    if dtype is None and multiplies_bfloat16(*arrays[:2]):
+        return list(arrays)
+    return promote_dtype(*arrays, dtype=dtype, inexact=inexact)
 
 
 def _multiply_bfloat16(
@@ -166,9 +190,9 @@ def _multiply_bfloat16(
     precision: MatmulPrecision,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """Has the signature that `product` calls. Inputs with 7 mantissa bits are the same at every precision."""
+    """Has the signature that `product` calls, which rounds float32 inputs if the precision asks for it."""
     del precision
-    return project_bfloat16(x, kernel, jnp.dtype(preferred_element_type or jnp.bfloat16))
+    return project_bfloat16(x, kernel, jnp.dtype(preferred_element_type or x.dtype))
 
 
 # The gradient of a product is two products: of the cotangent and each input. All three must be rounded, as the hardware

@@ -173,3 +173,24 @@ def test_other_precisions_are_refused_in_one_sentence(precision):
         ) as error:
             refuse(precision)
         assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices multiply mixed dtypes")
+def test_float32_inputs_of_bfloat16_kernels_lose_no_digits():
+    """Three bfloat16 parts hold all bits of an input."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((5, 64)), jnp.float32)
+    kernel = jnp.asarray(generator.standard_normal((64, 7)), jnp.bfloat16)
+
+    def project(x):
+        return dot_general(x, kernel, (((1,), (0,)), ((), ())))
+
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    found, pull_back = jax.vjp(jax.jit(project), x)
+    assert found.dtype == jnp.float32
+    assert np.abs(found - exact).max() <= 2e-7 * np.abs(exact).max()
+    gradient = generator.standard_normal((5, 7)).astype(np.float32)
+    expected = gradient.astype(np.float64) @ np.asarray(kernel, np.float64).T
+    (of_x,) = pull_back(jnp.asarray(gradient))
+    assert of_x.dtype == jnp.float32
+    assert np.abs(of_x - expected).max() <= 2e-7 * np.abs(expected).max()
