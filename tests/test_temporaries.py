@@ -1,8 +1,8 @@
 """No program over half-precision weights keeps a float32 copy of the stack of layers.
 
 Products on CPUs need float32 weights, unless they are bfloat16. XLA would convert all layers before the loop over them,
-which for GPT-J takes 22 GiB. The models here are only shapes, with many layers and few tokens, so that such a copy would exceed the
-bounds several times.
+which for GPT-J takes 22 GiB. The models here are only shapes, with many layers and few tokens, so that such a copy
+would exceed the bounds several times.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ from rome_jax.factworld_training.report import Sizes, report
 from rome_jax.trace.averages import TokenClass
 
 
+@pytest.mark.slow
 def test_a_report_has_recall_tracing_and_edits(shipped_model, monkeypatch, capsys):
     few = dataclasses.replace(make_world(), facts=make_world().facts[::50])
     monkeypatch.setattr(report_module, "recalled", lambda model, world: recalled(model, few))

@@ -38,6 +38,7 @@ def numbers(text, label):
     return np.array(found[0].split(), float)
 
 
+@pytest.mark.slow
 def test_one_prompt_shows_the_early_and_the_late_site(tmp_path, monkeypatch):
     settings = {"SAMPLES": 4, "NUM_FACTS": 1}
     texts, cells, workdir = run_small("causal_trace", settings, tmp_path, monkeypatch)

@@ -211,6 +211,7 @@ def test_twenty_facts_at_once(known):
     assert after.perplexity <= 1.05 * before.perplexity
 
 
+@pytest.mark.slow
 def test_each_fact_by_itself_in_one_batch(known):
     model, _, records, config, options = known
     requests = [record.request for record in records]
