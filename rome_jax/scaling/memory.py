@@ -190,12 +190,11 @@ def _value_peak(setup: Setup, layer: int, requests: int, lengths: Lengths) -> Pe
     packed_rows, packed = _packed(requests, lengths.contexts, lengths.shared, columns)
     prefix_rows, prefix = _packed(requests, lengths.contexts, lengths.shared, lengths.prefix)
 
-    # The states up to the edited layer, which runs in float32.
+    # The states up to the edited layer, whose activations are float32.
     states = rows * columns * setup.width * setup.itemsize
     states += rows * (setup.config.mlp_width + setup.width) * _FLOAT32
     in_layers = _in_layer(setup, packed_rows * packed, packed)
-    edited = setup.wide_layer if setup.platform is Platform.CPU else setup.layer
-    below = Peak(setup.weights, states, setup.layer + edited + in_layers)
+    below = Peak(setup.weights, states, 2 * setup.layer + in_layers)
 
     # Keys and values of the prefix, packed and then per row.
     def cache(count: int, width: int) -> int:
