@@ -130,7 +130,7 @@ AT_ONCE = {
     run_forward: 0.5,
     capture: 0.5,
     states: 1,
-    value: 2,  # also the backward pass
+    value: 1,
     corrupted: 0.5,
     restored: 1,
     score: 1,

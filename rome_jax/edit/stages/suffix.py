@@ -20,7 +20,6 @@ from rome_jax.edit.stages.shared_contexts import PackedRows, SharedContexts
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.layers import Attention, KVCache, columns
-from rome_jax.models.stack import checkpoint
 
 
 @struct.dataclass
@@ -110,18 +109,16 @@ def run_suffix(
     Returns:
       [R, M, D] residual stream after the last layer.
     """
-    last = config.num_layers - 1
-    if layer == last:
+    if layer == config.num_layers - 1:
         return columns(hidden, read)
+    # The last layer, too, runs all columns: a program of its own for those that are read would hold more weights.
     hidden = forward.run_layers(
         params,
         config,
         hidden,
         suffix.attention,
         start=layer + 1,
-        stop=last,
         cache=suffix.cache,
         remat=True,
     ).hidden
-    last_layer = functools.partial(forward.run_last_layer, params, config, cache=suffix.cache)
-    return checkpoint(last_layer)(hidden, suffix.attention, read)
+    return columns(hidden, read)
