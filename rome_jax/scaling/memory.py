@@ -27,7 +27,7 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 
 _FLOAT32 = 4
 # Copies of a layer's weights, and of the logits, that an optimization step holds: forward pass, backward pass, update.
-_LAYERS_IN_STEP = 3
+_LAYERS_IN_STEP = 1
 _LOGITS_IN_STEP = 3
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
@@ -135,7 +135,7 @@ def edit_peak(
       >>> from rome_jax.models.families import PRESETS
       >>> setup = Setup(PRESETS["gpt2-xl"])
       >>> round(edit_peak(setup, ROMEConfig.for_model("gpt2-xl"), 8).total / 1e9, 1)
-      11.9
+      11.7
     """
     requests = setup.rows(chunk)
     match config:
@@ -206,13 +206,13 @@ def _value_peak(setup: Setup, layer: int, requests: int, lengths: Lengths) -> Pe
     copied = cache(prefix_rows, prefix) if requests > 1 else 0
     frozen = Peak(setup.weights, kept, setup.layer + in_layers + copied)
 
-    # A step keeps the matrix products of all layers above but the last for its backward pass.
+    # A step keeps the matrix products of all layers above for its backward pass.
     products = 3 * setup.width + setup.qkv_width + (1 + config.gated) * setup.mlp_width
     suffix = rows * lengths.suffix
-    residuals = max(above - 1, 0) * suffix * products * setup.computed
+    residuals = above * suffix * products * setup.computed
     read = lengths.contexts * requests * lengths.target + requests
     temporary = residuals + _LOGITS_IN_STEP * _logits(setup, read) + _HEADS_IN_STEP * setup.head
-    temporary += (_LAYERS_IN_STEP - setup.is_widened) * setup.layer
+    temporary += _LAYERS_IN_STEP * setup.layer
     temporary += _in_layer(setup, suffix, columns, cached=True)
     return _largest(below, frozen, Peak(setup.weights, kept, temporary))
 
