@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+_BITS = 8, 7  # exponent and mantissa of bfloat16
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project_bfloat16(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
@@ -35,7 +37,7 @@ def _parts(x: jax.Array, count: int) -> list[jax.Array]:
     parts = []
     for _ in range(count):
         # Not `astype`: XLA may drop a conversion to bfloat16 and back, and the next part would be zero.
-        high = jax.lax.reduce_precision(x, 8, 7)
+        high = jax.lax.reduce_precision(x, *_BITS)
         parts.append(high.astype(jnp.bfloat16))
         x = x - high
     return parts

@@ -26,9 +26,8 @@ from rome_jax.scaling.setup import Platform, Setup
 from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 
 _FLOAT32 = 4
-# Copies of a layer's weights, and of the logits, that an optimization step holds: forward pass, backward pass, update.
-_LAYERS_IN_STEP = 1
-_LOGITS_IN_STEP = 3
+_LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
+_LOGITS_IN_STEP = 3  # copies of the logits: forward pass, backward pass, update
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
 _FT_KERNELS = 7  # change, gradient, two averages of Adam, update, merged weights, result

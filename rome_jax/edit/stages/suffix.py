@@ -111,7 +111,7 @@ def run_suffix(
     """
     if layer == config.num_layers - 1:
         return columns(hidden, read)
-    # The last layer, too, runs all columns: a program of its own for those that are read would hold more weights.
+    # The last layer also runs all columns. Running it apart would hold the weights of another layer.
     hidden = forward.run_layers(
         params,
         config,
