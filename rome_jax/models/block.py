@@ -74,10 +74,11 @@ class Head(nn.Module):
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
         """Computes logits: hidden [..., D], embedding [V, D] -> float32 [..., V]."""
         config = self.config
-        kernel = embedding.T
+        kernel, axis = embedding, 1
         if not config.tie_embeddings:
-            kernel = self.param("kernel", nn.initializers.normal(0.02), kernel.shape)
-        contracted = ((hidden.ndim - 1,), (0,))
+            shape = embedding.shape[::-1]
+            kernel, axis = self.param("kernel", nn.initializers.normal(0.02), shape), 0
+        contracted = ((hidden.ndim - 1,), (axis,))
         logits = dot_general(
             hidden,
             kernel,

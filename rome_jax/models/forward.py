@@ -27,7 +27,7 @@ from rome_jax.models.layers import Attention, BlockOutput, Interventions, KVCach
 from rome_jax.models.masks import branch_mask, causal_mask, position_ids, segment_mask
 from rome_jax.models.patches import Patch, RunPatch, apply_patches
 from rome_jax.models.placement import DATA_AXIS, constrain
-from rome_jax.models.stack import LayersOutput, checkpoint, take_layer
+from rome_jax.models.stack import LayersOutput, checkpoint, take_layer, tie
 
 Params = dict[str, Any]
 
@@ -56,11 +56,17 @@ def embed(
       >>> embed(model.params, model.config, ids, jnp.arange(3)[None]).shape
       (1, 3, 128)
     """
-    hidden = params["wte"]["embedding"][ids]
+    hidden = _look_up(params["wte"], ids)
     hidden = apply_patches(patches, Site.EMBED, None, hidden)
     if config.rotary is None:
-        hidden = hidden + params["wpe"]["embedding"][positions]
+        hidden = hidden + _look_up(params["wpe"], positions)
     return hidden
+
+
+def _look_up(table: Params, rows: jax.Array | np.ndarray) -> jax.Array:
+    """Takes rows out of an embedding."""
+    embedding, rows = tie(table["embedding"], jnp.asarray(rows))
+    return embedding[rows]
 
 
 def run_layer(

@@ -156,9 +156,11 @@ def dot_general(
     multiply: Callable[..., jax.Array] = functools.partial(
         jax.lax.dot_general, dimension_numbers=dimension_numbers
     )
-    projection = dimension_numbers == (((lhs.ndim - 1,), (0,)), ((), ()))
-    if projection and multiplies_bfloat16(lhs, rhs):
-        multiply = _multiply_bfloat16
+    last = lhs.ndim - 1
+    projection = dimension_numbers == (((last,), (0,)), ((), ()))
+    transposed = rhs.ndim == 2 and dimension_numbers == (((last,), (1,)), ((), ()))
+    if (projection or transposed) and multiplies_bfloat16(lhs, rhs):
+        multiply = functools.partial(_multiply_bfloat16, transposed=transposed)
     return product(multiply, lhs, rhs, precision, **options)
 
 
@@ -187,12 +189,13 @@ def _multiply_bfloat16(
     x: jax.Array,
     kernel: jax.Array,
     *,
+    transposed: bool,
     precision: MatmulPrecision,
     preferred_element_type: Any = None,
 ) -> jax.Array:
     """Has the signature that `product` calls, which rounds float32 inputs if the precision asks for it."""
     del precision
-    return project_bfloat16(x, kernel, jnp.dtype(preferred_element_type or x.dtype))
+    return project_bfloat16(x, kernel, jnp.dtype(preferred_element_type or x.dtype), transposed)
 
 
 # The gradient of a product is two products: of the cotangent and each input. All three must be rounded, as the hardware

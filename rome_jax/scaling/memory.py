@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from rome_jax.data.tokens import bucket, round_up
 from rome_jax.edit.baseline_config import FTConfig, MENDConfig
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
+from rome_jax.edit.config import Hyperparameters, ROMEConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.edit.stages.shared_contexts import MOST_IN_GROUP
 from rome_jax.evaluation.scoring import PLACES
 from rome_jax.scaling.setup import Platform, Setup
@@ -28,6 +29,7 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 _FLOAT32 = 4
 _LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
 _LOGITS_IN_STEP = 3  # copies of the logits: forward pass, backward pass, update
+_PARTS = 3  # of a float32 input of bfloat16 weights on a CPU; each is multiplied by the weights
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
 _FT_KERNELS = 7  # change, gradient, two averages of Adam, update, merged weights, result
@@ -208,7 +210,9 @@ def _value_peak(setup: Setup, layer: int, requests: int, lengths: Lengths) -> Pe
     # A step keeps the matrix products of all layers above for its backward pass.
     products = 3 * setup.width + setup.qkv_width + (1 + config.gated) * setup.mlp_width
     suffix = rows * lengths.suffix
-    residuals = above * suffix * products * setup.computed
+    # A product with bfloat16 weights is rounded to bfloat16, on CPUs too.
+    saved = setup.itemsize if setup.is_split else setup.computed
+    residuals = above * suffix * products * saved
     read = lengths.contexts * requests * lengths.target + requests
     temporary = residuals + _LOGITS_IN_STEP * _logits(setup, read) + _HEADS_IN_STEP * setup.head
     temporary += _LAYERS_IN_STEP * setup.layer
@@ -296,9 +300,13 @@ def statistics_peak(
     length = min(lengths.sequence, setup.config.context_length, tokens)
     rows = setup.rows(max(1, tokens // length))
     # The keys are computed in float32 whatever the dtype is.
-    layer = setup.wide_layer
     wide = dataclasses.replace(setup, dtype="float32")
-    temporary = layer + _in_layer(wide, rows * length, length)
+    in_layer = _in_layer(wide, rows * length, length)
+    temporary = setup.wide_layer + in_layer
+    if setup.is_split:
+        mlp = (_PARTS + setup.config.gated) * setup.mlp_width * _FLOAT32
+        inputs = setup.width * (_FLOAT32 + _PARTS * setup.itemsize)
+        temporary = setup.layer + max(in_layer, rows * length * (mlp + inputs))
     kept = 2 * rows * length * setup.width * setup.itemsize + setup.moment
     if setup.platform is Platform.CPU:
         kept += layers * setup.host_moment

@@ -78,6 +78,11 @@ class Setup:
         """Whether programs convert weights to float32 before they multiply; see `rome_jax.models.precision`."""
         return self.platform is Platform.CPU and self.dtype == "float16"
 
+    @property
+    def is_split(self) -> bool:
+        """Whether programs split float32 inputs instead of converting weights; see `rome_jax.models.cpu_products`."""
+        return self.platform is Platform.CPU and self.dtype == "bfloat16"
+
     @functools.cached_property
     def _counts(self) -> tuple[int, int]:
         """Numbers of weights on one device: all, and those of one layer."""
@@ -112,13 +117,8 @@ class Setup:
 
     @property
     def head(self) -> int:
-        """Bytes of the head if programs convert it to float32, and otherwise 0, because they read it in place.
-
-        A CPU reads a bfloat16 head in place only if it is stored as [D, V], and not if it is the transposed embedding.
-        """
-        on_cpu = self.platform is Platform.CPU and self.dtype == "bfloat16"
-        converted = self.is_widened or (on_cpu and self.config.tie_embeddings)
-        return self.width * self.vocabulary * _FLOAT32 if converted else 0
+        """Bytes of the head if programs convert it to float32, and otherwise 0, because they read it in place."""
+        return self.width * self.vocabulary * _FLOAT32 if self.is_widened else 0
 
     @property
     def width(self) -> int:

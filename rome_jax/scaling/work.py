@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rome_jax.edit.config import MEMITConfig, ROMEConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.scaling.memory import Lengths
 from rome_jax.scaling.setup import Setup
 

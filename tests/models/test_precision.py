@@ -175,22 +175,53 @@ def test_other_precisions_are_refused_in_one_sentence(precision):
         assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices multiply mixed dtypes")
-def test_float32_inputs_of_bfloat16_kernels_lose_no_digits():
+on_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="other devices multiply mixed dtypes"
+)
+
+
+def multiply(x, kernel, axis):
+    """Multiplies by a kernel [in, out] if `axis` is 0, and by the embedding [out, in] of a tied head if it is 1."""
+    dimensions = (((x.ndim - 1,), (axis,)), ((), ()))
+    return dot_general(x, kernel, dimensions, preferred_element_type=jnp.float32)
+
+
+@on_cpu
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("rows", [(), (1,), (2, 5)])
+def test_float32_inputs_of_bfloat16_kernels_lose_no_digits(rows, axis):
     """Three bfloat16 parts hold all bits of an input."""
     generator = np.random.default_rng(0)
-    x = jnp.asarray(generator.standard_normal((5, 64)), jnp.float32)
+    x, gradient = (generator.standard_normal((*rows, n)).astype(np.float32) for n in (64, 7))
     kernel = jnp.asarray(generator.standard_normal((64, 7)), jnp.bfloat16)
+    exact = np.asarray(kernel, np.float64)
+    kernel = kernel.T if axis else kernel
+    found, pull_back = jax.vjp(jax.jit(lambda x, kernel: multiply(x, kernel, axis)), x, kernel)
+    of_x, of_kernel = pull_back(jnp.asarray(gradient))
+    assert (found.dtype, of_x.dtype, of_kernel.dtype) == ("float32", "float32", "bfloat16")
+    outer = x.reshape(-1, 64).astype(np.float64).T @ gradient.reshape(-1, 7)
+    for values, expected, digits in (
+        (found, x @ exact, 2e-7),
+        (of_x, gradient @ exact.T, 2e-7),
+        (of_kernel, outer.T if axis else outer, 2**-8),
+    ):
+        assert values.shape == expected.shape
+        assert np.abs(values - expected).max() <= digits * np.abs(expected).max()
 
-    def project(x):
-        return dot_general(x, kernel, (((1,), (0,)), ((), ())))
 
-    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    found, pull_back = jax.vjp(jax.jit(project), x)
-    assert found.dtype == jnp.float32
-    assert np.abs(found - exact).max() <= 2e-7 * np.abs(exact).max()
-    gradient = generator.standard_normal((5, 7)).astype(np.float32)
-    expected = gradient.astype(np.float64) @ np.asarray(kernel, np.float64).T
-    (of_x,) = pull_back(jnp.asarray(gradient))
-    assert of_x.dtype == jnp.float32
-    assert np.abs(of_x - expected).max() <= 2e-7 * np.abs(expected).max()
+@on_cpu
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bfloat16_kernels_are_multiplied_in_place(rows, dtype, axis):
+    """Neither the product nor its gradient holds a copy of a kernel, in any dtype."""
+    shape = (512, 4096)[:: -1 if axis else 1]
+
+    def squares(x, kernel):
+        return (multiply(x, kernel, axis) ** 2).sum()
+
+    program = jax.jit(jax.value_and_grad(squares)).lower(
+        jax.ShapeDtypeStruct((rows, 512), dtype), jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    )
+    temporaries = program.compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < 512 * 4096 / 4

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.edit_case import make_inputs
 from rome_jax.edit.baseline_config import FTConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import MEMITConfig, MethodName, ROMEConfig
+from rome_jax.edit.config import MethodName, ROMEConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.edit.stages.key import layer_states
 from rome_jax.edit.stages.suffix import freeze_prefix
 from rome_jax.edit.stages.value import ValueSettings, _optimize
@@ -56,13 +57,13 @@ def test_a_mesh_splits_what_it_can():
         Setup(PRESETS["gpt2-xl"], model=3)
 
 
-def test_a_cpu_widens_float16_and_a_tied_bfloat16_head():
+def test_a_cpu_widens_float16_alone():
     config = PRESETS["gpt2"]
     float16, bfloat16 = (Setup(config, dtype, "cpu") for dtype in ("float16", "bfloat16"))
     on_gpu = Setup(config, "bfloat16", "gpu")
     assert float16.layer == 2 * bfloat16.layer == 2 * on_gpu.layer == Setup(config).layer
-    assert float16.head == bfloat16.head == 4 * 768 * 50257
-    assert on_gpu.head == Setup(PRESETS[GPTJ], "bfloat16", "cpu").head == 0
+    assert float16.head == 4 * 768 * 50257
+    assert bfloat16.head == on_gpu.head == Setup(config, "float16", "gpu").head == 0
 
 
 PEAKS = {
@@ -84,12 +85,9 @@ def test_peaks_grow_with_the_size_and_the_dtype(job, platform):
     sizes = [1, 2, 7, 8, 9, 64, 1000, 4096]
     totals = [PEAKS[job](full, size).total for size in sizes]
     assert totals == sorted(totals) and totals[-1] > totals[0] > full.weights
-    if (
-        platform is Platform.GPU
-    ):  # a CPU converts the head of a small model, which takes more than it saves
-        assert all(
-            PEAKS[job](half, size).total < total for size, total in zip(sizes, totals, strict=True)
-        )
+    assert all(
+        PEAKS[job](half, size).total < total for size, total in zip(sizes, totals, strict=True)
+    )
     split = Setup(PRESETS["gpt2"], platform=platform, model=4)
     assert PEAKS[job](split, 64).total < PEAKS[job](full, 64).total
 
@@ -135,7 +133,7 @@ def optimizing():
 @pytest.mark.parametrize("chunk", [1, 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_edit_takes_what_xla_counts(optimizing, chunk, dtype):
-    """The peak of an edit of GPT-2 is within 20 % of XLA's account, and the part beyond the weights within 25 %."""
+    """The peak of an edit of GPT-2 is within 20 % of XLA's account, and the part beyond the weights within 35 %."""
     config, layer = PRESETS["gpt2"], 5
     setup = Setup(config, dtype, Platform.CPU)
     params = jax.tree.map(
@@ -158,9 +156,11 @@ def test_an_edit_takes_what_xla_counts(optimizing, chunk, dtype):
         inputs.targets.shift(shift),
         inputs.essence.shift(shift),
         suffix,
-        jax.ShapeDtypeStruct((chunk, config.width), np.float32),
+        jax.ShapeDtypeStruct((chunk, 1, config.width), np.float32),
         layer,
         method.v_num_grad_steps,
+        None,
+        jax.ShapeDtypeStruct((), np.float32),
     )
     kept = [0, size_of(states), size_of(states) + size_of(suffix)]
     counted = max(
@@ -169,7 +169,7 @@ def test_an_edit_takes_what_xla_counts(optimizing, chunk, dtype):
     )
     found = edit_peak(setup, method, chunk, CASE)
     over = found.total - setup.weights - setup.host_moment
-    assert over == pytest.approx(counted, rel=0.25)
+    assert over == pytest.approx(counted, rel=0.35)
     assert over + setup.weights == pytest.approx(counted + setup.weights, rel=0.2)
 
 
