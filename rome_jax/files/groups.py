@@ -55,7 +55,11 @@ class State(enum.StrEnum):
     WORKING = "working"
     FINISHED = "finished"  # with its share; it waits for the others
     GONE = "gone"
+    FAILED = "failed"  # gone before it had finished
     LOST = "lost"  # without a sign of life
+
+
+_ENDED = (State.GONE, State.FAILED, State.LOST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +194,8 @@ class _Members:
         """Ends the signs of life, and removes the folder if no other process is left."""
         self._ended.set()
         self._thread.join()
-        self._set(State.GONE)
-        if all(self.state(other) in (State.GONE, State.LOST) for other in self._others):
+        self._set(State.GONE if self._state is State.FINISHED else State.FAILED)
+        if all(self.state(other) in _ENDED for other in self._others):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def check_shared(self) -> None:
@@ -221,7 +225,7 @@ class _Members:
             changed = now
             self._seen[other] = (content, changed)
         state = State(content.split()[0])
-        silent = state is not State.GONE and now - changed > self._timeout
+        silent = state not in _ENDED and now - changed > self._timeout
         return State.LOST if silent else state
 
     def publish(self, name: str, value: Any) -> None:
@@ -235,7 +239,7 @@ class _Members:
             state = self.state(0)
             with contextlib.suppress(FileNotFoundError):
                 return json.loads(path.read_text())
-            if state in (State.GONE, State.LOST):
+            if state in _ENDED:
                 raise GroupError(
                     "process 0 ended before the other processes could begin: its message says why."
                 )
@@ -244,14 +248,16 @@ class _Members:
     def wait(self) -> list[int]:
         """Waits until no other process works; returns those that ended before they had finished, as far as known."""
         # A process stays until all others have finished, so one that is gone by now has failed.
-        early = [other for other in self._others if self.state(other) is State.GONE]
+        gone = (State.GONE, State.FAILED)
+        early = [other for other in self._others if self.state(other) in gone]
         self._set(State.FINISHED)
         while True:
             states = {other: self.state(other) for other in self._others}
             if State.WORKING not in states.values():
                 break
             time.sleep(_POLL)
-        lost = [other for other, state in states.items() if state is State.LOST]
+        ended = (State.FAILED, State.LOST)
+        lost = [other for other, state in states.items() if state in ended]
         return sorted({*early, *lost})
 
     def _path(self, index: int) -> Path:
