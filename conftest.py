@@ -1,6 +1,7 @@
 """Fixtures that all tests and docstring examples share: the golden numbers, the random models, the shipped one."""
 
 import functools
+import gc
 import os
 import pathlib
 
@@ -26,6 +27,17 @@ from tests.golden_cases import GOLDEN, read_case  # noqa: E402
 
 # Linux grants a process 65,530 memory maps by default, and each compiled program takes several.
 _MOST_MEMORY_MAPS = 30_000
+
+# Traced and compiled programs are millions of objects that stay, and each garbage collection looks at them again: with
+# the default thresholds, a tenth of a run.
+_GARBAGE_THRESHOLDS = (100_000, 10, 10)
+
+
+def pytest_collection_finish():
+    """Makes garbage collections rare, and spares them the objects of imported modules and collected tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,6 +78,7 @@ def forget_programs():
     maps = pathlib.Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > _MOST_MEMORY_MAPS:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -136,6 +136,7 @@ def test_a_dense_edit_is_saved_applied_and_reverted(program, tmp_path):
     assert after == before[::-1]
 
 
+@pytest.mark.slow
 def test_a_factored_edit_with_hyperparameters_of_the_original(program, tmp_path):
     hyperparameters, path = tmp_path / "hparams.json", tmp_path / "kn.safetensors"
     hyperparameters.write_text(json.dumps({"model_name": "factworld-gpt2", "steps": 7}))

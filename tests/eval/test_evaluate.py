@@ -26,7 +26,7 @@ from rome_jax.files.locks import in_use
 from rome_jax.models import runs
 from rome_jax.models.interventions import Delta
 from rome_jax.models.provenance import Match
-from tests.evaluation.edits import RandomEdits
+from tests.evaluation.edits import DenseRandomEdits, RandomEdits
 from tests.programs import Program, refusal
 
 CASES = 5
@@ -182,7 +182,7 @@ def test_scores_before_the_edit_are_computed_once_for_all_methods(
 
     for module in (evaluation_run, batch):
         monkeypatch.setattr(module, "evaluate_records", count)
-    other = Editor.prepare(MethodName.FT, model, FTConfig(layers=(0,), num_steps=1))
+    other = DenseRandomEdits.prepare(MethodName.FT, model, FTConfig(layers=(0,)))
     run = evaluate(tmp_path, other, short)
     assert run.directory == tmp_path / "FT" / "run_000"
     assert computed == [True, True], "one dense edit after the other, and nothing before the edit"
@@ -329,9 +329,11 @@ def program():
 
 
 @pytest.mark.needs("nltk", "sklearn")
-def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path):
+def test_the_program_evaluates_and_the_summary_agrees(program, tmp_path, monkeypatch):
+    monkeypatch.setattr("rome_jax.evaluation.generation._LENGTH", 32)
     flags = (f"--results_dir={tmp_path}", "--dataset_size_limit=1")
-    done = program(*flags, "--config=configs/rome.py", "--config.v_lr=0.4")
+    config = ("--config=configs/rome.py", "--config.v_lr=0.4", "--config.v_num_grad_steps=3")
+    done = program(*flags, *config)
     assert done.returncode == 0, done.stderr
     assert "ROME/run_000" in done.stdout
     about = runs.read_run(tmp_path / "ROME" / "run_000")

@@ -64,10 +64,18 @@ def test_a_refusal_is_one_sentence(arguments, said):
 
 
 def test_auto_is_replaced_by_a_number(monkeypatch, tmp_path):
+    prepare, prepared = method.Editor.prepare, []
+
+    def stop_after(*arguments, **options):
+        prepared.append(prepare(*arguments, **options))
+        raise SystemExit("Error: stopped.")
+
     monkeypatch.setattr(method.plan, "chunk_size", lambda *_: 3)
+    monkeypatch.setattr(method.Editor, "prepare", stop_after)
     done = EDIT("--chunk_size=auto", f"--save={tmp_path / 'edit.safetensors'}")
-    assert done.returncode == 0, done.stderr
+    assert refusal(done) == "Error: stopped."
     assert "Chunk size  3: what --chunk_size=auto takes on this device\n" in done.stdout
+    assert [editor.options["chunk_size"] for editor in prepared] == [3]
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "automatic", ""])

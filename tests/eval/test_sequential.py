@@ -22,6 +22,12 @@ def model(shipped_model):
     return shipped_model("factworld-gpt2")
 
 
+@pytest.fixture
+def few_texts(monkeypatch):
+    """Computes perplexity over a tenth of the texts."""
+    monkeypatch.setattr(sequential, "TEXTS", sequential.TEXTS // 10)
+
+
 @pytest.fixture(scope="module")
 def world():
     return make_world()
@@ -47,6 +53,7 @@ def test_perplexity_needs_two_tokens(model):
         perplexity(model, ["a"])
 
 
+@pytest.mark.usefixtures("few_texts")
 def test_an_unedited_model_holds_no_edit_and_all_neighbors(model, world):
     records = held_out(world, 20)
     texts = sequential.unedited_texts(world, records, 0)
@@ -130,6 +137,7 @@ def test_the_program_edits_the_records_of_a_file(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.usefixtures("few_texts")
 def test_the_program_writes_numbers_and_a_figure(tmp_path):
     flags = ("--num_edits=3", "--every=2", f"--output_dir={tmp_path}")
     done = Program("eval.sequential_edits")(*flags)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rome_jax.edit.method import Editor
-from rome_jax.models.interventions import Delta, Leaf, LowRankUpdate
+from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, LowRankUpdate, Part
 
 
 class RandomEdits(Editor):
@@ -21,6 +21,16 @@ class RandomEdits(Editor):
         layers = jnp.zeros(len(requests), jnp.int32)
         factors = (jnp.asarray(x, jnp.float32) for x in (0.1 * left, right))
         return Delta((LowRankUpdate(Leaf.MLP_DOWN, layers, *factors),))
+
+
+class DenseRandomEdits(RandomEdits):
+    """The same edits as dense matrices, which is what fine-tuning makes."""
+
+    def compute(self, requests, progress=False):
+        """Returns one edit per request."""
+        (update,) = super().compute(requests, progress).updates
+        change = jnp.einsum("nfr,ndr->nfd", update.left, update.right)
+        return Delta((DenseUpdate(update.leaf, Part.KERNEL, update.layer, change),))
 
 
 def assert_same(one, other):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,9 +19,9 @@ from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
 from rome_jax.evaluation.snippets import load_snippets, load_tfidf
 from rome_jax.evaluation.summaries import State, summarize
 from rome_jax.evaluation.text_metrics import tfidf_vectorizer
-from rome_jax.models.interventions import Delta, DenseUpdate, Part
+from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED
-from tests.evaluation.edits import RandomEdits, assert_same
+from tests.evaluation.edits import DenseRandomEdits, RandomEdits, assert_same
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CASES = 20
@@ -43,8 +42,8 @@ def records_of(name, model, count=CASES):
     return load_dataset(name, model_name=model.name, limit=count).records
 
 
-def random_edits(model, records):
-    editor = RandomEdits.prepare(
+def random_edits(model, records, kind=RandomEdits):
+    editor = kind.prepare(
         MethodName.ROME, model, ROMEConfig(layers=(0,), context_template_length_params=())
     )
     return editor.compute([record.request for record in records])
@@ -96,11 +95,10 @@ def test_neither_batch_size_nor_order_changes_a_case(gpt2, generation):
                 assert_same(found, whole[case])
 
 
-def test_a_dense_edit_is_merged_and_scored_alone(gpt2, generation):
+def test_a_dense_edit_is_merged_and_scored_alone(gpt2, generation, monkeypatch):
+    monkeypatch.setattr("rome_jax.evaluation.generation._LENGTH", 32)
     records = records_of(DatasetName.CF, gpt2, 2)
-    (update,) = random_edits(gpt2, records).updates
-    change = jnp.einsum("nfr,ndr->nfd", update.left, update.right)
-    deltas = Delta((DenseUpdate(update.leaf, Part.KERNEL, update.layer, change),))
+    deltas = random_edits(gpt2, records, DenseRandomEdits)
     assert not deltas.factored
     batch = evaluate_records(gpt2, DatasetName.CF, records, deltas, generation=generation)
     for case, record in enumerate(records):
