@@ -119,11 +119,14 @@ class SecondMoment:
         return self.count / positions if positions else float("nan")
 
     @functools.cached_property
-    def _cholesky(self) -> np.ndarray:
+    def cholesky(self) -> np.ndarray:
         """L of C = L Lᵀ in the lower triangle of a float64 [F, F] array in Fortran order.
 
         BLAS and LAPACK read that order. Some versions of scipy return the factor in C order, and each solve would then
         copy it first: 2 GB for GPT-J.
+
+        Raises:
+          ValueError: If C is not positive definite.
         """
         width = self.mean.shape[0]
         try:
@@ -164,7 +167,7 @@ class SecondMoment:
     def is_definite(self) -> bool:
         """Whether C is positive definite, so that edits can use it."""
         try:
-            _ = self._cholesky
+            _ = self.cholesky
         except ValueError:
             return False
         return True
@@ -182,7 +185,7 @@ class SecondMoment:
           >>> SecondMoment(np.diag([1.0, 4.0]), count=10).factor.tolist()
           [[1.0, 0.0], [0.0, 2.0]]
         """
-        return np.tril(self._cholesky).astype(np.float32)
+        return np.tril(self.cholesky).astype(np.float32)
 
     def solve(self, keys: jax.typing.ArrayLike) -> np.ndarray:
         """Computes the whitened keys u = C⁻¹ k by Cholesky factorization in float64 (ROME paper, equation 2).
@@ -212,7 +215,7 @@ class SecondMoment:
                 "keys hold NaN or infinity: check the model's weights, which are damaged or overflow."
             )
         flat = keys.reshape(-1, keys.shape[-1])
-        factor = self._cholesky
+        factor = self.cholesky
         if len(flat) == 1:
             # Matrix-vector routines read the factor twice as fast as matrix-matrix routines.
             half = scipy.linalg.blas.dtrsv(factor, flat[0], lower=1)
@@ -221,6 +224,43 @@ class SecondMoment:
             solved, _ = scipy.linalg.lapack.dpotrs(factor, flat.T, lower=1)
             solved = solved.T
         return solved.reshape(keys.shape).astype(np.float32)
+
+    @functools.cached_property
+    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues of C in ascending order, float64 [F], and its eigenvectors as columns, float64 [F, F].
+
+        Example:
+          >>> SecondMoment(np.diag([4.0, 1.0]), count=10).eigen[0].tolist()
+          [1.0, 4.0]
+        """
+        values, vectors = scipy.linalg.eigh(np.asarray(self.mean, np.float64), check_finite=False)
+        return values, vectors
+
+    def null_space(self, threshold: float) -> np.ndarray:
+        """Returns an orthonormal basis of the directions that hardly any key of the corpus has.
+
+        Args:
+          threshold: Bound of the eigenvalues, which are mean squares of the keys along the directions.
+
+        Returns:
+          float64 [F, r] the eigenvectors whose eigenvalue is strictly below the threshold (Fang et al., 2025,
+          "AlphaEdit", section 3.1).
+
+        Raises:
+          ValueError: If there are none.
+
+        Example:
+          >>> np.abs(SecondMoment(np.diag([4.0, 1.0]), count=10).null_space(2.0)).tolist()
+          [[0.0], [1.0]]
+        """
+        values, vectors = self.eigen
+        rank = int(np.searchsorted(values, threshold))
+        if rank == 0:
+            raise ValueError(
+                f"nullspace_threshold={threshold:g} is not above any eigenvalue of the second moment of layer "
+                f"{self.provenance.layer}, whose smallest is {values[0]:.3g}: raise the threshold."
+            )
+        return np.ascontiguousarray(vectors[:, :rank])
 
     def condition_number(self) -> float:
         """Estimates the condition number ‖C‖₁ ‖C⁻¹‖₁ with LAPACK, from the Cholesky factor that `solve` uses.
@@ -235,7 +275,7 @@ class SecondMoment:
           >>> round(SecondMoment(np.diag([1.0, 4.0]), count=10).condition_number(), 6)
           4.0
         """
-        factor = self._cholesky
+        factor = self.cholesky
         norm = np.abs(self.mean).sum(axis=0).max()
         reciprocal, _ = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
         return 1 / reciprocal if reciprocal else float("inf")

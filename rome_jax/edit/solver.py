@@ -1,0 +1,374 @@
+"""The closed form that the descendants of ROME share.
+
+An edit of a down-projection maps N keys K to new values, which differ from the present ones by the residuals R, and
+changes as little as possible of what the weights do to other keys:
+
+    minimize tr(ΔWᵀ A ΔW) + ‖Kᵀ ΔW − Rᵀ‖² / s,  solved by  ΔW = X (Kᵀ X + s I)⁻¹ Rᵀ  with  X = A⁻¹ K
+
+A, the penalty, stands for the keys that should keep their values, and the slack s for how far the new values may be
+missed; s = 0 writes them exactly. All penalties have one form:
+
+    A = A₀ + K_p K_pᵀ,  A₀ = λ C + ν I, or A₀ = ν I on the span of an orthonormal basis Q and infinite elsewhere
+
+with the second moment C and the keys K_p of earlier edits. Everything is computed in whitened coordinates: A₀⁻¹ = W Wᵀ,
+k̃ = Wᵀ k, and A⁻¹ = W (I + K̃_p K̃_pᵀ)⁻¹ Wᵀ, whose middle is well conditioned whatever C is.
+
+ROME is A = C and s = 0 for one key (Meng et al., 2022, equation 2); MEMIT is A = λ C and s = 1 (Meng et al., 2023,
+equation 14); EMMET is A = λ C + ν I (Gupta et al., 2024); AlphaEdit is the basis of a null space (Fang et al., 2025).
+
+Arrays hold keys as rows, and kernels are stored [in, out]. Axes: N keys, P past keys, F MLP width, r width of the
+whitened coordinates, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from rome_jax.moments.second_moment import SecondMoment, factor_in_place
+
+# Relative residual above which a float32 solve is repeated in float64 and a float64 solve is refused.
+TOLERANCE = 1e-6
+_REFINEMENTS = 3
+# Relative distance of two keys below which they count as equal. Float32 states of one text differ by less.
+_SAME = 1e-5
+
+
+class SolverDevice(enum.Enum):
+    """Where the systems of past keys are factored.
+
+    Attributes:
+      HOST: On the host, in float64.
+      ACCELERATOR: On the default device of JAX, in float32, refined with residuals in float64. If a residual stays
+        above 1e-6, the host repeats the solve.
+    """
+
+    HOST = "host"
+    ACCELERATOR = "accelerator"
+
+
+class DuplicateKeysError(ValueError):
+    """The error for keys that are equal, so that no edit can give each its own value exactly.
+
+    Attributes:
+      pairs: Pairs of indices of equal keys.
+    """
+
+    def __init__(self, message: str, pairs: Sequence[tuple[int, int]]):
+        super().__init__(message)
+        self.pairs = tuple(pairs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Penalty:
+    """A₀, in a form that whitens keys. `of` and `null_space` make it.
+
+    Attributes:
+      scale: float Scalar factor of A₀.
+      factor: float64 [F, F] L of A₀ = scale · L Lᵀ in the lower triangle, or None.
+      basis: float64 [F, r] Q of A₀ = scale · Q Qᵀ on the span of Q, or None.
+    """
+
+    scale: float
+    factor: np.ndarray | None = None
+    basis: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, moment: SecondMoment | None, weight: float, ridge: float = 0.0) -> Penalty:
+        """Builds λ C + ν I.
+
+        Args:
+          moment: C. None uses the identity.
+          weight: λ, above 0.
+          ridge: ν, at least 0.
+
+        Raises:
+          ValueError: If λ C + ν I is not positive definite.
+
+        Example:
+          >>> Penalty.of(None, 3.0, 1.0).whiten(np.array([[2.0, 4.0]])).tolist()  # k / √4
+          [[1.0, 2.0]]
+        """
+        if moment is None:
+            return cls(weight + ridge)
+        if not ridge:
+            return cls(weight, moment.cholesky)
+        shifted = np.array(moment.mean, np.float64, order="F")
+        shifted[np.diag_indices_from(shifted)] += ridge / weight
+        try:
+            return cls(weight, factor_in_place(shifted))
+        except (np.linalg.LinAlgError, ValueError):
+            raise ValueError(
+                f"the second moment of layer {moment.provenance.layer} plus {ridge / weight:g} on its diagonal is not "
+                "positive definite: collect the second moment again, or raise the ridge."
+            ) from None
+
+    @classmethod
+    def null_space(cls, basis: np.ndarray, ridge: float) -> Penalty:
+        """Builds ν I on the span of a basis: keys outside of it keep their values exactly.
+
+        Args:
+          basis: [F, r] orthonormal columns, such as those of `SecondMoment.null_space`.
+          ridge: ν, above 0.
+
+        Example:
+          >>> Penalty.null_space(np.array([[1.0], [0.0]]), 4.0).whiten(np.array([[2.0, 9.0]])).tolist()
+          [[1.0]]
+        """
+        return cls(ridge, basis=np.asarray(basis, np.float64))
+
+    def whiten(self, keys: np.ndarray) -> np.ndarray:
+        """Computes k̃ = Wᵀ k of keys [..., F]: float64 [..., r]."""
+        keys = np.asarray(keys, np.float64) / np.sqrt(self.scale)
+        if self.factor is not None:
+            return _triangular(self.factor, keys)
+        return keys if self.basis is None else keys @ self.basis
+
+    def unwhiten(self, vectors: np.ndarray) -> np.ndarray:
+        """Computes W y of vectors [..., r]: float64 [..., F]."""
+        vectors = vectors / np.sqrt(self.scale)
+        if self.factor is not None:
+            return _triangular(self.factor, vectors, transposed=True)
+        return vectors if self.basis is None else vectors @ self.basis.T
+
+
+def _triangular(factor: np.ndarray, rows: np.ndarray, transposed: bool = False) -> np.ndarray:
+    """Solves L y = k, or Lᵀ y = k, for every row k."""
+    flat = rows.reshape(-1, rows.shape[-1]).T
+    solved = scipy.linalg.solve_triangular(
+        factor, flat, lower=True, trans=int(transposed), check_finite=False
+    )
+    return solved.T.reshape(rows.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PastKeys:
+    """The whitened keys of earlier edits, in the form that takes the cheaper solve.
+
+    Exactly one attribute is set. With up to r / 2 keys, the keys themselves take less memory and work than their
+    second moment.
+
+    Attributes:
+      keys: float32 [P, r] k̃ of the earlier edits.
+      gram: float64 [r, r] K̃_p K̃_pᵀ.
+    """
+
+    keys: np.ndarray | None = None
+    gram: np.ndarray | None = None
+
+    def add(self, keys: np.ndarray) -> PastKeys:
+        """Adds whitened keys [N, r]; neither `self` nor its arrays change.
+
+        Example:
+          >>> PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2]).keys.shape
+          (2, 4)
+          >>> PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:3]).gram.diagonal().tolist()
+          [1.0, 1.0, 1.0, 0.0]
+        """
+        rounded = np.asarray(keys, np.float32)
+        if self.gram is None:
+            assert self.keys is not None
+            joined = np.concatenate([self.keys, rounded])
+            if 2 * len(joined) <= joined.shape[1]:
+                return PastKeys(keys=joined)
+            exact = joined.astype(np.float64)
+            return PastKeys(gram=exact.T @ exact)
+        exact = rounded.astype(np.float64)
+        return PastKeys(gram=self.gram + exact.T @ exact)
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, r]."""
+        if self.gram is not None:
+            return rows + rows @ self.gram
+        assert self.keys is not None
+        return rows + (rows @ self.keys.T) @ self.keys
+
+
+class Solution(NamedTuple):
+    """The solved closed form.
+
+    Attributes:
+      left: float64 [..., N, F] (Kᵀ X + s I)⁻¹ Xᵀ. ΔW = leftᵀ times the residuals, [N, D].
+      residual: Largest relative residual of the systems that were solved.
+      device: Where the system of past keys was solved.
+    """
+
+    left: np.ndarray
+    residual: float
+    device: SolverDevice = SolverDevice.HOST
+
+
+def associate(
+    keys: np.ndarray,
+    penalty: Penalty,
+    slack: float = 1.0,
+    past: PastKeys | None = None,
+    device: SolverDevice = SolverDevice.HOST,
+) -> Solution:
+    """Solves the closed form for N keys.
+
+    Args:
+      keys: [..., N, F] K; several independent sets only without past keys.
+      penalty: A₀.
+      slack: s.
+      past: K_p, whitened by `penalty`.
+      device: Where to solve the system of past keys.
+
+    Raises:
+      DuplicateKeysError: If s is 0 and two keys are equal.
+      ValueError: If the keys hold NaN or an infinite number, or s is 0 and the keys are linearly dependent.
+
+    Example:
+      >>> found = associate(np.array([[3.0, 1.0]]), Penalty.of(None, 10.0))  # k / (10 + k·k)
+      >>> found.left.round(6).tolist()
+      [[0.15, 0.05]]
+    """
+    keys = np.asarray(keys, np.float64)
+    if not np.isfinite(keys).all():
+        raise ValueError("the keys of the requests are not finite: check the model's weights.")
+    whitened = penalty.whiten(keys)
+    if past is None:
+        solved, residual, used = whitened, 0.0, SolverDevice.HOST
+    else:
+        solved, residual, used = _without_past(whitened, past, device)
+    num_keys, width = whitened.shape[-2:]
+    if num_keys > width and slack:
+        left, of_left = _wide(whitened, past, slack)
+    else:
+        left, of_left = _narrow(keys, whitened, solved, slack)
+    return Solution(penalty.unwhiten(left), max(residual, of_left), used)
+
+
+def _narrow(
+    keys: np.ndarray, whitened: np.ndarray, solved: np.ndarray, slack: float
+) -> tuple[np.ndarray, float]:
+    """Solves (K̃ᵀ Y + s I) leftᵀ = Yᵀ, a system of N equations, with Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃."""
+    if not slack:
+        _check_distinct(keys)
+    system = whitened @ np.swapaxes(solved, -1, -2)
+    system = (system + np.swapaxes(system, -1, -2)) / 2
+    system += slack * np.eye(system.shape[-1])
+    try:
+        left = scipy.linalg.solve(system, solved, assume_a="pos")
+    except (np.linalg.LinAlgError, ValueError):
+        left = np.full_like(solved, np.nan)
+    residual = _relative(system @ left - solved, solved)
+    if not residual <= TOLERANCE:
+        raise ValueError(
+            "the keys of the requests are linearly dependent, so that not every request can have its own value: edit "
+            "fewer requests at once, or give the method a slack (for EMMET, emmet_lambda above 0)."
+        )
+    return left, residual
+
+
+def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np.ndarray, float]:
+    """Solves (s (I + K̃_p K̃_pᵀ) + K̃ K̃ᵀ) left = K̃, a system of r equations, for more keys than that."""
+    width = whitened.shape[-1]
+    system = np.swapaxes(whitened, -1, -2) @ whitened
+    system += slack * (np.eye(width) if past is None else past.times(np.eye(width)))
+    right = np.swapaxes(whitened, -1, -2)
+    left = scipy.linalg.solve(system, right, assume_a="pos")
+    return np.swapaxes(left, -1, -2), _relative(system @ left - right, right)
+
+
+def _without_past(
+    whitened: np.ndarray, past: PastKeys, device: SolverDevice
+) -> tuple[np.ndarray, float, SolverDevice]:
+    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, r], its relative residual, and where it was solved."""
+    if device is SolverDevice.ACCELERATOR:
+        solved, residual = _on_accelerator(whitened, past)
+        if (
+            residual <= TOLERANCE
+        ):  # False for NaN, with which a failed factorization fills its result
+            return solved, residual, device
+    if past.gram is not None:
+        system = past.gram + np.eye(len(past.gram))
+        solved = scipy.linalg.solve(system, whitened.T, assume_a="pos", overwrite_a=True).T
+    else:  # Woodbury: Y = K̃ − K̃_p (I + K̃_pᵀ K̃_p)⁻¹ K̃_pᵀ K̃
+        assert past.keys is not None
+        keys = past.keys.astype(np.float64)
+        system = keys @ keys.T + np.eye(len(keys))
+        inner = scipy.linalg.solve(system, keys @ whitened.T, assume_a="pos", overwrite_a=True)
+        solved = whitened - inner.T @ keys
+    residual = _relative(past.times(solved) - whitened, whitened)
+    return solved, residual, SolverDevice.HOST
+
+
+def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, float]:
+    """Computes Y in float32 on the device, and refines it with residuals in float64."""
+    if past.gram is not None:
+        keys, factor = None, _factor_gram(jnp.asarray(past.gram, jnp.float32))
+    else:
+        keys = jnp.asarray(past.keys)
+        factor = _factor_keys(keys)
+    solved, missing = np.zeros_like(whitened), whitened
+    residual = np.inf
+    for _ in range(_REFINEMENTS):
+        step = _solve_factored(factor, keys, jnp.asarray(missing, jnp.float32))
+        solved = solved + np.asarray(step, np.float64)
+        missing = whitened - past.times(solved)
+        residual = _relative(missing, whitened)
+        if residual <= TOLERANCE or not residual < 1:  # it converged, or never will
+            break
+    return solved, residual
+
+
+@jax.jit
+def _factor_gram(gram: jax.Array) -> jax.Array:
+    """Factors I + K̃_p K̃_pᵀ."""
+    return jnp.linalg.cholesky(gram + jnp.eye(len(gram), dtype=gram.dtype))
+
+
+@jax.jit
+def _factor_keys(keys: jax.Array) -> jax.Array:
+    """Factors I + K̃_pᵀ K̃_p."""
+    with jax.default_matmul_precision("highest"):
+        return jnp.linalg.cholesky(keys @ keys.T + jnp.eye(len(keys), dtype=keys.dtype))
+
+
+@jax.jit
+def _solve_factored(factor: jax.Array, keys: jax.Array | None, rows: jax.Array) -> jax.Array:
+    """Computes (I + K̃_p K̃_pᵀ)⁻¹ y for every row y, by Woodbury's formula if keys are given."""
+    with jax.default_matmul_precision("highest"):
+        if keys is None:
+            return jax.scipy.linalg.cho_solve((factor, True), rows.T).T
+        inner = jax.scipy.linalg.cho_solve((factor, True), keys @ rows.T)
+        return rows - inner.T @ keys
+
+
+def _relative(residual: np.ndarray, right: np.ndarray) -> float:
+    """Returns ‖residual‖ / ‖right‖; 0 if both are 0."""
+    norm = np.linalg.norm(right)
+    return float(np.linalg.norm(residual) / norm) if norm else 0.0
+
+
+def _check_distinct(keys: np.ndarray) -> None:
+    """Refuses equal keys within a set of keys [..., N, F]."""
+    if keys.shape[-2] < 2:
+        return
+    sets = keys.reshape(-1, *keys.shape[-2:])
+    for own in sets:
+        norms = np.linalg.norm(own, axis=1)
+        pairs = [
+            (first, second)
+            for first in range(len(own))
+            for second in first
+            + 1
+            + np.flatnonzero(
+                np.linalg.norm(own[first + 1 :] - own[first], axis=1) <= _SAME * norms[first]
+            )
+        ]
+        if pairs:
+            listed = ", ".join(f"{first} and {second}" for first, second in pairs[:4])
+            raise DuplicateKeysError(
+                f"the keys of the requests {listed} are equal, so that they cannot have different values: leave one "
+                "of them out, or give the method a slack.",
+                [(int(first), int(second)) for first, second in pairs],
+            )
