@@ -9,12 +9,14 @@ has 8 tokens with the subject at tokens 2 to 4 (counted from 0), the target has 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rome_jax.data.tokens import pad
 from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows
 from rome_jax.models.config import ModelConfig
 
@@ -25,26 +27,29 @@ SUBJECT = 3
 STEPS = 20
 
 
-def make_inputs(num_requests: int, vocab_size: int, seed: int = 0) -> EditInputs:
-    """Builds the token arrays of random requests that share their 21 prefixes.
+def make_inputs(
+    num_requests: int, vocab_size: int, seed: int = 0, prefixes: Sequence[int] = PREFIXES
+) -> EditInputs:
+    """Builds the token arrays of random requests that share their prefixes.
 
     Args:
       num_requests: Number of requests, N.
       vocab_size: Tokens are drawn uniformly below this number.
       seed: Seed of the random tokens.
+      prefixes: Number of tokens of each prefix; the first is 0, the bare prompt.
     """
     generator = np.random.default_rng(seed)
 
     def tokens(count: int) -> list[int]:
         return generator.integers(vocab_size, size=count).tolist()
 
-    prefixes = [tokens(length) for length in PREFIXES]
+    begun = [tokens(length) for length in prefixes]
     # All tokens of one request are drawn together, so that the first request does not depend on N.
     cases = [(tokens(PROMPT), tokens(TARGET), tokens(2)) for _ in range(num_requests)]
-    rows = [prefix + prompt + target[:-1] for prefix in prefixes for prompt, target, _ in cases]
+    rows = [prefix + prompt + target[:-1] for prefix in begun for prompt, target, _ in cases]
     subject = slice(SUBJECT_LAST + 1 - SUBJECT, SUBJECT_LAST + 1)
     rows += [prompt[subject] + rest for prompt, _, rest in cases]
-    begins = np.repeat(np.array(PREFIXES)[:, None], num_requests, axis=1)  # [K, N]
+    begins = np.repeat(np.array(prefixes)[:, None], num_requests, axis=1)  # [K, N]
     return EditInputs.of(
         pad(rows),
         TargetRows(
@@ -57,7 +62,7 @@ def make_inputs(num_requests: int, vocab_size: int, seed: int = 0) -> EditInputs
     )
 
 
-def first_case(inputs: EditInputs, config: ROMEConfig) -> dict[str, Any]:
+def first_case(inputs: EditInputs, config: ROMEConfig | SpreadConfig) -> dict[str, Any]:
     """Returns the parts of the first request under the field names of `rome_torch.Case`.
 
     The rows are padded on the right to the length of the longest row.

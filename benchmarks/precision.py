@@ -26,10 +26,11 @@ from benchmarks.gpu import page, sizes, weights
 from benchmarks.timing import relative_error
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import encode
-from rome_jax.edit.config import MEMITConfig, ROMEConfig
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.delta import dense
 from rome_jax.edit.methods import memit, rome
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.edit.stages.answers import target_answers
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward

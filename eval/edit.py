@@ -46,7 +46,7 @@ def main() -> None:
         edit_files.write(*edited, *places, saved_edits.OVERWRITE.value)
     comparison = Comparison(loaded, result.deltas[0])
     with waiting("compiling and comparing the models"):
-        print_report(comparison, fact, prompts, algorithm, result.layers)
+        print_report(comparison, fact, prompts, editor.name, result.layers)
     if saved_edits.INTERACTIVE.value:
         talk(comparison)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from eval import cli
 from eval.flags import data, method, processes, running
 from rome_jax.edit.config import Hyperparameters, MethodName
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.evaluation import summaries, tables
 from rome_jax.evaluation.run import EvaluationRun
 from rome_jax.evaluation.run_folder import find_run
@@ -30,9 +31,10 @@ from rome_jax.files.groups import ProcessGroup
 def main() -> None:
     """Edits and scores the cases, writes their files, and prints the table."""
     algorithm, config = method.read()
-    known = {"alg_name": algorithm.value, "hyperparameters": config.to_dict()}
+    name = MethodVariant.of(algorithm, config)
+    known = {"alg_name": str(name), "hyperparameters": config.to_dict()}
     results = running.check_results()
-    find_run(results, algorithm, running.CONTINUE.value, known)
+    find_run(results, name, running.CONTINUE.value, known)
     with processes.joined(results) as group:
         _evaluate(algorithm, config, group)
 
@@ -66,7 +68,7 @@ def _evaluate(algorithm: MethodName, config: Hyperparameters, group: ProcessGrou
         return
     found = summaries.summarize(run.cases(inputs.dataset))
     failures = found.describe_failures()
-    print(tables.render(tables.make_rows({f"{algorithm}/{run.directory.name}": found})))
+    print(tables.render(tables.make_rows({f"{editor.name}/{run.directory.name}": found})))
     if failures:
         print(failures)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from eval import cli
 from eval.flags import data, method, model, running, training
-from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks import training as hypernetwork_training
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.factworld_training.edit_examples import read_examples
 from rome_jax.files.checked import shown
 from rome_jax.models.registry import SHIPPED
@@ -33,7 +33,7 @@ from rome_jax.terminal.hypernetwork_report import report
 def main() -> None:
     """Trains the network, draws the curves, and reports the best validation."""
     check_matplotlib("the figure of the curves")
-    settings = training.read_settings(MethodName(method.ALGORITHM.value))
+    settings = training.read_settings(MethodVariant(method.ALGORITHM.value).method)
     model.check()
     _check_given()
     kind, config = method.read()
@@ -65,7 +65,7 @@ def _check_given() -> None:
     Raises:
       ValueError: If flags are missing; the message names all of them.
     """
-    name, algorithm = model.NAME.value, MethodName(method.ALGORITHM.value)
+    name, algorithm = model.NAME.value, MethodVariant(method.ALGORITHM.value).method
     missing = []
     if not method.knows_layers(algorithm, name):
         missing.append("--config.layers with the layers to edit")

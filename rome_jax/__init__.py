@@ -26,10 +26,24 @@ if TYPE_CHECKING:
     from rome_jax.data.request import EditRequest, EditWarning
     from rome_jax.data.tokens import TokenBatch, encode
     from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
-    from rome_jax.edit.config import KeyMode, MEMITConfig, MethodName, ROMEConfig
+    from rome_jax.edit.config import KeyMode, MethodName, ROMEConfig
     from rome_jax.edit.delta import apply_delta, merge_deltas, revert_delta
     from rome_jax.edit.edit_files import load_edits, save_edits
-    from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+    from rome_jax.edit.methods import (
+        alphaedit,
+        emmet,
+        encore,
+        fine_tune,
+        ke,
+        knowledge_neurons,
+        locft_bf,
+        memit,
+        mend,
+        pmet,
+        rome,
+        ultra_edit,
+    )
+    from rome_jax.edit.resources import Resources
     from rome_jax.edit.saved_edits import (
         Provenance,
         SavedEdit,
@@ -37,6 +51,8 @@ if TYPE_CHECKING:
         record_edits,
         revert_edits,
     )
+    from rome_jax.edit.sequential import make_editor
+    from rome_jax.edit.spread_config import MEMITConfig
     from rome_jax.evaluation.datasets import DatasetName, load_dataset
     from rome_jax.evaluation.evaluate import evaluate_records
     from rome_jax.evaluation.summaries import summarize
@@ -101,12 +117,18 @@ __all__ += [
 ]
 # Editing methods, one module per method
 __all__ += [
+    "alphaedit",
+    "emmet",
+    "encore",
     "fine_tune",
     "ke",
     "knowledge_neurons",
+    "locft_bf",
     "memit",
     "mend",
+    "pmet",
     "rome",
+    "ultra_edit",
 ]
 # Requests, hyperparameters and second moments
 __all__ += [
@@ -123,6 +145,11 @@ __all__ += [
     "ROMEConfig",
     "SecondMoment",
     "load_shipped",
+]
+# Edits in sequence, with state
+__all__ += [
+    "Resources",
+    "make_editor",
 ]
 # Applying and saving edits
 __all__ += [
@@ -187,7 +214,7 @@ _HOMES = {
     "KEConfig": "rome_jax.edit.baseline_config",
     "KNConfig": "rome_jax.edit.baseline_config",
     "KeyMode": "rome_jax.edit.config",
-    "MEMITConfig": "rome_jax.edit.config",
+    "MEMITConfig": "rome_jax.edit.spread_config",
     "MENDConfig": "rome_jax.edit.baseline_config",
     "MethodName": "rome_jax.edit.config",
     "ROMEConfig": "rome_jax.edit.config",
@@ -210,6 +237,14 @@ _HOMES = {
     "evaluate_records": "rome_jax.evaluation.evaluate",
     "load_dataset": "rome_jax.evaluation.datasets",
     "summarize": "rome_jax.evaluation.summaries",
+    "alphaedit": "rome_jax.edit.methods",
+    "emmet": "rome_jax.edit.methods",
+    "encore": "rome_jax.edit.methods",
+    "locft_bf": "rome_jax.edit.methods",
+    "pmet": "rome_jax.edit.methods",
+    "ultra_edit": "rome_jax.edit.methods",
+    "Resources": "rome_jax.edit.resources",
+    "make_editor": "rome_jax.edit.sequential",
 }
 
 _get, __dir__ = _lazy.attach(__name__, _HOMES)

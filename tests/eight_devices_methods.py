@@ -18,7 +18,8 @@ from rome_jax.data.request import EditRequest
 from rome_jax.edit.config import MethodName, ROMEConfig
 from rome_jax.edit.delta import dense, weight_name
 from rome_jax.edit.edit_warnings import EditWarning
-from rome_jax.edit.method import METHODS, read_hypernetwork
+from rome_jax.edit.method import METHODS
+from rome_jax.edit.resources import read_hypernetwork
 from rome_jax.edit.stages import key as key_stage
 from rome_jax.edit.stages import value as value_stage
 from rome_jax.edit.stages.inputs import tokenize_requests
@@ -86,9 +87,11 @@ def communication(model: LanguageModel) -> dict[str, dict[str, int]]:
             inputs.targets.shift(-prefix),
             inputs.essence.shift(-prefix),
             suffix,
-            inputs.by_context(states.value)[0],
+            inputs.by_context(states.value)[0][:, None],
             layer,
             config.v_num_grad_steps,
+            None,
+            jax.numpy.float32(1),
         ),
     }
     return {name: collectives(lowered.compile().as_text()) for name, lowered in programs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -45,6 +45,33 @@ def DEFINE_integer_or_auto(
       lower_bound: Smallest integer.
     """
     return flags.DEFINE(_IntegerOrAuto(lower_bound, MOST), name, default, text)
+
+
+class _Parsed(flags.ArgumentParser):
+    """A parser of texts that a function checks and completes."""
+
+    syntactic_help = "a text"
+
+    def __init__(self, read: Callable[[str], str]):
+        super().__init__()
+        self._read = read
+
+    def parse(self, argument: str) -> str:
+        return self._read(argument)
+
+
+def DEFINE_parsed(
+    name: str, default: str, read: Callable[[str], str], text: str
+) -> flags.FlagHolder[str]:
+    """Defines a flag that takes a text.
+
+    Args:
+      name: Name of the flag.
+      default: Default value.
+      read: Function that returns the value, or raises ValueError with one sentence.
+      text: Help of the flag.
+    """
+    return flags.DEFINE(_Parsed(read), name, default, text)
 
 
 def alias(original: str, *names: str) -> None:

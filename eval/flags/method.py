@@ -13,10 +13,13 @@ from ml_collections import ConfigDict, config_flags
 
 from eval.flags import define, model, running
 from rome_jax.edit import method as methods
+from rome_jax.edit import resources
 from rome_jax.edit.config import Hyperparameters, MethodName
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.method import METHODS, Editor
+from rome_jax.edit.spread_config import Modifier
 from rome_jax.edit.stages import contexts
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.evaluation.grid import parse_values
 from rome_jax.models.registry import LanguageModel, known_config
 from rome_jax.moments import sources
@@ -25,13 +28,18 @@ from rome_jax.scaling import plan
 from rome_jax.terminal.statistics_report import source_line
 from rome_jax.terminal.waiting import waiting
 
-ALGORITHM = flags.DEFINE_enum(
-    "alg_name", "ROME", [str(a) for a in METHODS], "Editing method.", case_sensitive=False
+ALGORITHM = define.DEFINE_parsed(
+    "alg_name",
+    "ROME",
+    MethodVariant.parse,
+    f"Editing method, one of {', '.join(METHODS)}. The methods that spread an edit over layers as MEMIT does also take "
+    f"modifiers, some of {', '.join(Modifier)}, as in MEMIT+RECT.",
 )
 ALGORITHMS = flags.DEFINE_list(
     "algs",
     None,
-    f"Methods to compare, in the order of the table's rows: some of {', '.join(METHODS)}. Default: every method whose "
+    f"Methods to compare, in the order of the table's rows: some of {', '.join(METHODS)}, with modifiers as in "
+    "MEMIT+RECT. Default: every method whose "
     "hyperparameters and files are available for the model.",
 )
 CONFIG = config_flags.DEFINE_config_file(
@@ -105,7 +113,8 @@ def read() -> tuple[MethodName, Hyperparameters]:
     """
     name = model.check()
     check_config_file()
-    algorithm = MethodName(ALGORITHM.value)
+    variant = MethodVariant(ALGORITHM.value)
+    algorithm = variant.method
     source, network = SECOND_MOMENTS.value, HYPERNETWORK.value
     if network is not None and algorithm not in CONFIG_TYPES:
         raise ValueError(
@@ -114,6 +123,7 @@ def read() -> tuple[MethodName, Hyperparameters]:
     config = methods.read_config(
         algorithm, name, CONFIG.value, HPARAMS.value, network, read_fields(FIELDS.value)
     )
+    config = variant.modify(config)
     known = known_config(name)
     for layer in config.layers if known else ():
         known.check_layer(layer, "layers")
@@ -193,7 +203,7 @@ def check_second_moments(config: Hyperparameters) -> None:
     Raises:
       ValueError: If --second_moments=shipped, and the model comes without them.
     """
-    methods.check_second_moments(SECOND_MOMENTS.value, model.NAME.value, config)
+    resources.check_second_moments(SECOND_MOMENTS.value, model.NAME.value, config)
 
 
 def find_second_moments(

@@ -139,6 +139,24 @@ def continuation_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return text[len(_ANCHOR) :] if before else text
 
 
+def end_of_text(tokenizer: Any) -> int:
+    """Returns the token that ends a text.
+
+    Raises:
+      ValueError: If the tokenizer has none.
+
+    Example:
+      >>> model.tokenizer.decode([end_of_text(model.tokenizer)])
+      '<|endoftext|>'
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, which the method trains after each target: set "
+            "tokenizer.eos_token to the token that ended the texts of the model's training."
+        )
+    return tokenizer.eos_token_id
+
+
 def describe_tokenization(tokenizer: Any) -> dict[str, Any]:
     """Describes for results how texts were tokenized; empty if nothing is put before a text.
 

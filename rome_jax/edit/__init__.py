@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         TargetEncoding,
         TargetScoring,
     )
-    from rome_jax.edit.config import Hyperparameters, KeyMode, MEMITConfig, MethodName, ROMEConfig
+    from rome_jax.edit.config import Hyperparameters, KeyMode, MethodName, ROMEConfig
     from rome_jax.edit.delta import (
         WeightChange,
         apply_delta,
@@ -30,11 +30,33 @@ if TYPE_CHECKING:
         weight_changes,
     )
     from rome_jax.edit.edit_files import load_edits, save_edits
+    from rome_jax.edit.editor import EditorState, SequentialEditor
+    from rome_jax.edit.editor_files import load_state, save_state
     from rome_jax.edit.hf_delta import to_hf
     from rome_jax.edit.hypernetworks.networks import Hypernetwork
     from rome_jax.edit.hypernetworks.training import TrainingConfig
     from rome_jax.edit.method import METHODS, Editor, Method, Resource, read_config
-    from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+    from rome_jax.edit.methods import (
+        alphaedit,
+        emmet,
+        encore,
+        fine_tune,
+        ke,
+        knowledge_neurons,
+        locft_bf,
+        memit,
+        mend,
+        pmet,
+        rome,
+        ultra_edit,
+    )
+    from rome_jax.edit.methods.alphaedit import AlphaEditConfig
+    from rome_jax.edit.methods.emmet import EMMETConfig
+    from rome_jax.edit.methods.encore import ENCOREConfig
+    from rome_jax.edit.methods.locft_bf import LocFTConfig
+    from rome_jax.edit.methods.pmet import PMETConfig
+    from rome_jax.edit.methods.ultra_edit import UltraEditConfig
+    from rome_jax.edit.resources import Resources
     from rome_jax.edit.result import EditResult, NotFiniteError
     from rome_jax.edit.saved_edits import (
         EditedLayer,
@@ -46,18 +68,27 @@ if TYPE_CHECKING:
         record_edits,
         revert_edits,
     )
+    from rome_jax.edit.sequential import make_editor
+    from rome_jax.edit.solver import DuplicateKeysError
+    from rome_jax.edit.spread_config import MEMITConfig, Modifier
     from rome_jax.edit.stages.contexts import sample_templates
     from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
     from rome_jax.models.interventions import Delta, DenseUpdate, LowRankUpdate
 
 # Methods, one module each
 __all__ = [
+    "alphaedit",
+    "emmet",
+    "encore",
     "fine_tune",
     "ke",
     "knowledge_neurons",
+    "locft_bf",
     "memit",
     "mend",
+    "pmet",
     "rome",
+    "ultra_edit",
 ]
 # Methods by name
 __all__ += [
@@ -69,6 +100,16 @@ __all__ += [
     "NotFiniteError",
     "Resource",
     "read_config",
+]
+# Editors that carry state from batch to batch
+__all__ += [
+    "DuplicateKeysError",
+    "EditorState",
+    "Resources",
+    "SequentialEditor",
+    "load_state",
+    "make_editor",
+    "save_state",
 ]
 # Requests and their tokenization
 __all__ += [
@@ -82,18 +123,25 @@ __all__ += [
 ]
 # Hyperparameters
 __all__ += [
+    "AlphaEditConfig",
+    "EMMETConfig",
+    "ENCOREConfig",
     "FTConfig",
     "Hyperparameters",
     "KEConfig",
     "KNConfig",
     "KeyMode",
+    "LocFTConfig",
     "MEMITConfig",
     "MENDConfig",
+    "Modifier",
+    "PMETConfig",
     "ROMEConfig",
     "RateOrder",
     "RowVectors",
     "TargetEncoding",
     "TargetScoring",
+    "UltraEditConfig",
 ]
 # Hypernetworks
 __all__ += [
@@ -158,7 +206,7 @@ _HOMES = {
     "KEConfig": "rome_jax.edit.baseline_config",
     "KNConfig": "rome_jax.edit.baseline_config",
     "KeyMode": "rome_jax.edit.config",
-    "MEMITConfig": "rome_jax.edit.config",
+    "MEMITConfig": "rome_jax.edit.spread_config",
     "MENDConfig": "rome_jax.edit.baseline_config",
     "ROMEConfig": "rome_jax.edit.config",
     "RateOrder": "rome_jax.edit.baseline_config",
@@ -190,6 +238,26 @@ _HOMES = {
     "record_edits": "rome_jax.edit.saved_edits",
     "revert_edits": "rome_jax.edit.saved_edits",
     "save_edits": "rome_jax.edit.edit_files",
+    "alphaedit": "rome_jax.edit.methods",
+    "emmet": "rome_jax.edit.methods",
+    "encore": "rome_jax.edit.methods",
+    "locft_bf": "rome_jax.edit.methods",
+    "pmet": "rome_jax.edit.methods",
+    "ultra_edit": "rome_jax.edit.methods",
+    "AlphaEditConfig": "rome_jax.edit.methods.alphaedit",
+    "EMMETConfig": "rome_jax.edit.methods.emmet",
+    "ENCOREConfig": "rome_jax.edit.methods.encore",
+    "LocFTConfig": "rome_jax.edit.methods.locft_bf",
+    "PMETConfig": "rome_jax.edit.methods.pmet",
+    "UltraEditConfig": "rome_jax.edit.methods.ultra_edit",
+    "Modifier": "rome_jax.edit.spread_config",
+    "DuplicateKeysError": "rome_jax.edit.solver",
+    "EditorState": "rome_jax.edit.editor",
+    "SequentialEditor": "rome_jax.edit.editor",
+    "Resources": "rome_jax.edit.resources",
+    "make_editor": "rome_jax.edit.sequential",
+    "load_state": "rome_jax.edit.editor_files",
+    "save_state": "rome_jax.edit.editor_files",
 }
 
 __getattr__, __dir__ = _lazy.attach(__name__, _HOMES)

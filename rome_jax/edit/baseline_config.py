@@ -16,7 +16,7 @@ from rome_jax.edit.config import (
     model_key,
 )
 from rome_jax.files.checked import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, shown
-from rome_jax.models.interventions import Leaf
+from rome_jax.models.interventions import Leaf, Part
 
 # Fine-tuning methods by the names of the published hyperparameter files.
 FT_VARIANTS = {
@@ -43,6 +43,8 @@ class FTConfig(Hyperparameters):
     """Hyperparameters of fine-tuning. Names follow the published files (Meng et al., 2022, appendix E.1).
 
     Attributes:
+      parts: Which arrays of these weights are trained, of those that exist.
+      ends_targets: Whether the loss includes the end-of-text token after each target.
       layers: Layers that are trained together, in ascending order.
       leaves: Trained weights of these layers, including their biases if they have any.
       num_steps: Number of passes over the requests, each with one Adam step per minibatch.
@@ -61,6 +63,9 @@ class FTConfig(Hyperparameters):
       >>> FTConfig((0,), lr=1e-3).norm_constraint is None
       True
     """
+
+    parts: ClassVar[tuple[Part, ...]] = tuple(Part)
+    ends_targets: ClassVar[bool] = False
 
     leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
     num_steps: Steps = 25
@@ -271,7 +276,7 @@ class MENDConfig(Hyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_mlp_leaves(self.leaves)
+        check_mlp_leaves(self.leaves)
         if self.rate_order is RateOrder.REFERENCE and len(self.leaves) != 2:
             raise ValueError(
                 "rate_order=reference exchanges two rates: set leaves to both projections, or rate_order to trained."
@@ -321,11 +326,15 @@ class KEConfig(Hyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_mlp_leaves(self.leaves)
+        check_mlp_leaves(self.leaves)
 
 
-def _check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:
-    """Checks that the weights are projections of the MLP, each given once."""
+def check_mlp_leaves(leaves: tuple[Leaf, ...]) -> None:
+    """Checks that the weights are projections of the MLP, each given once.
+
+    Raises:
+      ValueError: If there are none, one is another weight, or one is given twice.
+    """
     known = (Leaf.MLP_UP, Leaf.MLP_GATE, Leaf.MLP_DOWN)
     if not leaves or len(set(leaves)) != len(leaves) or not set(leaves) <= set(known):
         names = ", ".join(leaf.name for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Hyperparameters of ROME and MEMIT, with the published values for each model, and their common base class."""
+"""Hyperparameters of ROME with the published values for each model, and the base class of all hyperparameters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rome_jax.data.positions import FactToken
 from rome_jax.files.checked import (
     Count,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     check,
     check_fields,
@@ -39,6 +40,12 @@ class MethodName(enum.StrEnum):
     MEND = "MEND"
     KE = "KE"
     MEMIT = "MEMIT"
+    EMMET = "EMMET"
+    PMET = "PMET"
+    ALPHAEDIT = "AlphaEdit"
+    ENCORE = "ENCORE"
+    ULTRAEDIT = "UltraEdit"
+    LOCFT_BF = "LocFT-BF"  # fine-tuning of one weight, in epochs over all requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +257,8 @@ class ROMEConfig(Hyperparameters):
       mom2_adjustment: Whether u is whitened by the second moment.
       loss_threshold: Loss below which the optimization of a request stops.
       context_template_length_params: (tokens, count) pairs of the sampled prefixes.
+      argmax_evaluations: Number of evaluations in which the target is the model's answer in all sampled contexts, after
+        which the optimization of a request stops. 0 does not stop it.
       key_mode: Which key the update divides by; see `KeyMode`.
 
     Raises:
@@ -271,72 +280,8 @@ class ROMEConfig(Hyperparameters):
     mom2_adjustment: bool = True
     loss_threshold: NonNegativeFloat = 5e-2
     context_template_length_params: TemplateLengths = ((5, 10), (10, 10))
+    argmax_evaluations: NonNegativeInt = 0
     key_mode: KeyMode = KeyMode.REFERENCE
-
-    @property
-    def needs_second_moments(self) -> bool:
-        """Whether `mom2_adjustment` is set."""
-        return self.mom2_adjustment
-
-    @property
-    def template_lengths(self) -> tuple[tuple[int, int], ...]:
-        """(tokens, count) pairs of the sampled prefixes."""
-        return self.context_template_length_params
-
-
-_MEMIT: Mapping[str, Mapping[str, Any]] = {
-    "gpt2-xl": {
-        "layers": (13, 14, 15, 16, 17),
-        "v_num_grad_steps": 20,
-        "mom2_update_weight": 20_000.0,
-    },
-    "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
-    "smollm2-135m": {"layers": (2, 3, 4), "mom2_update_weight": 300.0},
-    # Chosen on tuning requests. In a model this small, a layer delivers half of its share or less for a fact among
-    # hundreds. A z that goes further than the target needs makes up for that.
-    "factworld-gpt2": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
-    "factworld-gptj": {"layers": (0, 1, 2), "loss_threshold": 5e-3, "mom2_update_weight": 100.0},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MEMITConfig(Hyperparameters):
-    """Hyperparameters of MEMIT. Names follow its hyperparameter files (Meng et al., 2023, appendix B).
-
-    Attributes:
-      layers: Layers that an edit is spread over, in ascending order. z is optimized at the last one.
-      fact_token: Token at which keys and z are read.
-      v_num_grad_steps: Maximum number of evaluations of the loss; there is one Adam step fewer.
-      v_lr: Learning rate of Adam.
-      v_weight_decay: Factor of ‖δ‖ / ‖h‖² in the loss, where h is the hidden state that z starts from.
-      clamp_norm_factor: Radius of the ball that δ stays in, as a multiple of ‖h‖.
-      kl_factor: Factor of the KL divergence on "{subject} is a" in the loss.
-      loss_threshold: Loss below which the optimization of a request stops.
-      context_template_length_params: (tokens, count) pairs of the sampled prefixes.
-      mom2_adjustment: Whether the second moment C of a layer represents what it already stores. If not, the identity
-        does.
-      mom2_update_weight: λ, the weight of what a layer already stores against the new facts.
-
-    Raises:
-      ValueError: If a value has another type or is out of range.
-
-    Example:
-      >>> MEMITConfig.for_model("gpt2-xl").layers
-      (13, 14, 15, 16, 17)
-    """
-
-    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _MEMIT
-
-    fact_token: FactToken = FactToken.SUBJECT_LAST
-    v_num_grad_steps: Steps = 25
-    v_lr: PositiveFloat = 0.5
-    v_weight_decay: NonNegativeFloat = 0.5
-    clamp_norm_factor: PositiveFloat = 0.75
-    kl_factor: NonNegativeFloat = 0.0625
-    loss_threshold: NonNegativeFloat = 5e-2
-    context_template_length_params: TemplateLengths = ((10, 5),)
-    mom2_adjustment: bool = True
-    mom2_update_weight: PositiveFloat = 15_000.0
 
     @property
     def needs_second_moments(self) -> bool:

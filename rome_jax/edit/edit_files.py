@@ -25,7 +25,7 @@ from rome_jax.edit.saved_edits import Provenance, SavedEdit, subjects
 from rome_jax.files.checked import shown
 from rome_jax.files.json_files import parse_object
 from rome_jax.files.places import check_path
-from rome_jax.files.safetensors_io import StoredFile, open_file, write
+from rome_jax.files.safetensors_io import StoredTensor, open_file, write
 from rome_jax.models.interventions import (
     Delta,
     DenseUpdate,
@@ -96,7 +96,9 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
     if not edits:
         raise ValueError(f"edits is empty: there is nothing to write to {path}.")
     for edit in edits:
-        if not all(np.isfinite(x).all() for u in edit.delta.updates for x in _tensors(u).values()):
+        if not all(
+            np.isfinite(x).all() for u in edit.delta.updates for x in update_tensors(u).values()
+        ):
             raise ValueError(
                 f"the edit of {subjects(edit)} holds numbers that are not finite: it is not written to {path}."
             )
@@ -112,7 +114,7 @@ def save_edits(path: str | Path, edits: Sequence[SavedEdit]) -> Path:
     arrays = {
         f"{index}.{name}": array
         for index, update in enumerate(updates)
-        for name, array in _tensors(update).items()
+        for name, array in update_tensors(update).items()
     }
     specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     write(path, specs, arrays.values(), metadata)
@@ -160,7 +162,7 @@ def load_edits(path: str | Path) -> tuple[SavedEdit, ...]:
             f"{path} has format {version}, but rome_jax {__version__} reads formats up to {FORMAT}: update rome_jax."
         )
     header = parse_object(text, name, _Header, remedy=_REMEDY)
-    updates = _read_updates(file)
+    updates = read_updates(path, file.tensors)
     if sum(edit["updates"] for edit in header["edits"]) != len(updates):
         raise _damaged(path, f"its header announces other updates than the {len(updates)} it holds")
     rest, edits = iter(updates), []
@@ -190,7 +192,7 @@ def _listed(weights: Collection[tuple[int, str]]) -> str:
     return ", ".join(weighed[:3] + ["..."] * (len(weighed) > 3)) or "nothing"
 
 
-def _tensors(update: Update) -> dict[str, np.ndarray]:
+def update_tensors(update: Update) -> dict[str, np.ndarray]:
     """Returns the arrays of an update by their names in a file."""
     if isinstance(update, DenseUpdate):
         weight, fields = f"{update.leaf.name}.{update.part.name}", _DENSE[update.part]
@@ -199,32 +201,36 @@ def _tensors(update: Update) -> dict[str, np.ndarray]:
     return {f"{weight}.{field}": np.asarray(getattr(update, field)) for field in fields}
 
 
-def _read_updates(file: StoredFile) -> list[Update]:
-    """Builds the updates from the tensors of a file, in their order.
+def read_updates(path: Path, tensors: Mapping[str, StoredTensor]) -> list[Update]:
+    """Builds the updates from tensors of a file, in their order.
+
+    Args:
+      path: The file, for messages.
+      tensors: The tensors by their names: the number of an update, a period, and what `update_tensors` names.
 
     Raises:
       ValueError: If a name, type, or shape is not that of a part of an update, or a number is not finite.
     """
     found: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    for name, tensor in file.tensors.items():
+    for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None:
-            raise _damaged(file.path, f"the tensor {shown(name)} is no part of an edit")
+            raise _damaged(path, f"the tensor {shown(name)} is no part of an edit")
         array = np.array(tensor.read())
         is_layer = match["field"] == "layer"
         if not np.issubdtype(array.dtype, np.integer if is_layer else np.floating) and (
             is_layer or array.dtype != jnp.bfloat16
         ):
-            raise _damaged(file.path, f"{name} has the type {array.dtype}")
+            raise _damaged(path, f"{name} has the type {array.dtype}")
         if is_layer and (array.ndim or not 0 <= int(array) < _MOST_LAYERS):
-            raise _damaged(file.path, f"{name} is no layer")
+            raise _damaged(path, f"{name} is no layer")
         if not np.isfinite(array).all():
-            raise _damaged(file.path, f"{name} holds numbers that are not finite")
+            raise _damaged(path, f"{name} holds numbers that are not finite")
         found.setdefault((int(match["index"]), match["weight"]), {})[match["field"]] = array
     order = sorted(found)
     if [index for index, _ in order] != list(range(len(order))):
-        raise _damaged(file.path, "its updates are not numbered one by one from 0")
-    return [_update(file.path, index, weight, found[index, weight]) for index, weight in order]
+        raise _damaged(path, "its updates are not numbered one by one from 0")
+    return [_update(path, index, weight, found[index, weight]) for index, weight in order]
 
 
 def _update(path: Path, index: int, weight: str, arrays: Mapping[str, np.ndarray]) -> Update:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,22 +14,30 @@ from ml_collections import ConfigDict
 from rome_jax.data.request import EditRequest
 from rome_jax.edit import original_hparams as hparams
 from rome_jax.edit.baseline_config import FT_VARIANTS, FTConfig, KEConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEConfig, model_key
-from rome_jax.edit.hypernetworks import networks as hypernetworks
-from rome_jax.edit.hypernetworks import released as released_hypernetworks
-from rome_jax.edit.hypernetworks.edits import check_sizes
-from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
-from rome_jax.edit.hypernetworks.steps import make_network
-from rome_jax.edit.methods import fine_tune, ke, knowledge_neurons, memit, mend, rome
+from rome_jax.edit.config import Hyperparameters, MethodName, ROMEConfig
+from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
+from rome_jax.edit.methods import (
+    alphaedit,
+    emmet,
+    encore,
+    fine_tune,
+    ke,
+    knowledge_neurons,
+    locft_bf,
+    memit,
+    mend,
+    pmet,
+    rome,
+    ultra_edit,
+)
+from rome_jax.edit.resources import load_network, read_hypernetwork, read_second_moments
 from rome_jax.edit.result import EditResult
+from rome_jax.edit.spread_config import MEMITConfig, Modifier, SpreadConfig
 from rome_jax.edit.stages.contexts import check_templates, templates_for
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.files.checked import Count, Seed, check, shown
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import SHIPPED, LanguageModel
-from rome_jax.moments import sources
-from rome_jax.moments.second_moment import SecondMoment
-from rome_jax.moments.shipped import is_shipped
-from rome_jax.moments.sources import Source
 
 
 class Resource(enum.Enum):
@@ -52,8 +60,6 @@ class Method:
       uses: Further arguments that it needs. Whether second moments are needed also depends on the configuration.
       factored: Whether its deltas have low rank, so that N of them can be scored in one batch.
       samples_templates: Whether it samples templates from a PRNG key if none are given.
-      make_editor: Factory of an editor that carries state from one batch of edits to the next, or None if the method
-        has none.
 
     Example:
       >>> METHODS[MethodName.ROME].factored
@@ -67,7 +73,6 @@ class Method:
     uses: frozenset[Resource] = frozenset()
     factored: bool = True
     samples_templates: bool = False
-    make_editor: Callable[..., Any] | None = None
 
     def for_model(self, model_name: str) -> Hyperparameters:
         """Returns the published (or, for factworld, shipped) hyperparameters of a model.
@@ -162,9 +167,21 @@ METHODS: Mapping[MethodName, Method] = dict(
         _record(MethodName.KN, KNConfig, "kn.py:%s", knowledge_neurons, _TEMPLATES),
         _record(MethodName.MEND, MENDConfig, "mend.py:%s", mend, _NETWORK),
         _record(MethodName.KE, KEConfig, "ke.py:%s", ke, _NETWORK),
+        *(
+            _record(
+                name, kind, f"{file}.py:%s", module, _MOMENTS, _TEMPLATES, samples_templates=True
+            )
+            for name, kind, file, module in (
+                (MethodName.MEMIT, MEMITConfig, "memit", memit),
+                (MethodName.EMMET, emmet.EMMETConfig, "emmet", emmet),
+                (MethodName.PMET, pmet.PMETConfig, "pmet", pmet),
+                (MethodName.ALPHAEDIT, alphaedit.AlphaEditConfig, "alphaedit", alphaedit),
+                (MethodName.ENCORE, encore.ENCOREConfig, "encore", encore),
+            )
+        ),
+        _record(MethodName.ULTRAEDIT, ultra_edit.UltraEditConfig, "ultra_edit.py:%s", ultra_edit),
         _record(
-            *(MethodName.MEMIT, MEMITConfig, "memit.py:%s", memit, _MOMENTS, _TEMPLATES),
-            samples_templates=True,
+            *(MethodName.LOCFT_BF, locft_bf.LocFTConfig, "locft_bf.py:%s", locft_bf), factored=False
         ),
     ]
 )
@@ -205,7 +222,7 @@ def read_config(
     elif values is not None:
         base = values.to_dict()
     elif algorithm in CONFIG_TYPES and hypernetwork and not hypernetwork.endswith(".pt"):
-        base = _load_network(hypernetwork, algorithm).config.to_dict()
+        base = load_network(hypernetwork, algorithm).config.to_dict()
     else:
         base = _known_values(method, model_name, given="layers" in changes)
     return method.config_type.from_dict({**base, **changes})
@@ -223,102 +240,6 @@ def _known_values(method: Method, model_name: str, given: bool) -> dict[str, Any
             f'--config={method.config_file % "gpt2-xl"} --config.layers="(5,)", or choose a known model, such as '
             f"{', '.join(SHIPPED)}."
         ) from None
-
-
-def check_second_moments(source: str | None, model_name: str, config: Hyperparameters) -> None:
-    """Checks before a large model is loaded that an edit has the second moments it needs.
-
-    Args:
-      source: Value of the flag --second_moments.
-      model_name: Name of the model.
-      config: Hyperparameters.
-
-    Raises:
-      ValueError: If the edit needs second moments, `source` is "shipped", and none are shipped with the model.
-    """
-    if config.needs_second_moments and source == Source.SHIPPED and not is_shipped(model_name):
-        name = model_name if model_key(model_name) in config.published else "gpt2-xl"
-        raise ValueError(
-            f"no second moments come with model {shown(model_name)}: leave out --second_moments=shipped, or edit "
-            "without them, "
-            f"--config=configs/{'memit' if isinstance(config, MEMITConfig) else 'rome'}.py:{name} "
-            "--config.mom2_adjustment=False."
-        )
-
-
-def read_second_moments(
-    source: str | None, model: LanguageModel, config: Hyperparameters
-) -> Mapping[int, SecondMoment] | None:
-    """Reads the second moments of the edited layers.
-
-    Args:
-      source: Value of the flag --second_moments. None reads those in the package.
-      model: Model that they must belong to.
-      config: Hyperparameters.
-
-    Returns:
-      The second moments by layer, or None if the edit does not use them.
-
-    Raises:
-      ValueError: If the second moments belong to another model or layer, or a file is damaged.
-      OSError: If a file does not exist or a download fails.
-
-    Example:
-      >>> sorted(read_second_moments(None, model, config))
-      [0]
-    """
-    if not config.needs_second_moments:
-        return None
-    return sources.read(source, config.layers, model)
-
-
-def read_hypernetwork(
-    source: str | None, model: LanguageModel, algorithm: MethodName, config: Hyperparameters
-) -> Hypernetwork | None:
-    """Reads the hypernetwork of a method.
-
-    Args:
-      source: Value of the flag --hypernetwork: a file that eval.train_hypernetwork wrote, or a published .pt file. None
-        reads the one in the package.
-      model: Model that it must belong to.
-      algorithm: Name of the method.
-      config: Hyperparameters of the method.
-
-    Returns:
-      The hypernetwork, or None if the method does not use one.
-
-    Raises:
-      ValueError: If the hypernetwork belongs to another model, method or configuration, the file is damaged, or the
-        package has none for this model.
-      OSError: If the file does not exist.
-    """
-    if algorithm not in CONFIG_TYPES:
-        if source is not None:
-            raise ValueError(
-                f"--hypernetwork={source} is only for {', '.join(CONFIG_TYPES)}: leave it out."
-            )
-        return None
-    if source is None:
-        return hypernetworks.load_shipped(MethodName(algorithm), model)
-    if source.endswith(".pt"):
-        assert isinstance(config, MENDConfig | KEConfig)  # the methods in CONFIG_TYPES
-        return released_hypernetworks.read(source, model, config)
-    network = _load_network(source, algorithm)
-    try:
-        check_sizes(make_network(network.config, model.config), model, network)
-    except ValueError as error:
-        raise ValueError(f"--hypernetwork={source}: {error}") from error
-    return network.check(model)
-
-
-def _load_network(source: str, algorithm: MethodName) -> Hypernetwork:
-    """Loads a hypernetwork and checks that it was trained for the method."""
-    network = hypernetworks.load(source)
-    if network.kind != algorithm:
-        raise ValueError(
-            f"--hypernetwork={source} was trained for {network.kind}: give one that was trained for {algorithm}."
-        )
-    return network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,8 +306,15 @@ class Editor:
         return cls(algorithm, model, config, seed if templates is None else None, options)
 
     @property
+    def name(self) -> MethodVariant:
+        """Name of the method with its modifiers."""
+        return MethodVariant.of(self.algorithm, self.config)
+
+    @property
     def factored(self) -> bool:
         """Whether N of its deltas can be scored in one batch."""
+        if isinstance(self.config, SpreadConfig) and self.config.has(Modifier.RECT):
+            return False
         return METHODS[self.algorithm].factored
 
     def compute(self, requests: Sequence[EditRequest], progress: bool = False) -> Delta:

@@ -1,4 +1,4 @@
-"""Reader of hyperparameter files in the layouts of ROME, MEMIT, AlphaEdit and EasyEdit, as JSON or YAML.
+"""Reader of hyperparameter files in the layouts of ROME, MEMIT, EMMET, PMET, AlphaEdit and EasyEdit, as JSON or YAML.
 
 The files name weights by PyTorch module paths and repeat facts about the model and the machine. Such entries are
 checked but not used. An entry that would change a result and is not supported is an error.
@@ -26,13 +26,11 @@ from rome_jax.edit.baseline_config import (
     TargetEncoding,
     TargetScoring,
 )
-from rome_jax.edit.config import (
-    Hyperparameters,
-    MEMITConfig,
-    ROMEConfig,
-    check_names,
-    model_key,
-)
+from rome_jax.edit.config import Hyperparameters, ROMEConfig, check_names, model_key
+from rome_jax.edit.methods.alphaedit import AlphaEditConfig
+from rome_jax.edit.methods.emmet import EMMETConfig
+from rome_jax.edit.methods.pmet import PMETConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.files.checked import check, shown
 from rome_jax.files.records import read_document
 from rome_jax.models.interventions import Leaf
@@ -59,6 +57,10 @@ _STATISTICS = {"v_loss_layer", "mom2_dataset", "mom2_n_samples", "mom2_dtype"}
 _INERT: Mapping[type[Hyperparameters], set[str]] = {
     ROMEConfig: _STATISTICS,
     MEMITConfig: _STATISTICS,
+    EMMETConfig: _STATISTICS | {"calculate_objective_value"},
+    PMETConfig: _STATISTICS | {"rewrite_module_tmps"},
+    # The published AlphaEdit has entries of MEMIT that it never reads.
+    AlphaEditConfig: _STATISTICS | {"mom2_adjustment", "mom2_update_weight"},
     FTConfig: {"max_length", "wd_power_law"},
     # Entries that the published KN and KE never read, the number of steps that run at once, and the published file that
     # is loaded.
@@ -70,10 +72,14 @@ _INERT: Mapping[type[Hyperparameters], set[str]] = {
 _IGNORED = {
     *("alg_name", "device", "stats_dir", "results_dir", "model_parallel", "fp16", "max_length"),
     *("batch_size", "tokenizer_name", "evaluation_type", "api_key", "nullspace_threshold", "L2"),
+    *("P_loc", "reset_cache"),
 }
 _MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
     FTConfig: {"kl_factor": 0.0},
-    MEMITConfig: {"layer_selection": "all"},
+    **{
+        config_type: {"layer_selection": "all"}
+        for config_type in (MEMITConfig, EMMETConfig, PMETConfig, AlphaEditConfig)
+    },
 }
 # EasyEdit's names of where fine-tuning scores a target.
 _OBJECTIVES = {
@@ -94,8 +100,8 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
       published code.
 
     Raises:
-      ValueError: If the file does not exist or is not a JSON object, or if an entry is unknown, unsupported, of another
-        type or out of range.
+      ValueError: If no layout is known for the method, the file does not exist or is not a JSON object, or if an entry
+        is unknown, unsupported, of another type or out of range.
 
     Example:
       >>> import json, pathlib
@@ -110,6 +116,10 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
             f"{path} holds {type(content).__name__}: give a JSON object of hyperparameters."
         )
     method = config_type.__name__.removesuffix("Config")
+    if config_type not in _INERT:
+        raise ValueError(
+            f"{path}: no layout of hyperparameter files is known for {method}: give its values with --config."
+        )
     try:
         _check_method(content.get("alg_name", method), method)
         values, ignored = _ours(content, config_type)
@@ -152,6 +162,12 @@ def _ours(
         if value != required:
             raise ValueError(f"{name}={value} is not supported: set it to {required}.")
     template = content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj")
+    if config_type is PMETConfig:  # its files name the modules to write in a list of their own
+        name = "rewrite_module_tmps"
+        modules = check(list[str], content.get(name, [template]), name)
+        if len(modules) != 1:
+            raise ValueError(f"{name}={shown(modules)}: name the down-projection alone.")
+        (template,) = modules
     leaf = _leaf(check(str, template, "rewrite_module_tmp"))
     if config_type is FTConfig:
         values = _fine_tuning(values, leaf)

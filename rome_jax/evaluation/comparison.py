@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rome_jax.edit import method as methods
+from rome_jax.edit import resources
 from rome_jax.edit.config import Hyperparameters
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES
 from rome_jax.edit.method import METHODS, Editor, MethodName
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.evaluation import summaries
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
@@ -27,32 +29,37 @@ _REMEDY = "give another --results_dir"
 _Made = TypeVar("_Made")
 
 
-def select_algorithms(names: Iterable[str] | None) -> list[MethodName]:
+def select_algorithms(names: Iterable[str] | None) -> list[MethodVariant]:
     """Returns the methods of the given names, or all methods in the paper's order, which ends with ROME.
 
     Args:
-      names: Names in upper or lower case; None for all methods.
+      names: Names in upper or lower case, with modifiers as in MEMIT+RECT; None for all methods.
 
     Raises:
       ValueError: If there is no name, or a name is unknown or given twice.
 
     Example:
       >>> select_algorithms(["ft-l", "ROME"])
-      [<MethodName.FT_L: 'FT-L'>, <MethodName.ROME: 'ROME'>]
+      ['FT-L', 'ROME']
     """
     if names is None:
-        return sorted(METHODS, key=lambda algorithm: algorithm is MethodName.ROME)
-    known = {name.casefold(): name for name in METHODS}
+        last = MethodName.ROME
+        return [MethodVariant(name) for name in sorted(METHODS, key=lambda name: name is last)]
     given = list(names)
-    found = [known[key] for name in given if (key := name.strip().casefold()) in known]
-    if not given or len(set(found)) < len(given):
-        raise ValueError(f"--algs={','.join(given)}: name some of {', '.join(METHODS)}, each once.")
+    try:
+        found = [MethodVariant.parse(name) for name in given]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(given):
+        raise ValueError(
+            f"--algs={','.join(given)}: name some of {', '.join(METHODS)}, each once, with modifiers as in MEMIT+RECT."
+        )
     return found
 
 
 def prepare_each(
-    algorithms: Iterable[MethodName], prepare: Callable[[MethodName], _Made], *, strict: bool
-) -> dict[MethodName, _Made]:
+    algorithms: Iterable[MethodVariant], prepare: Callable[[MethodVariant], _Made], *, strict: bool
+) -> dict[MethodVariant, _Made]:
     """Runs a step of the preparation for each method; a method that fails is left out, and a printed line says why.
 
     Args:
@@ -67,8 +74,8 @@ def prepare_each(
       ValueError: If a method fails and `strict` is set, or if all methods fail.
 
     Example:
-      >>> prepare_each([MethodName.FT, MethodName.KN], str.lower, strict=True)
-      {<MethodName.FT: 'FT'>: 'ft', <MethodName.KN: 'KN'>: 'kn'}
+      >>> prepare_each(select_algorithms(["FT", "KN"]), str.lower, strict=True)
+      {'FT': 'ft', 'KN': 'kn'}
     """
     made = {}
     for algorithm in algorithms:
@@ -83,7 +90,7 @@ def prepare_each(
     return made
 
 
-def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]) -> dict[str, str]:
+def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[str]) -> dict[str, str]:
     """Parses the flag --hypernetworks.
 
     Args:
@@ -114,7 +121,7 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[MethodName]
 
 
 def model_config(
-    algorithm: MethodName,
+    algorithm: str,
     model_name: str,
     moments_source: str | None = None,
     hypernetwork_source: str | None = None,
@@ -122,7 +129,7 @@ def model_config(
     """Returns the hyperparameters of a method: those of a given hypernetwork, else those known for the model.
 
     Args:
-      algorithm: The method.
+      algorithm: The method, with its modifiers.
       model_name: Name of the model.
       moments_source, hypernetwork_source: As for the flags --second_moments and --hypernetwork.
 
@@ -134,28 +141,30 @@ def model_config(
       >>> model_config(MethodName.ROME, "factworld-gpt2") == config
       True
     """
+    variant = MethodVariant(algorithm)
     if hypernetwork_source is not None:
-        return methods.read_config(algorithm, model_name, hypernetwork=hypernetwork_source)
-    method = METHODS[algorithm]
+        return methods.read_config(variant.method, model_name, hypernetwork=hypernetwork_source)
+    method = METHODS[variant.method]
     try:
-        config = method.for_model(model_name)
+        known = method.for_model(model_name)
     except ValueError:
         raise ValueError(
             f"no {algorithm} hyperparameters are known for model {model_name!r}: evaluate it by itself with your own, "
             f"eval.evaluate --alg_name={algorithm} --config={method.config_file % 'gpt2-xl'}."
         ) from None
-    methods.check_second_moments(moments_source, model_name, config)
+    config = variant.modify(known)
+    resources.check_second_moments(moments_source, model_name, config)
     return config
 
 
 def read_configs(
-    algorithms: Iterable[MethodName],
+    algorithms: Iterable[MethodVariant],
     model_name: str,
     moments_source: str | None = None,
     networks: Mapping[str, str] | None = None,
     *,
     strict: bool = False,
-) -> dict[MethodName, Hyperparameters]:
+) -> dict[MethodVariant, Hyperparameters]:
     """Returns the hyperparameters of each method, before a model is loaded.
 
     Args:
@@ -178,7 +187,7 @@ def read_configs(
 
 def prepare_editors(
     model: LanguageModel,
-    configs: Mapping[MethodName, Hyperparameters],
+    configs: Mapping[MethodVariant, Hyperparameters],
     moments_source: str | None = None,
     networks: Mapping[str, str] | None = None,
     *,
@@ -186,7 +195,7 @@ def prepare_editors(
     chunk_size: int = 8,
     templates: Sequence[str] | None = None,
     strict: bool = False,
-) -> dict[MethodName, Editor]:
+) -> dict[MethodVariant, Editor]:
     """Prepares the methods for a model.
 
     Args:
@@ -204,7 +213,7 @@ def prepare_editors(
     return prepare_each(
         configs,
         lambda name: Editor.prepare(
-            name,
+            name.method,
             model,
             configs[name],
             moments_source=moments_source,
@@ -219,7 +228,7 @@ def prepare_editors(
 
 def evaluate(
     results_dir: str | Path,
-    editors: Mapping[MethodName, Editor],
+    editors: Mapping[MethodVariant, Editor],
     dataset: Dataset,
     generation: GenerationTests | None,
     *,
@@ -268,7 +277,7 @@ def evaluate(
                 batch_size=batch_size,
                 max_tokens=max_tokens,
             )
-            found[algorithm.value] = summaries.summarize(run.cases(dataset))
+            found[str(algorithm)] = summaries.summarize(run.cases(dataset))
     except Exception:
         for run in reversed(opened.values()):
             run.discard()

@@ -156,7 +156,7 @@ class EvaluationRun(RunFolder):
         total = sum(map(len, pools))
         with (
             edit_warnings.summarized(total - len(done)),
-            tqdm(total=total, initial=len(done), unit="case", desc=editor.algorithm) as bar,
+            tqdm(total=total, initial=len(done), unit="case", desc=editor.name) as bar,
         ):
             bar.set_postfix_str(_running_score(done.values()))
             for pool in pools:

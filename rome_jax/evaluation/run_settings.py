@@ -50,7 +50,7 @@ class Settings:
         """
         source = (second_moments or "shipped") if editor.config.needs_second_moments else None
         edit = {
-            "alg_name": editor.algorithm.value,
+            "alg_name": str(editor.name),
             "hyperparameters": editor.config.to_dict(),
             "covariance": source,
             "template_seed": editor.seed if "templates" in editor.options else None,

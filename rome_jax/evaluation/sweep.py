@@ -19,6 +19,7 @@ from typing import Any
 
 from rome_jax.edit import edit_warnings
 from rome_jax.edit.method import Editor, MethodName
+from rome_jax.edit.variant import MethodVariant
 from rome_jax.evaluation import summaries, tables
 from rome_jax.evaluation.datasets import Dataset
 from rome_jax.evaluation.generation import GenerationTests
@@ -74,7 +75,14 @@ class Sweep:
     def name(self) -> str:
         """The default name: method, model, data and keys, so that further values of these keys join the same sweep."""
         model = runs.short_name(self.model).replace("/", "_")
-        return "_".join([self.algorithm, model, self.dataset.name, *self.grid.keys])
+        return "_".join(
+            [
+                MethodVariant.of(self.algorithm, self.grid.base),
+                model,
+                self.dataset.name,
+                *self.grid.keys,
+            ]
+        )
 
     def run(
         self,
@@ -152,7 +160,7 @@ class Sweep:
         """Returns the settings that the points have in common."""
         fixed = {k: v for k, v in self.grid.base.to_dict().items() if k not in self.grid.keys}
         return {
-            "alg_name": self.algorithm.value,
+            "alg_name": str(MethodVariant.of(self.algorithm, self.grid.base)),
             "swept": self.grid.keys,
             "hyperparameters": fixed,
             "covariance": self.moments_source,

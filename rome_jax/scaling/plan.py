@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import jax
 
 from rome_jax.edit.baseline_config import FTConfig, MENDConfig
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, MethodName, ROMEConfig
+from rome_jax.edit.config import Hyperparameters, MethodName, ROMEConfig
 from rome_jax.edit.method import METHODS
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.evaluation.scoring import MAX_TOKENS
 from rome_jax.files.memory import available_memory
 from rome_jax.models import devices

@@ -8,8 +8,9 @@ import pytest
 
 from rome_jax.data.positions import FactToken
 from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import KeyMode, MEMITConfig, ROMEConfig
+from rome_jax.edit.config import KeyMode, ROMEConfig
 from rome_jax.edit.hypernetworks.training_config import TrainingConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.models.families import PRESETS
 from rome_jax.models.registry import NAMES
 

@@ -13,9 +13,12 @@ from jax import nn
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch, pad
 from rome_jax.edit.baseline_config import FTConfig, KEConfig, KNConfig, MENDConfig
-from rome_jax.edit.config import MEMITConfig, MethodName, ROMEConfig
+from rome_jax.edit.config import MethodName, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import METHODS
+from rome_jax.edit.methods.locft_bf import LocFTConfig
+from rome_jax.edit.methods.ultra_edit import UltraEditConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
 from rome_jax.models import forward
@@ -37,6 +40,8 @@ CONFIGS = {
     MethodName.KN: KNConfig((0, 1), steps=3),
     MethodName.MEND: MENDConfig((1,), rank=4),
     MethodName.KE: KEConfig((1,), lstm_width=5, condition_width=6, hidden_width=7),
+    MethodName.ULTRAEDIT: UltraEditConfig((1,), leaves=MLP, lr=1e-2),
+    MethodName.LOCFT_BF: LocFTConfig((2,), lr=1e-2),
 }
 FINDS_THE_TARGET = (MethodName.ROME, MethodName.MEMIT, MethodName.FT, MethodName.FT_L)
 
@@ -86,14 +91,16 @@ def test_methods_edit(family, name, model_of):
     before = forward.logits(model.params, model.config, prompt)[0, last]
     request = dataclasses.replace(REQUEST, target_new=reachable_target(model, before.argmax()))
     method, config = METHODS[name], CONFIGS[name]
-    if model.config.gated and config.__class__ in (FTConfig, MENDConfig, KEConfig):
+    if model.config.gated and isinstance(
+        config, FTConfig | MENDConfig | KEConfig | UltraEditConfig
+    ):
         config = dataclasses.replace(config, leaves=(*MLP, Leaf.MLP_GATE))
     moments = moments_of(model, prompt) if name in FINDS_THE_TARGET else None
     network = None
     if name in (MethodName.MEND, MethodName.KE):
         network = random_hypernetwork(config, model.config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # KN, MEND and KE need not succeed in a random model
+        warnings.simplefilter("ignore")  # not all need succeed in a random model
         result = method.compute(
             model,
             [request],

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.slow
 # As tests/edit/methods compare with the original. Gradient descent on weights and
 # layers that are solved one after another magnify rounding.
 TOLERANCE = dict.fromkeys(
-    [MethodName.FT, MethodName.FT_L, MethodName.FT_ATTN, MethodName.MEMIT], 1e-3
+    [
+        *(MethodName.FT, MethodName.FT_L, MethodName.FT_ATTN, MethodName.LOCFT_BF),
+        *(MethodName.MEMIT, MethodName.EMMET, MethodName.PMET),
+        *(MethodName.ALPHAEDIT, MethodName.ENCORE),
+    ],
+    1e-3,
 )
 
 

@@ -9,6 +9,7 @@ from rome_jax.data.positions import FactToken
 from rome_jax.data.request import EditWarning
 from rome_jax.edit import method as methods
 from rome_jax.edit import original_hparams as hparams
+from rome_jax.edit import resources
 from rome_jax.edit.baseline_config import (
     FTConfig,
     KEConfig,
@@ -19,8 +20,14 @@ from rome_jax.edit.baseline_config import (
     TargetEncoding,
     TargetScoring,
 )
-from rome_jax.edit.config import MEMITConfig, ROMEConfig
+from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.method import MethodName
+from rome_jax.edit.methods.alphaedit import AlphaEditConfig
+from rome_jax.edit.methods.emmet import EMMETConfig
+from rome_jax.edit.methods.locft_bf import LocFTConfig
+from rome_jax.edit.methods.pmet import PMETConfig
+from rome_jax.edit.methods.ultra_edit import UltraEditConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.models.interventions import Leaf
 
 # The entries of the published hparams/ROME/gpt2-xl.json and hparams/FT/gpt2-xl_attn.json (github kmeng01/rome, MIT).
@@ -190,6 +197,27 @@ def test_files_of_easyedit_and_alphaedit_are_read(tmp_path):
         assert hparams.read(alpha, MEMITConfig).mom2_update_weight == 20000
 
 
+@pytest.mark.parametrize(
+    ("config_type", "case"),
+    [
+        (MEMITConfig, "memit_gpt2_one"),
+        (EMMETConfig, "emmet_gpt2_one"),
+        (EMMETConfig, "emmet_gptj_one"),
+        (AlphaEditConfig, "alphaedit_gpt2_seq"),
+        (PMETConfig, "pmet_gpt2_batch2"),
+    ],
+)
+def test_files_of_the_batch_editors_are_read(tmp_path, golden, config_type, case):
+    hparams_of = golden(case).info["hparams"]
+    config = hparams.read(write(tmp_path, hparams_of), config_type)
+    for name, value in config.to_dict().items():
+        if name in hparams_of:
+            expected = tuple(hparams_of[name]) if name == "layers" else hparams_of[name]
+            assert value == expected, name
+    with pytest.raises(ValueError, match=r"layer_selection=random is not supported: set it to all"):
+        hparams.read(write(tmp_path, hparams_of | {"layer_selection": "random"}), config_type)
+
+
 def test_hyperparameters_come_from_one_place(tmp_path):
     path = write(tmp_path, ROME_XL)
     values = ConfigDict(ROMEConfig.for_model("gpt2-xl", v_lr=0.1).to_dict(), convert_dict=False)
@@ -210,17 +238,25 @@ def test_hyperparameters_come_from_one_place(tmp_path):
             methods.read_config(algorithm, "my-model")
 
 
+def test_a_method_without_a_known_layout_is_named(tmp_path):
+    path = write(tmp_path, {"layers": [3], "lr": 1e-6})
+    for config_type in (UltraEditConfig, LocFTConfig):
+        name = config_type.__name__.removesuffix("Config")
+        with pytest.raises(ValueError, match=f"no layout .* is known for {name}: give .* --config"):
+            hparams.read(path, config_type)
+
+
 def test_second_moments_are_asked_for_by_methods_that_use_them():
     config = ROMEConfig.for_model("gpt2-xl")
     with pytest.raises(ValueError, match="no second moments come with model 'gpt2-xl'"):
-        methods.check_second_moments("shipped", "gpt2-xl", config)
+        resources.check_second_moments("shipped", "gpt2-xl", config)
     for source in (None, "published", "self"):
-        methods.check_second_moments(source, "gpt2-xl", config)
-    methods.check_second_moments(
+        resources.check_second_moments(source, "gpt2-xl", config)
+    resources.check_second_moments(
         "shipped", "gpt2-xl", ROMEConfig.for_model("gpt2-xl", mom2_adjustment=False)
     )
-    methods.check_second_moments("shipped", "gpt2-xl", FTConfig.for_model("gpt2-xl"))
-    methods.check_second_moments("shipped", "factworld-gpt2", config)
+    resources.check_second_moments("shipped", "gpt2-xl", FTConfig.for_model("gpt2-xl"))
+    resources.check_second_moments("shipped", "factworld-gpt2", config)
 
 
 @pytest.mark.parametrize("algorithm", MethodName)

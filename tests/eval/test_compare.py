@@ -132,7 +132,7 @@ def test_other_settings_are_refused_before_anything_is_edited(
 
 def test_all_methods_are_in_the_papers_order():
     chosen = select_algorithms(None)
-    assert set(chosen) == set(METHODS) and chosen[-1] is MethodName.ROME
+    assert set(chosen) == set(METHODS) and chosen[-1] == MethodName.ROME
     assert select_algorithms(["ROME", "KN"]) == [MethodName.ROME, MethodName.KN]
     assert select_algorithms(["ft-attn", " Rome"]) == [MethodName.FT_ATTN, MethodName.ROME]
 

@@ -6,7 +6,7 @@ import pytest
 
 import rome_jax
 from rome_jax.data.samples import EXAMPLE
-from rome_jax.edit.config import MEMITConfig
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.files.wheels import SMOLLM2
 from rome_jax.models.registry import load_model
 from rome_jax.moments import shipped

@@ -21,6 +21,7 @@ import numpy as np
 from flax import struct
 
 from rome_jax.data.request import EditRequest
+from rome_jax.data.tokenization import end_of_text
 from rome_jax.edit.baseline_config import FTConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.result import EditResult, check_finite
@@ -30,7 +31,7 @@ from rome_jax.edit.stages.targets import TargetInputs, tokenize_request_targets
 from rome_jax.edit.stages.weight_training import Settings, Weight, train_weights
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.interventions import Delta, DenseUpdate, Part
+from rome_jax.models.interventions import Delta, DenseUpdate
 from rome_jax.models.registry import LanguageModel
 
 
@@ -80,7 +81,7 @@ def _trained_weights(params: forward.Params, config: FTConfig) -> tuple[Weight, 
         (layer, leaf, part)
         for layer in config.layers
         for leaf in config.leaves
-        for part in Part
+        for part in config.parts
         if part.value in params["blocks"][leaf.value[0]][leaf.value[1]]
     )
 
@@ -209,6 +210,7 @@ def _tokenize(
     model: LanguageModel, requests: Sequence[EditRequest], config: FTConfig
 ) -> TargetInputs:
     """Builds the token arrays of requests, with leading axis R."""
+    end = end_of_text(model.tokenizer) if config.ends_targets else None
     return tokenize_request_targets(
-        model.tokenizer, requests, model.config.context_length, config.scoring
+        model.tokenizer, requests, model.config.context_length, config.scoring, end
     )

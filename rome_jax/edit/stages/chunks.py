@@ -171,6 +171,15 @@ def check_requests(
     for index, request in enumerate(requests):
         if not isinstance(request, EditRequest):
             raise ValueError(f"requests[{index}]={shown(request)}: give an EditRequest.")
+    check_config(model, config, chunk_size)
+
+
+def check_config(model: LanguageModel, config: Hyperparameters, chunk_size: int = 1) -> None:
+    """Checks what a method knows before its first request.
+
+    Raises:
+      ValueError: If `chunk_size` is not a whole number of at least 1, or the model does not have a layer or weight.
+    """
     check(Count, chunk_size, "chunk_size")
     for layer in config.layers:
         model.config.check_layer(layer, "layers")

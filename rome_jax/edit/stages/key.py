@@ -31,14 +31,16 @@ class LayerStates:
       hidden: [R, T, D] residual stream after the layer.
       key: float32 [R, F] input of the down-projection at the fact token.
       value: float32 [R, D] output of the down-projection there, W k + b.
+      attention: float32 [R, D] output of the attention there, or None if it was not asked for.
     """
 
     hidden: jax.Array
     key: jax.Array
     value: jax.Array
+    attention: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layer"))
+@functools.partial(jax.jit, static_argnames=("config", "layer", "with_attention"))
 def layer_states(
     params: forward.Params,
     config: ModelConfig,
@@ -47,6 +49,7 @@ def layer_states(
     layer: int,
     deltas: Delta | None = None,
     shared: SharedContexts | None = None,
+    with_attention: bool = False,
 ) -> LayerStates:
     """Runs rows through the layers up to and including `layer`.
 
@@ -59,6 +62,7 @@ def layer_states(
       deltas: Edits already in force, with a case axis.
       shared: Packed forms of the rows, which run instead of them. They cannot be combined with `deltas`, under which
         the rows of different requests have different states.
+      with_attention: Whether to return the output of the attention, too (static).
     """
     num_rows, num_columns = batch.ids.shape
     ran = batch if shared is None else shared.rows.batch
@@ -75,12 +79,8 @@ def layer_states(
     hidden = forward.embed(params, config, jnp.asarray(ran.ids), attention.positions)
     hidden = run(hidden, start=0, stop=layer).hidden
     # The edited layer runs in float32 whatever the weights are: C⁻¹ magnifies the rounding of half-precision keys.
-    out = run(
-        hidden.astype(jnp.float32),
-        start=layer,
-        stop=layer + 1,
-        capture=(Site.MLP_KEY, Site.MLP_OUT),
-    )
+    sites = (Site.MLP_KEY, Site.MLP_OUT, *((Site.ATTN_OUT,) if with_attention else ()))
+    out = run(hidden.astype(jnp.float32), start=layer, stop=layer + 1, capture=sites)
     # The place of each column of `batch` among all columns that ran.
     place = (
         jnp.arange(num_rows * num_columns).reshape(num_rows, num_columns)
@@ -88,10 +88,8 @@ def layer_states(
         else jnp.asarray(shared.rows.place)
     )
     at_fact = place[jnp.arange(num_rows), fact]
-    key, value = (
-        _join_rows(out.captures[site][0])[at_fact] for site in (Site.MLP_KEY, Site.MLP_OUT)
-    )
-    return LayerStates(_join_rows(out.hidden.astype(hidden.dtype))[place], key, value)
+    found = [_join_rows(out.captures[site][0])[at_fact] for site in sites]
+    return LayerStates(_join_rows(out.hidden.astype(hidden.dtype))[place], *found)
 
 
 def _join_rows(rows: jax.Array) -> jax.Array:

@@ -13,13 +13,23 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.stages.shared_contexts import PackedRows, SharedContexts
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
-from rome_jax.models.layers import Attention, KVCache, columns
+from rome_jax.models.layers import (
+    MLP,
+    Attention,
+    Interventions,
+    KVCache,
+    LayerInterventions,
+    columns,
+    norm,
+)
+from rome_jax.models.stack import take_layer
 
 
 @struct.dataclass
@@ -86,6 +96,27 @@ def _unpack_cache(packed: PackedRows, cache: KVCache) -> KVCache:
         return packed.unpack(leaf.transpose(1, 3, 0, 2, 4)).transpose(2, 0, 3, 1, 4)
 
     return jax.tree.map(unpack, cache)
+
+
+def mlp_output(
+    params: forward.Params, config: ModelConfig, after_attention: jax.Array, layer: int
+) -> jax.Array:
+    """Runs the MLP of a layer whose attention and MLP follow each other.
+
+    Args:
+      params: Weights of the model.
+      config: Configuration of the model (static).
+      after_attention: [R, D] residual stream between attention and MLP.
+      layer: Index of the layer (static).
+
+    Returns:
+      float32 [R, D] what the MLP adds to the residual stream.
+    """
+    weights = take_layer(params["blocks"], layer)
+    normed = norm(config).apply({"params": weights["ln_2"]}, after_attention[:, None])
+    here = LayerInterventions(layer, Interventions())
+    value, _ = MLP(config).apply({"params": weights["mlp"]}, normed, here)
+    return value[:, 0].astype(jnp.float32)
 
 
 def run_suffix(

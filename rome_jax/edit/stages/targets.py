@@ -52,6 +52,7 @@ def tokenize_targets(
     context_length: int,
     scoring: TargetScoring = TargetScoring.EACH_TOKEN,
     multiples: tuple[int, int] | None = None,
+    end: int | None = None,
 ) -> TargetInputs:
     """Builds the arrays of N prompts and their targets, padded on the right to one of few shapes.
 
@@ -62,6 +63,7 @@ def tokenize_targets(
       context_length: Context length of the model, in tokens.
       scoring: Where the tokens of a target are scored.
       multiples: Numbers that T and K are rounded up to a multiple of. None rounds up to the next of few sizes.
+      end: Token that is appended to each target, such as the end-of-text token; None appends none.
 
     Raises:
       SequenceTooLongError: If a prompt with its target does not fit the context.
@@ -73,6 +75,8 @@ def tokenize_targets(
     """
     rows = prompt_ids(tokenizer, prompts)
     target_ids = continuation_ids(tokenizer, targets)
+    if end is not None:
+        target_ids = [[*target, end] for target in target_ids]
     ends = np.array([len(row) - 1 for row in rows], np.int32)[:, None]
     each = scoring is TargetScoring.EACH_TOKEN
     if each:
@@ -99,10 +103,11 @@ def tokenize_request_targets(
     requests: Sequence[EditRequest],
     context_length: int,
     scoring: TargetScoring = TargetScoring.EACH_TOKEN,
+    end: int | None = None,
 ) -> TargetInputs:
     """Builds the arrays of N edit requests with their new targets; see `tokenize_targets`."""
     prompts, targets = ([r.text for r in requests], [r.target_text for r in requests])
-    return tokenize_targets(tokenizer, prompts, targets, context_length, scoring)
+    return tokenize_targets(tokenizer, prompts, targets, context_length, scoring, end=end)
 
 
 def target_nll(logits: jax.Array, inputs: TargetInputs) -> jax.Array:

@@ -9,7 +9,10 @@ For each request, one vector δ is added to the MLP output of the edited layer a
 Adam minimizes it, and after each step δ is projected onto the ball ‖δ‖ ≤ clamp_norm_factor · ‖v₀‖. All requests of a
 batch share one compiled loop. A request that is done keeps its δ.
 
-Axes: N requests, K context templates, R = (K + 1)·N rows, T columns, S steps, M target tokens, D width, V vocabulary.
+PMET optimizes two vectors, one at the attention's output and one at the MLP's; each has a decay and a ball of its own.
+
+Axes: N requests, K context templates, R = (K + 1)·N rows, T columns, S steps, M target tokens, D width, V vocabulary,
+P = 1 or 2 vectors.
 """
 
 from __future__ import annotations
@@ -22,13 +25,19 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from rome_jax.edit.config import MEMITConfig, ROMEConfig
+from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows
 from rome_jax.edit.stages.shared_contexts import SharedContexts
-from rome_jax.edit.stages.suffix import Suffix, freeze_prefix, run_suffix
+from rome_jax.edit.stages.suffix import Suffix, freeze_prefix, mlp_output, run_suffix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.stack import tie
+
+# PMET: weight of the negative log-likelihood while the target is the answer in all contexts, and the KL divergence
+# below which such a request is done (authors' code; the paper does not mention them).
+_SATISFIED_NLL_FACTOR = 0.1
+_SATISFIED_KL = 0.01
 
 
 @struct.dataclass
@@ -36,7 +45,7 @@ class ValueResult:
     """The optimized values and their course.
 
     Attributes:
-      delta: float32 [N, D] δ; v* = v₀ + δ.
+      delta: float32 [N, D] δ; v* = v₀ + δ. [N, 2, D] for a pair of attention and MLP.
       loss: float32 [N, S] loss at each evaluation; NaN once a request is done.
       nll, kl, weight_decay: float32 [N, S] terms of the loss, with their factors.
       steps: int32 [N] number of evaluations.
@@ -85,23 +94,31 @@ def loss_terms(
     targets: TargetRows,
     essence: EssenceRows,
     layer: int,
+    after_attention: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes what the loss reads from the model with δ.
 
     Args:
-      delta: float32 [N, D], δ.
+      delta: float32 [N, P, D], δ.
       suffix: Suffix columns of all rows, without δ.
       params, model_config, layer: As in `optimize_value`.
       targets, essence: Columns counted from the first suffix column.
+      after_attention: As in `optimize_pair`; None if P is 1.
 
     Returns:
       The negative log-likelihood of the targets [N], the log-probabilities after the fact token of the essence rows
-      [N, V], and whether the target is the model's answer to the bare prompt [N].
+      [N, V], and whether the target is the model's answer in each context [K, N].
     """
     num_contexts, num_requests, num_read = targets.read.shape
     fact = jnp.concatenate([targets.fact.reshape(-1), essence.fact])  # [R]
-    # Adding δ to the layer's MLP output adds it to the residual stream after the layer.
-    shift = jnp.tile(delta, (num_contexts + 1, 1)).astype(suffix.hidden.dtype)  # [R, D]
+    # Adding δ to the output of the layer's MLP or attention adds it to the residual stream after the layer.
+    shift = jnp.tile(delta.sum(1), (num_contexts + 1, 1))  # [R, D]
+    if after_attention is not None and not model_config.parallel_residual:
+        # The MLP of the layer reads what was added to the attention's output.
+        mlp = functools.partial(mlp_output, params, model_config, layer=layer)
+        at_attention = jnp.tile(delta[:, 0], (num_contexts + 1, 1))
+        shift += mlp(after_attention + at_attention) - mlp(after_attention)
+    shift = shift.astype(suffix.hidden.dtype)
     hidden = suffix.hidden.at[jnp.arange(len(fact)), fact].add(shift)
 
     # An essence row has one column to read; repeating it makes all rows read equally many.
@@ -121,9 +138,8 @@ def loss_terms(
     log_prob = jnp.where(is_target, logits, 0.0).sum(-1) - jax.nn.logsumexp(logits, axis=-1)
     weights = targets.mask / targets.mask.sum(-1, keepdims=True)  # [N, M]
     nll = -(log_prob * weights).sum(-1).mean(0)
-    greedy = logits[0].argmax(-1) == targets.ids
-    present = (greedy | ~targets.mask).all(-1)
-    return nll, essence_log_probs, present
+    greedy = logits.argmax(-1) == targets.ids
+    return nll, essence_log_probs, (greedy | ~targets.mask).all(-1)
 
 
 @struct.dataclass
@@ -135,16 +151,23 @@ class ValueSettings:
     clamp_norm_factor: jax.Array
     kl_factor: jax.Array
     loss_threshold: jax.Array
+    argmax_evaluations: jax.Array
 
     @classmethod
-    def of(cls, config: ROMEConfig | MEMITConfig) -> ValueSettings:
+    def of(cls, config: ROMEConfig | SpreadConfig) -> ValueSettings:
         """Reads them from a configuration."""
         return cls(*(jnp.float32(getattr(config, f.name)) for f in dataclasses.fields(cls)))
 
 
 @struct.dataclass
 class _Carry:
-    """The state of the loop. `initial` is the distribution that KL measures from; others are as in `ValueResult`."""
+    """The state of the loop; other fields are as in `ValueResult`.
+
+    Attributes:
+      initial: float32 [N, V] log-probabilities that KL measures from.
+      satisfied: int32 [N] number of evaluations in which the target was the answer in all sampled contexts.
+      nll_factor: float32 [N] present weight of the negative log-likelihood.
+    """
 
     step: jax.Array
     delta: jax.Array
@@ -152,6 +175,8 @@ class _Carry:
     initial: jax.Array
     done: jax.Array
     present: jax.Array
+    satisfied: jax.Array
+    nll_factor: jax.Array
     history: jax.Array
     steps: jax.Array
 
@@ -159,7 +184,7 @@ class _Carry:
 def optimize_value(
     params: forward.Params,
     model_config: ModelConfig,
-    config: ROMEConfig | MEMITConfig,
+    config: ROMEConfig | SpreadConfig,
     inputs: EditInputs,
     hidden: jax.Array,
     value: jax.Array,
@@ -179,6 +204,52 @@ def optimize_value(
       layer: Edited layer (static).
       shared: `inputs.shared` if all requests have run on the same weights so far, otherwise None.
     """
+    found = _prepare_and_optimize(
+        params, model_config, config, inputs, hidden, value[:, None], layer, shared
+    )
+    return dataclasses.replace(found, delta=found.delta[:, 0])
+
+
+def optimize_pair(
+    params: forward.Params,
+    model_config: ModelConfig,
+    config: SpreadConfig,
+    inputs: EditInputs,
+    hidden: jax.Array,
+    values: jax.Array,
+    after_attention: jax.Array,
+    layer: int,
+    shared: SharedContexts | None = None,
+    nll_factor: float = 1.0,
+) -> ValueResult:
+    """Finds two δ for N requests at once, of the attention's and of the MLP's output of a layer (PMET).
+
+    Args:
+      params, model_config, config, inputs, hidden, layer, shared: As in `optimize_value`.
+      values: float32 [N, 2, D] present outputs of attention and MLP at the fact token of the bare prompt.
+      after_attention: float32 [R, D] residual stream between attention and MLP at the fact token of each row.
+      nll_factor: Weight of the negative log-likelihood.
+    """
+    return _prepare_and_optimize(
+        *(params, model_config, config, inputs, hidden, values, layer, shared),
+        after_attention=after_attention,
+        nll_factor=nll_factor,
+    )
+
+
+def _prepare_and_optimize(
+    params: forward.Params,
+    model_config: ModelConfig,
+    config: ROMEConfig | SpreadConfig,
+    inputs: EditInputs,
+    hidden: jax.Array,
+    value: jax.Array,
+    layer: int,
+    shared: SharedContexts | None,
+    after_attention: jax.Array | None = None,
+    nll_factor: float = 1.0,
+) -> ValueResult:
+    """Splits the rows into prefix and suffix and runs the loop; `value` is [N, P, D]."""
     num_prefix = inputs.num_prefix
     suffix = freeze_prefix(params, model_config, inputs.batch, num_prefix, hidden, layer, shared)
     # Only what the loss reads: other arrays of `inputs` have shapes that would compile the program anew.
@@ -192,6 +263,8 @@ def optimize_value(
         value,
         layer,
         config.v_num_grad_steps,
+        after_attention,
+        jnp.float32(nll_factor),
     )
 
 
@@ -206,49 +279,67 @@ def _optimize(
     value: jax.Array,
     layer: int,
     num_steps: int,
+    after_attention: jax.Array | None,
+    nll_factor: jax.Array,
 ) -> ValueResult:
     """Runs the loop of `optimize_value`; the rows are given by their suffix columns alone."""
-    num_requests, width = value.shape
-    value_norm = safe_norm(value)
+    num_requests, num_parts, width = value.shape
+    value_norm = safe_norm(value)  # [N, P]
     adam = optax.adam(settings.v_lr)
 
-    def loss(delta, step, initial):
+    def loss(delta, step, initial, nll_factor):
         weights, delta = tie(params, delta)
-        nll, current, present = loss_terms(
-            delta, suffix, weights, model_config, targets, essence, layer
+        nll, current, answers = loss_terms(
+            delta, suffix, weights, model_config, targets, essence, layer, after_attention
         )
+        nll = nll_factor * nll
         # The first evaluation is at δ = 0 and gives the distribution that KL measures from.
         initial = jnp.where(step == 0, jax.lax.stop_gradient(current), initial)
         kl = settings.kl_factor * (jnp.exp(current) * (current - initial)).sum(-1)
-        decay = settings.v_weight_decay * safe_norm(delta) / value_norm**2
+        decay = settings.v_weight_decay * (safe_norm(delta) / value_norm**2).sum(1)
         total = nll + kl + decay
         # Requests do not interact, so the gradient of the sum holds the gradient of each.
-        return total.sum(), (jnp.stack([total, nll, kl, decay]), initial, present)
+        return total.sum(), (jnp.stack([total, nll, kl, decay]), initial, answers)
 
-    def record(carry, values):
+    def record(carry, values, answers):
         """Records an evaluation of the requests that are not done yet."""
         running = ~carry.done
         history = carry.history.at[..., carry.step].set(jnp.where(running, values, jnp.nan))
         done = carry.done | (values[0] < settings.loss_threshold)
-        return carry.replace(history=history, steps=carry.steps + running, done=done)
+        # The sampled contexts decide, or the bare prompt if there are none.
+        satisfied = carry.satisfied + answers[min(1, len(answers) - 1) :].all(0)
+        done |= (settings.argmax_evaluations > 0) & (satisfied >= settings.argmax_evaluations)
+        carry = carry.replace(satisfied=satisfied)
+        if after_attention is not None:
+            everywhere = answers.all(0)
+            done |= everywhere & (values[2] <= _SATISFIED_KL)
+            factor = jnp.where(everywhere, _SATISFIED_NLL_FACTOR, nll_factor)
+            carry = carry.replace(nll_factor=factor)
+        return carry.replace(
+            history=history,
+            steps=carry.steps + running,
+            done=done,
+            present=jnp.where(carry.step == 0, answers[0], carry.present),
+        )
 
     def evaluate_and_step(carry):
-        gradient, (values, initial, present) = jax.grad(loss, has_aux=True)(
-            carry.delta, carry.step, carry.initial
+        gradient, (values, initial, answers) = jax.grad(loss, has_aux=True)(
+            carry.delta, carry.step, carry.initial, carry.nll_factor
         )
-        carry = record(carry, values)
+        carry = record(carry, values, answers)
         updates, adam_state = adam.update(gradient, carry.adam)
         radius = settings.clamp_norm_factor * value_norm
-        moved = project_to_ball(optax.apply_updates(carry.delta, updates), radius)
+        moved = project_to_ball(
+            optax.apply_updates(carry.delta, updates).reshape(-1, width), radius.reshape(-1)
+        ).reshape(carry.delta.shape)
         return carry.replace(
             step=carry.step + 1,
-            delta=jnp.where(carry.done[:, None], carry.delta, moved),
+            delta=jnp.where(carry.done[:, None, None], carry.delta, moved),
             adam=adam_state,
             initial=initial,
-            present=jnp.where(carry.step == 0, present, carry.present),
         )
 
-    start = jnp.zeros((num_requests, width), jnp.float32)
+    start = jnp.zeros((num_requests, num_parts, width), jnp.float32)
     carry = _Carry(
         step=jnp.int32(0),
         delta=start,
@@ -256,6 +347,8 @@ def _optimize(
         initial=jnp.zeros((num_requests, model_config.vocab_size)),
         done=jnp.zeros(num_requests, bool),
         present=jnp.zeros(num_requests, bool),
+        satisfied=jnp.zeros(num_requests, jnp.int32),
+        nll_factor=jnp.full(num_requests, nll_factor),
         history=jnp.full((4, num_requests, num_steps), jnp.nan),
         steps=jnp.zeros(num_requests, jnp.int32),
     )
@@ -263,8 +356,7 @@ def _optimize(
         lambda carry: (carry.step < num_steps - 1) & ~carry.done.all(), evaluate_and_step, carry
     )
     # No step follows the last evaluation, so the returned δ has the loss that is recorded last.
-    _, (values, _, present) = loss(carry.delta, carry.step, carry.initial)
-    last = record(carry, values)
-    present = jnp.where(carry.step == 0, present, carry.present)
+    _, (values, _, answers) = loss(carry.delta, carry.step, carry.initial, carry.nll_factor)
+    last = record(carry, values, answers)
     total, nll, kl, decay = last.history
-    return ValueResult(last.delta, total, nll, kl, decay, last.steps, present)
+    return ValueResult(last.delta, total, nll, kl, decay, last.steps, last.present)

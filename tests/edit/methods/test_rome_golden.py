@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
-from rome_jax.edit.delta import apply_delta, rank_one_update
+from rome_jax.edit.config import KeyMode, ROMEConfig
+from rome_jax.edit.delta import apply_delta, dense, rank_one_update
 from rome_jax.edit.methods import rome
 from rome_jax.edit.stages import inputs as inputs_stage
 from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows, tokenize_requests
@@ -208,3 +210,49 @@ def value_inputs(case, prefix) -> EditInputs:
         PREFIX,
         SUFFIX,
     )
+
+
+RROME = sorted(path.stem for path in GOLDEN.glob("rrome_gpt*.npz"))
+
+
+@pytest.mark.parametrize("name", RROME)
+def test_the_consistent_key_is_the_averaged_one_of_r_rome(name, golden, golden_model):
+    """R-ROME (Gupta et al., 2024, arXiv 2403.07175) divides by the averaged key; its prompt mode has no template."""
+    case = golden(name)
+    model = golden_model(case.info["model"])
+    hparams, request = case.info["hparams"], case.info["request"]
+    names = (
+        "v_num_grad_steps v_lr v_weight_decay clamp_norm_factor kl_factor mom2_adjustment".split()
+    )
+    config = ROMEConfig(
+        layers=tuple(hparams["layers"]),
+        key_mode=KeyMode.CONSISTENT,
+        **{name: hparams[name] for name in names},
+    )
+    edit_request = EditRequest(request["prompt"], request["subject"], request["target_new"])
+    inputs = tokenize_requests(
+        model.tokenizer, [edit_request], case.info["context_templates"], config.fact_token, 256
+    )
+    if "prompt" in name:  # the key of the bare prompt alone, with v* optimized over all templates
+        (layer,) = config.layers
+        states = layer_states(model.params, model.config, inputs.batch, inputs.fact, layer)
+        keys, values = (inputs.by_context(x)[0] for x in (states.key, states.value))
+        u = whitened_direction(keys, rome_moments(model, config.layers)[layer])
+        found = optimize_value(
+            model.params, model.config, config, inputs, states.hidden, values, layer
+        )
+        update, _ = rank_one_update(layer, u, keys, values, values + found.delta)
+    else:
+        moments = rome_moments(model, config.layers) if config.mom2_adjustment else None
+        result = rome.compute_from_inputs(model.params, model.config, inputs, config, moments)
+        (update,) = result.deltas.updates
+        u = result.layers[0].u
+    close = lambda actual, expected, what: np.testing.assert_allclose(  # noqa: E731
+        actual, expected, rtol=0, atol=2e-4 * np.abs(expected).max(), err_msg=what
+    )
+    close(u[0], case.arrays["l2_u"], "u")
+    close(update.right[0, :, 0], case.arrays["z0_v"], "v")
+    (weight,) = (array for array in case.arrays if array.startswith("wdelta."))
+    change = dense(update)[0]
+    expected = case.arrays[weight]
+    close(change, expected if expected.shape == change.shape else expected.T, "ΔW")

@@ -1,0 +1,78 @@
+"""AlphaEdit: edits within the null space of what a layer stores (Fang et al., 2025, "AlphaEdit: Null-Space Constrained
+Knowledge Editing for Language Models", arXiv 2410.02355, section 3).
+
+A = K_p K_pᵀ + ν I on the span of Q in the closed form of `rome_jax.edit.methods.closed_form`, and infinite elsewhere;
+s = 1. The columns of Q are the eigenvectors of C with an eigenvalue below a threshold: ΔW maps the keys of the corpus,
+which hardly reach into their span, to almost nothing. K_p are the keys of earlier batches, so that later edits leave
+earlier ones as they are. The authors solve the equivalent system with P = Q Qᵀ, which is not symmetric:
+
+    ΔW = (P (K_p K_pᵀ + K Kᵀ) + ν I)⁻¹ P K Rᵀ  (equation 14)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from rome_jax.edit.config import MethodName
+from rome_jax.edit.methods.closed_form import ClosedForm
+from rome_jax.edit.solver import Penalty
+from rome_jax.edit.spread_config import (
+    SPREAD_FACTWORLD,
+    SPREAD_J,
+    SPREAD_XL,
+    SpreadConfig,
+)
+from rome_jax.files.checked import PositiveFloat
+from rome_jax.moments.second_moment import SecondMoment
+
+_ALPHAEDIT: Mapping[str, Mapping[str, Any]] = {
+    "gpt2-xl": SPREAD_XL,
+    "gpt-j-6b": SPREAD_J,
+    "factworld-gpt2": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
+    "factworld-gptj": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaEditConfig(SpreadConfig):
+    """Hyperparameters of AlphaEdit. Names follow its hyperparameter files.
+
+    Attributes:
+      nullspace_threshold: Bound of the eigenvalues of C whose eigenvectors span the null space.
+      L2: ν, the weight of ‖ΔW‖².
+
+    The other attributes are those of `SpreadConfig`.
+
+    Raises:
+      ValueError: If a value has another type or is out of range.
+
+    Example:
+      >>> AlphaEditConfig.for_model("gpt-j-6b").nullspace_threshold
+      0.02
+    """
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ALPHAEDIT
+
+    nullspace_threshold: PositiveFloat = 0.02
+    L2: PositiveFloat = 10.0
+
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether it needs second moments: always."""
+        return True
+
+
+def _penalty(config: AlphaEditConfig, moment: SecondMoment | None) -> Penalty:
+    """Returns ν I on the null space of C."""
+    assert moment is not None  # the configuration always asks for it
+    return Penalty.null_space(moment.null_space(config.nullspace_threshold), config.L2)
+
+
+ALPHAEDIT = ClosedForm(MethodName.ALPHAEDIT, _penalty, remembers=True)
+
+compute = ALPHAEDIT.compute
+compute_deltas = ALPHAEDIT.compute_deltas
+compute_joint_delta = ALPHAEDIT.compute_joint_delta
+make_editor = ALPHAEDIT.make_editor
