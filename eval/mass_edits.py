@@ -58,7 +58,7 @@ def main() -> None:
 PROGRAM = cli.Program(
     main,
     takes="model_name revision dtype precision mesh second_moments data_path counts output_dir chunk_size seed".split(),
-    defaults={"output_dir": "mass_edits"},
+    defaults={"output_dir": "mass_edits", "counts": ["1", "10", "30", "100", "300", "1000"]},
     resumable=True,
 )
 

@@ -89,6 +89,24 @@ def read_sequence(limit: int) -> Dataset | None:
     return load_dataset(DatasetName.CF, path=PATH.value, model_name=name, limit=limit)
 
 
+def read_requests() -> Dataset:
+    """Reads the records of --num_cases edits: those of --data_path, or those that come with the model.
+
+    Raises:
+      ValueError: If the data are malformed, or there are fewer records than --num_cases asks for.
+      OSError: If a file cannot be read or downloaded.
+    """
+    dataset = load_dataset(
+        DatasetName.CF,
+        path=PATH.value,
+        model_name=model.NAME.value,
+        limit=running.CASES.value,
+        seed=running.SEED.value,
+    )
+    limit_edits(running.CASES, running.CASES.value, dataset)
+    return dataset
+
+
 def limit_edits(flag: flags.FlagHolder[Any], count: int, dataset: Dataset | None) -> int:
     """Returns the number of edits; if a default exceeds the number of records, all of these, which a line says.
 

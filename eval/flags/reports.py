@@ -6,7 +6,8 @@ from absl import flags
 
 from eval.flags import define
 from rome_jax.evaluation.columns import parse_columns
-from rome_jax.evaluation.mass_edits import MOST
+from rome_jax.evaluation.mass_edits import MOST, read_counts
+from rome_jax.evaluation.sequence_measurement import measure_points
 from rome_jax.evaluation.tables import TableFormat
 
 COLUMNS = flags.DEFINE_list(
@@ -31,11 +32,16 @@ TRACED = flags.DEFINE_integer(
 )
 COUNTS = flags.DEFINE_list(
     "counts",
-    ["1", "10", "30", "100", "300", "1000"],
-    f"Numbers of edits at which the model is measured, each from 1 to {MOST}.",
+    None,
+    f"Numbers of edits at which the model is measured, each from 1 to {MOST} for eval.mass_edits. eval.sequence "
+    "measures at the end of the batch that reaches a number; there, the default is --every.",
 )
 EVERY = flags.DEFINE_integer(
-    "every", 10, "Number of edits between two measurements.", lower_bound=1, upper_bound=define.MOST
+    "every",
+    10,
+    "Number of edits, for eval.sequence of batches, between two measurements.",
+    lower_bound=1,
+    upper_bound=define.MOST,
 )
 
 
@@ -50,3 +56,21 @@ def read_columns(table_format: TableFormat) -> tuple[str, ...]:
     """
     default = "full" if table_format is TableFormat.CSV else "paper"
     return parse_columns([default] if COLUMNS.value is None else COLUMNS.value)
+
+
+def read_points(num_edits: int, batch_size: int) -> tuple[int, ...]:
+    """Returns the numbers of edits at which eval.sequence measures a model, by --counts or --every.
+
+    Args:
+      num_edits: Number of all edits.
+      batch_size: Number of edits in a batch.
+
+    Raises:
+      ValueError: If both flags are given, or a count is not a whole number from 1 to `num_edits`.
+    """
+    if COUNTS.value is None:
+        return measure_points(num_edits, batch_size, every=EVERY.value)
+    if EVERY.present:
+        raise ValueError("--counts and --every both say when to measure: leave one out.")
+    counts = read_counts(COUNTS.value, num_edits)
+    return measure_points(num_edits, batch_size, counts=counts)

@@ -34,7 +34,8 @@ SEED = flags.DEFINE_integer(
 BATCH = flags.DEFINE_integer(
     "batch_size",
     32,
-    "Number of cases per batch of edits and scores, or of examples per training step.",
+    "Number of cases per batch of edits and scores, of edits that eval.sequence writes together, or of examples per "
+    "training step.",
     lower_bound=1,
     upper_bound=define.MOST,
 )

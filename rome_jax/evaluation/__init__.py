@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         target_nlls,
     )
     from rome_jax.evaluation.sequence import Measurement, measure
+    from rome_jax.evaluation.sequence_run import SequenceRun, run_sequence
     from rome_jax.evaluation.snippets import AttributeSnippets, Snippet, load_snippets, load_tfidf
     from rome_jax.evaluation.summaries import State, Summary, case_metrics, summarize
     from rome_jax.evaluation.sweep import Sweep
@@ -134,8 +135,10 @@ __all__ += [
     "MassEdits",
     "Measurement",
     "Point",
+    "SequenceRun",
     "Sweep",
     "measure",
+    "run_sequence",
     "select_algorithms",
 ]
 
@@ -203,8 +206,10 @@ _HOMES = {
     "MassEdits": "rome_jax.evaluation.mass_edits",
     "Measurement": "rome_jax.evaluation.sequence",
     "Point": "rome_jax.evaluation.grid",
+    "SequenceRun": "rome_jax.evaluation.sequence_run",
     "Sweep": "rome_jax.evaluation.sweep",
     "measure": "rome_jax.evaluation.sequence",
+    "run_sequence": "rome_jax.evaluation.sequence_run",
     "select_algorithms": "rome_jax.evaluation.comparison",
 }
 

@@ -21,10 +21,11 @@ import pydantic
 import typing_extensions
 
 from rome_jax.edit import edit_warnings
-from rome_jax.edit.config import Hyperparameters, MEMITConfig, ROMEConfig
+from rome_jax.edit.config import Hyperparameters, ROMEConfig
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.method import METHODS, Editor, MethodName
 from rome_jax.edit.methods import memit, rome
+from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.evaluation.datasets import CounterFactRecord, Dataset, parse_counterfact
 from rome_jax.evaluation.sequence import (
     check_records,
@@ -49,20 +50,24 @@ _Counts = Annotated[
 ]
 
 
-def read_counts(values: Sequence[str]) -> list[int]:
+def read_counts(values: Sequence[str], most: int = MOST) -> list[int]:
     """Returns the numbers of edits given by --counts, in ascending order.
 
+    Args:
+      values: The numbers as texts.
+      most: The largest number.
+
     Raises:
-      ValueError: If there is none, or one is not a whole number from 1 to 1,000.
+      ValueError: If there is none, or one is not a whole number from 1 to `most`.
 
     Example:
       >>> read_counts(["100", "10", "10"])
       [10, 100]
     """
     counts = {value: int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)}
-    if not values or not all(1 <= counts.get(value, 0) <= MOST for value in values):
+    if not values or not all(1 <= counts.get(value, 0) <= most for value in values):
         raise ValueError(
-            f"--counts={shown(','.join(values))}: give whole numbers from 1 to {MOST}."
+            f"--counts={shown(','.join(values))}: give whole numbers from 1 to {most}."
         )
     return sorted(set(counts.values()))
 

@@ -13,8 +13,8 @@ import numpy as np
 from rome_jax.data.request import fill, target_text
 from rome_jax.edit import edit_warnings
 from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.method import read_second_moments
 from rome_jax.edit.methods import rome
+from rome_jax.edit.resources import read_second_moments
 from rome_jax.edit.stages.contexts import sample_templates
 from rome_jax.evaluation.datasets import CounterFactRecord, Dataset, parse_counterfact
 from rome_jax.evaluation.scoring import perplexity, target_nlls

@@ -289,7 +289,7 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
             "--seed=9223372036854775808: give an integer from 0 to 4294967295.",
         ),
         (["--max_tokens=1e400"], "--max_tokens=1e400"),
-        (["--config=configs/memit.py"], "no hyperparameter mom2_update_weight"),
+        (["--config=configs/memit.py"], "no hyperparameter modifiers, mom2_update_weight"),
         (["--model_name=factworld-gpt3"], "unknown model 'factworld-gpt3' (it is neither"),
         (["--model_name=factworld-gpt3", "--config=rome.py"], "unknown model 'factworld-gpt3'"),
         (["--results_dir=setup.cfg"], "setup.cfg is a file: give a folder"),
@@ -470,7 +470,7 @@ def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, c
 def test_resumable_programs():
     resumable = {program for program in PROGRAMS if module_of(program).PROGRAM.resumable}
     assert resumable == set(
-        "causal_trace compare evaluate layer_stats mass_edits sweep train_factworld train_hypernetwork".split()
+        "causal_trace compare evaluate layer_stats mass_edits sequence sweep train_factworld train_hypernetwork".split()
     )
 
 

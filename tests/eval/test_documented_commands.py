@@ -32,6 +32,7 @@ LIMITS = {
     "eval.mass_edits": "--counts=2 --chunk_size=1",
     "eval.plan": "",
     "eval.screening_report": "--num_cases=1 --samples=2",
+    "eval.sequence": "--num_edits=2 --batch_size=2",
     "eval.sequential_edits": "--num_cases=2 --every=2",
     "eval.statistics_table": "--num_tokens=0,1000 --num_cases=2",
     "eval.summarize": "",
@@ -39,6 +40,7 @@ LIMITS = {
     "eval.train_factworld": "",
     "eval.train_hypernetwork": "--batch_size=4 --max_steps=1 --validate_every=1",
 }
+TRAINING = "eval.train_hypernetwork"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -147,14 +149,29 @@ def test_every_program_has_limits():
     ],
 )
 def test_the_commands_of_a_document_run(path, folder):
+    chosen = commands(path.read_text())
+    if path.parent == ROOT:
+        chosen = [one for one in chosen if one[2] != TRAINING]
+    assert not failures(chosen, folder)
+
+
+@pytest.mark.needs("matplotlib")
+@pytest.mark.slow  # compiling a training step takes longer than any other command
+def test_the_trainings_of_the_readme_run(folder):
+    chosen = [one for one in commands(DOCUMENTS[0].read_text()) if one[2] == TRAINING]
+    assert chosen and not failures(chosen, folder)
+
+
+def failures(chosen, folder):
+    """Runs commands in a folder, and returns those that fail with the ends of their messages."""
     failed = []
-    for _, _, name, *arguments in commands(path.read_text()):
+    for _, _, name, *arguments in chosen:
         supply(arguments, folder)
         program = Program(name, offline=False)
         done = program(*limited(name, arguments), stdin="Rome is in\n\n", cwd=folder)
         if done.returncode:
             failed.append(f"{shlex.join([name, *arguments])}: {done.stderr[-500:]}")
-    assert not failed, "\n".join(failed)
+    return "\n".join(failed)
 
 
 @pytest.mark.parametrize(

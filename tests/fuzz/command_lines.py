@@ -19,6 +19,7 @@ BASE: Mapping[str, Sequence[str]] = {
     "layer_stats": ["--layers=0", "--dataset=texts.txt"],
     "causal_trace": ["--num_cases=1"],
     "mass_edits": ["--counts=1"],
+    "sequence": ["--num_edits=1"],
     "statistics_table": ["--num_tokens=0", "--num_cases=1"],
     "train_hypernetwork": ["--max_steps=1"],
 }
@@ -33,7 +34,10 @@ WITH: Mapping[tuple[str, str], Sequence[str]] = {
         for name in "prompt subject target_new target_true paraphrase neighbor".split()
     },
     **{("causal_trace", name): _REQUEST[:2] for name in "prompt subject target contrast".split()},
-    **{(program, "hypernetwork"): ["--alg_name=MEND"] for program in ("edit", "evaluate", "sweep")},
+    **{
+        (program, "hypernetwork"): ["--alg_name=MEND"]
+        for program in ("edit", "evaluate", "sequence", "sweep")
+    },
     ("compare", "hypernetworks"): ["--algs=MEND"],
     ("causal_trace", "contrast"): [*_REQUEST[:2], "--target=tennis"],
     **{
@@ -308,6 +312,14 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
     "mass_edits": [
         *([f"--counts={counts}"] for counts in ("0", "1e3", "1-5", "1,x", "9" * 5000, "99999999")),
         ["--output_dir=cf.json"],
+    ],
+    "sequence": [
+        *([f"--counts={counts}"] for counts in ("0", "1e3", "1-5", "1,x", "9" * 5000, "101")),
+        ["--counts=1", "--every=1"],
+        ["--num_cases=877"],
+        ["--batch_size=0"],
+        ["--output_dir=cf.json"],
+        ["--data_path=number.json"],
     ],
     "sequential_edits": [
         ["--num_cases=0"],

@@ -29,6 +29,7 @@ RUNS = {
     "causal_trace": "--num_cases=4 --kinds=hidden --samples=2 --output_dir=out",
     "train_hypernetwork": "--max_steps=9 --validate_every=3 --batch_size=16 --output_dir=out",
     "mass_edits": "--counts=1,2 --output_dir=out",
+    "sequence": "--alg_name=FT-L --num_edits=4 --every=2 --output_dir=out",
 }
 # Programs that write, but compute everything again.
 OTHERS = {
@@ -36,12 +37,15 @@ OTHERS = {
     "export_hf": ("edit", "--alg_name=FT-L --export_hf=out/model"),
     "export_orbax": ("edit", "--alg_name=FT-L --export_orbax=out/model"),
 }
-NEEDS = dict.fromkeys(("sweep", "causal_trace", "train_hypernetwork", "mass_edits"), "matplotlib")
+NEEDS = dict.fromkeys(
+    ("sweep", "causal_trace", "train_hypernetwork", "mass_edits", "sequence"), "matplotlib"
+)
 _TIMES = (
     "time",
     "wall_time",
     "compile_time",
     "seconds",
+    "seconds_per_edit",
     "created",
     "versions",
     "flags",

@@ -15,7 +15,7 @@ import numpy as np
 import rome_jax
 from rome_jax.data.corpus import open_corpus
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.method import read_hypernetwork
+from rome_jax.edit.resources import read_hypernetwork
 from rome_jax.edit.stages.contexts import read_templates
 from rome_jax.evaluation import case_files, datasets, snippets
 from rome_jax.files import safetensors_io

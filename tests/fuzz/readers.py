@@ -17,7 +17,8 @@ import rome_jax
 from rome_jax import evaluation
 from rome_jax.data.corpus import open_corpus
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.method import METHODS, read_config, read_hypernetwork
+from rome_jax.edit.method import METHODS, read_config
+from rome_jax.edit.resources import read_hypernetwork
 from rome_jax.edit.stages import contexts
 from rome_jax.evaluation import datasets, snippets, summaries
 from rome_jax.models import runs
@@ -30,6 +31,12 @@ from tests.fuzz.reader import Reader
 from tests.golden_cases import GOLDEN
 
 _CF, _ZS = datasets.DatasetName
+
+
+# Methods with hyperparameter files of the original code. Those of FT-attn are as those of FT-L.
+_WITH_HPARAMS = tuple(
+    MethodName[name] for name in ("ROME", "FT", "FT_L", "KN", "MEND", "KE", "MEMIT")
+)
 
 
 def _hparams(name: MethodName, in_yaml: bool = False) -> Reader:
@@ -363,6 +370,6 @@ READERS: tuple[Reader, ...] = (
         )
         for _ in range(importlib.util.find_spec("gguf") is not None)
     ),
-    *(_hparams(name) for name in MethodName if name is not MethodName.FT_ATTN),
+    *map(_hparams, _WITH_HPARAMS),
     _hparams(MethodName.ROME, in_yaml=True),
 )
