@@ -11,7 +11,9 @@ import numpy as np
 
 from rome_jax.data.positions import FactToken
 from rome_jax.data.request import EditRequest
-from rome_jax.edit.config import ROMEConfig
+from rome_jax.edit.config import MethodName, ROMEConfig
+from rome_jax.edit.method import METHODS
+from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.models.huggingface import layer_name
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
@@ -86,3 +88,56 @@ def rome_delta(case: SimpleNamespace, model: LanguageModel, request: int, layer:
     name = f"r{request}_wdelta.{layer_name(model.config, Leaf.MLP_DOWN, layer)}.weight"
     delta = case.arrays[name]
     return delta if delta.shape == (model.config.mlp_width, model.config.width) else delta.T
+
+
+# The hyperparameters of editors by their published names: those of all, and those of each.
+_EDITOR_FIELDS = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor")
+_OWN_FIELDS = {
+    MethodName.MEMIT: ("mom2_update_weight",),
+    MethodName.EMMET: ("mom2_update_weight", "update_norm_lambda", "emmet_lambda"),
+    MethodName.PMET: ("mom2_update_weight", "nll_loss_factor"),
+    MethodName.ALPHAEDIT: ("nullspace_threshold", "L2"),
+}
+
+
+def editor_method(case: SimpleNamespace) -> MethodName:
+    """Returns the method of an editor's run, without its modifier."""
+    return MethodName(case.info["method"].partition(" with ")[0])
+
+
+def editor_config(case: SimpleNamespace, **changes: object) -> SpreadConfig:
+    """Returns the hyperparameters of an editor's run, with changes."""
+    method, hparams = editor_method(case), case.info["hparams"]
+    config = METHODS[method].config_type(
+        layers=tuple(hparams["layers"]),
+        fact_token=FactToken(hparams["fact_token"]),
+        **{name: hparams[name] for name in (*_EDITOR_FIELDS, *_OWN_FIELDS[method])},
+        **changes,
+    )
+    assert isinstance(config, SpreadConfig)
+    return config
+
+
+def editor_templates(case: SimpleNamespace) -> list[str]:
+    """Returns the context templates of an editor's run, the bare prompt first."""
+    return [template for group in case.info["context_templates"] for template in group]
+
+
+def editor_batches(case: SimpleNamespace) -> list[tuple[str, list[EditRequest]]]:
+    """Returns the batches of an editor's run, each with the prefix of its arrays."""
+    batches = case.info.get("batches") or [case.info["requests"]]
+    prefixes = [f"b{index}_" for index in range(len(batches))]
+    if not any(array.startswith("b0_") for array in case.arrays):
+        prefixes = [""] * len(batches)
+    return [
+        (
+            prefix,
+            [EditRequest(r["prompt"], r["subject"], r["target_new"]["str"]) for r in batch],
+        )
+        for prefix, batch in zip(prefixes, batches, strict=True)
+    ]
+
+
+def editor_tolerance(case: SimpleNamespace) -> float:
+    """Returns the tolerance of max |a - b| / max |b| of ΔW; the authors of AlphaEdit solve in float32."""
+    return 1.5e-3 if editor_method(case) is MethodName.ALPHAEDIT else 2e-4

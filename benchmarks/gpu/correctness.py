@@ -19,9 +19,12 @@ import numpy as np
 from benchmarks.gpu.child import Context
 from benchmarks.timing import relative_error
 from rome_jax.data.tokens import TokenBatch, encode
-from rome_jax.edit.config import ROMEConfig
-from rome_jax.edit.delta import apply_delta
+from rome_jax.edit.config import MethodName, ROMEConfig
+from rome_jax.edit.delta import apply_delta, dense
+from rome_jax.edit.method import METHODS
 from rome_jax.edit.methods import rome
+from rome_jax.edit.resources import Resources
+from rome_jax.edit.sequential import make_editor
 from rome_jax.evaluation.datasets import DatasetName, load_dataset
 from rome_jax.models import forward
 from rome_jax.models.interventions import Delta, Site
@@ -33,6 +36,12 @@ from rome_jax.trace.prompt import TracePrompt
 from tests import golden_cases as golden
 
 _ROME = ("rome_gpt2_subject_end", "rome_gptj_subject_end", "rome_gpt2_clamp", "rome_gptj_early")
+_EDITORS = (
+    *("memit_gpt2_batch4", "memit_gptj_batch4", "emmet_gptj_batch4"),
+    *("pmet_gpt2_batch2", "alphaedit_gpt2_seq"),
+)
+# Methods without numbers of their authors.
+_UNVERIFIED = (MethodName.ENCORE, MethodName.ULTRAEDIT, MethodName.LOCFT_BF)
 _TRACES = ("trace_gpt2_mid", "trace_gptj_start")
 _MOVED = ("rome_gpt2_subject_end", "trace_gpt2_mid")  # also computed in other precisions
 _THREADS = 8
@@ -68,11 +77,14 @@ def run(context: Context) -> None:
     """
     tiny = context.tiny
     rome_cases, traces = (_ROME[:1], ()) if tiny else (_ROME, _TRACES)
+    editors, unverified = ((), ()) if tiny else (_EDITORS, _UNVERIFIED)
     families = ("gpt2",) if tiny else ("gpt2", "gptj")
     checks: list[Callable[[], Iterable[Check]]] = [
         # This check takes the longest, so it starts first.
         functools.partial(check_independence, (1, 3) if tiny else (1, 3, 8)),
         *(functools.partial(check_rome, name) for name in rome_cases),
+        *(functools.partial(check_editor, name) for name in editors),
+        *(functools.partial(check_chunks, name) for name in unverified),
         *(functools.partial(check_trace, name) for name in traces),
         *(functools.partial(check_forward, family) for family in families),
         check_moments,
@@ -175,6 +187,39 @@ def check_rome(name: str) -> Iterator[Check]:
     """Checks a ROME run, from the text of the request to ΔW."""
     for figure, error in rome_errors(name).items():
         yield Check(name, figure, error, golden.rome_tolerance(name))
+
+
+def check_editor(name: str) -> Iterator[Check]:
+    """Checks the updates of an editor, batch after batch, from the texts of the requests to ΔW."""
+    case = golden.read_case(name)
+    model, config = golden_model(case.info["model"]), golden.editor_config(case)
+    editor = make_editor(golden.editor_method(case), config)
+    resources = Resources(golden.rome_moments(model, config.layers))
+    state = editor.init(model, resources, templates=golden.editor_templates(case))
+    for prefix, requests in golden.editor_batches(case):
+        delta, state = editor.update(state, model, requests)
+        model = model.replace(params=apply_delta(model.params, delta))
+        for update in delta.updates:
+            figure = f"{prefix}l{int(update.layer)}_upd"
+            error = largest(dense(update), case.arrays[figure])
+            yield Check(name, f"ΔW, {figure}", error, golden.editor_tolerance(case))
+
+
+def check_chunks(name: MethodName) -> Iterator[Check]:
+    """Checks that a joint update of an editor does not depend on the chunk size."""
+    model = load_model("factworld-gpt2")
+    dataset = load_dataset(DatasetName.CF, model_name=model.name, limit=3)
+    requests = [record.request for record in dataset.records]
+    config = METHODS[name].for_model(model.name)
+    changes = []
+    for size in (1, 3):
+        editor = make_editor(name, config, chunk_size=size)
+        resources = Resources(load_shipped(model.name))
+        state = editor.init(model, resources, templates=["{}", "The truth is. {}"])
+        delta, _ = editor.update(state, model, requests)
+        changes.append([np.asarray(dense(update)) for update in delta.updates])
+    error = max(map(relative_error, *changes))
+    yield Check(name, "ΔW of 3 requests in chunks of 3 and alone", error, 1e-3)
 
 
 def check_trace(name: str) -> Iterator[Check]:

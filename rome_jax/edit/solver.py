@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from rome_jax.moments.second_moment import SecondMoment, factor_in_place
+from rome_jax.moments.second_moment import SecondMoment
 
 # Relative residual above which a float32 solve is repeated in float64 and a float64 solve is refused.
 TOLERANCE = 1e-6
@@ -100,15 +100,7 @@ class Penalty:
             return cls(weight + ridge)
         if not ridge:
             return cls(weight, moment.cholesky)
-        shifted = np.array(moment.mean, np.float64, order="F")
-        shifted[np.diag_indices_from(shifted)] += ridge / weight
-        try:
-            return cls(weight, factor_in_place(shifted))
-        except (np.linalg.LinAlgError, ValueError):
-            raise ValueError(
-                f"the second moment of layer {moment.provenance.layer} plus {ridge / weight:g} on its diagonal is not "
-                "positive definite: collect the second moment again, or raise the ridge."
-            ) from None
+        return cls(weight, moment.shifted_cholesky(ridge / weight))
 
     @classmethod
     def null_space(cls, basis: np.ndarray, ridge: float) -> Penalty:

@@ -19,6 +19,7 @@ import scipy.linalg
 
 from rome_jax.files.checked import PositiveInt, check_fields
 from rome_jax.models.provenance import Match, Origin
+from rome_jax.moments import decompositions
 
 _BLOCK = 4096
 
@@ -226,15 +227,46 @@ class SecondMoment:
         return solved.reshape(keys.shape).astype(np.float32)
 
     @functools.cached_property
+    def _shifted_factors(self) -> dict[float, np.ndarray]:
+        """The factors that `shifted_cholesky` has computed, by ridge."""
+        return {}
+
+    def shifted_cholesky(self, ridge: float) -> np.ndarray:
+        """Returns L of C + ν I = L Lᵀ, as `cholesky` does; it is computed once per ridge.
+
+        Args:
+          ridge: ν, above 0.
+
+        Raises:
+          ValueError: If C + ν I is not positive definite.
+
+        Example:
+          >>> np.tril(SecondMoment(np.eye(2), count=10).shifted_cholesky(3.0)).tolist()
+          [[2.0, 0.0], [0.0, 2.0]]
+        """
+        if ridge not in self._shifted_factors:
+            shifted = np.array(self.mean, np.float64, order="F")
+            shifted[np.diag_indices_from(shifted)] += ridge
+            try:
+                self._shifted_factors[ridge] = factor_in_place(shifted)
+            except (np.linalg.LinAlgError, ValueError):
+                raise ValueError(
+                    f"the second moment of layer {self.provenance.layer} plus {ridge:g} on its diagonal is not "
+                    "positive definite: collect the second moment again, or raise the ridge."
+                ) from None
+        return self._shifted_factors[ridge]
+
+    @functools.cached_property
     def eigen(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues of C in ascending order, float64 [F], and its eigenvectors as columns, float64 [F, F].
+
+        Those of wide layers are kept in the cache directory; see `rome_jax.moments.decompositions`.
 
         Example:
           >>> SecondMoment(np.diag([4.0, 1.0]), count=10).eigen[0].tolist()
           [1.0, 4.0]
         """
-        values, vectors = scipy.linalg.eigh(np.asarray(self.mean, np.float64), check_finite=False)
-        return values, vectors
+        return decompositions.eigen(self.mean)
 
     def null_space(self, threshold: float) -> np.ndarray:
         """Returns an orthonormal basis of the directions that hardly any key of the corpus has.

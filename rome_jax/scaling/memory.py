@@ -20,7 +20,7 @@ from collections.abc import Callable
 from rome_jax.data.tokens import bucket, round_up
 from rome_jax.edit.baseline_config import FTConfig, MENDConfig
 from rome_jax.edit.config import Hyperparameters, ROMEConfig
-from rome_jax.edit.spread_config import MEMITConfig
+from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.shared_contexts import MOST_IN_GROUP
 from rome_jax.evaluation.scoring import PLACES
 from rome_jax.scaling.setup import Platform, Setup
@@ -125,7 +125,7 @@ def edit_peak(
 
     Args:
       setup: The model and its devices.
-      config: Configuration of ROME, MEMIT, MEND, or one of the forms of fine-tuning.
+      config: Configuration of ROME, MEMIT or one of its descendants, MEND, or one of the forms of fine-tuning.
       chunk: Number of requests that are optimized together.
       lengths: Numbers of tokens of the requests.
 
@@ -142,7 +142,7 @@ def edit_peak(
     match config:
         case ROMEConfig():
             return _with_moments(setup, _value_peak(setup, config.layers[-1], requests, lengths), 1)
-        case MEMITConfig():
+        case SpreadConfig():
             peak = _value_peak(setup, config.layers[-1], requests, lengths)
             merged = Peak(setup.weights, setup.down_stack, setup.layer)  # for the layers above
             return _with_moments(setup, _largest(peak, merged), len(config.layers))
@@ -164,7 +164,7 @@ def is_counted(config: Hyperparameters) -> bool:
       >>> is_counted(config)
       True
     """
-    return isinstance(config, ROMEConfig | MEMITConfig | FTConfig | MENDConfig)
+    return isinstance(config, ROMEConfig | SpreadConfig | FTConfig | MENDConfig)
 
 
 def _with_moments(setup: Setup, peak: Peak, layers: int) -> Peak:

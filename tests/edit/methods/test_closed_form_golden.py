@@ -11,36 +11,31 @@ import functools
 import numpy as np
 import pytest
 
-from rome_jax.data.positions import FactToken
-from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import pad
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta, dense, weight_of
-from rome_jax.edit.methods import alphaedit, emmet, memit, pmet
+from rome_jax.edit.methods import emmet, memit, pmet
 from rome_jax.edit.modifiers import compress
 from rome_jax.edit.resources import Resources
+from rome_jax.edit.sequential import make_editor
 from rome_jax.edit.solver import associate
-from rome_jax.edit.spread_config import MEMITConfig, Modifier
+from rome_jax.edit.spread_config import Modifier
 from rome_jax.edit.stages import inputs as inputs_stage
 from rome_jax.edit.stages.inputs import tokenize_requests
 from rome_jax.edit.stages.states import optimize_states
 from rome_jax.models import forward
 from rome_jax.models.interventions import Leaf
-from tests.golden_cases import GOLDEN, read_case, rome_moments
+from tests.golden_cases import (
+    GOLDEN,
+    editor_batches,
+    editor_config,
+    editor_method,
+    editor_templates,
+    editor_tolerance,
+    read_case,
+    rome_moments,
+)
 
-MODULES = {"MEMIT": memit, "AlphaEdit": alphaedit, "EMMET": emmet, "PMET": pmet}
-CONFIGS = {
-    "MEMIT": MEMITConfig,
-    "AlphaEdit": alphaedit.AlphaEditConfig,
-    "EMMET": emmet.EMMETConfig,
-    "PMET": pmet.PMETConfig,
-}
-OWN = {
-    "MEMIT": ("mom2_update_weight",),
-    "AlphaEdit": ("nullspace_threshold", "L2"),
-    "EMMET": ("mom2_update_weight", "update_norm_lambda", "emmet_lambda"),
-    "PMET": ("mom2_update_weight", "nll_loss_factor"),
-}
-COMMON = ("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor")
 CASES = sorted(
     path.stem
     for kind in ("memit", "alphaedit", "emmet", "pmet")
@@ -57,44 +52,11 @@ def shared_shapes(monkeypatch):
     monkeypatch.setattr(inputs_stage, "suffix_size", lambda first, last: SUFFIX)
 
 
-UPDATE = {"MEMIT": 2e-4, "EMMET": 2e-4, "PMET": 2e-4, "AlphaEdit": 1.5e-3}
-
-
 def assert_close(actual, expected, tolerance, what):
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, what
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error <= tolerance, f"{what}: {error:.2e}"
-
-
-def config_of(case, **changes):
-    method, _, _ = case.info["method"].partition(" with ")
-    hparams = case.info["hparams"]
-    return CONFIGS[method](
-        layers=tuple(hparams["layers"]),
-        fact_token=FactToken(hparams["fact_token"]),
-        **{name: hparams[name] for name in (*COMMON, *OWN[method])},
-        **changes,
-    )
-
-
-def batches_of(case):
-    """The batches of a case with the prefixes of their arrays."""
-    batches = case.info.get("batches") or [case.info["requests"]]
-    prefixes = [f"b{index}_" for index in range(len(batches))]
-    if not any(array.startswith("b0_") for array in case.arrays):
-        prefixes = [""] * len(batches)
-    return [
-        (
-            prefix,
-            [EditRequest(r["prompt"], r["subject"], r["target_new"]["str"]) for r in batch],
-        )
-        for prefix, batch in zip(prefixes, batches, strict=True)
-    ]
-
-
-def templates_of(case):
-    return [template for group in case.info["context_templates"] for template in group]
 
 
 def check_course(case, own, found, index):
@@ -111,12 +73,12 @@ def written(name, golden_model):
     """Runs a case batch by batch: models before each batch, what was written, and the final model and state."""
     case = read_case(name)
     model = golden_model(case.info["model"])
-    config = config_of(case)
-    editor = MODULES[case.info["method"]].make_editor(config)
+    config = editor_config(case)
+    editor = make_editor(editor_method(case), config)
     moments = rome_moments(model, config.layers)
-    state = editor.init(model, Resources(moments), templates=templates_of(case))
+    state = editor.init(model, Resources(moments), templates=editor_templates(case))
     steps = []
-    for _, requests in batches_of(case):
+    for _, requests in editor_batches(case):
         before = model
         delta, state = editor.update(state, model, requests)
         model = model.replace(params=apply_delta(model.params, delta))
@@ -129,11 +91,11 @@ def test_an_editor_repeats_the_authors_code(name, golden_model):
     """ΔW of every batch and layer, and the logits in the end; earlier batches are in the weights."""
     case = read_case(name)
     steps, model, _ = written(name, golden_model)
-    for (prefix, _), (_, delta) in zip(batches_of(case), steps, strict=True):
+    for (prefix, _), (_, delta) in zip(editor_batches(case), steps, strict=True):
         for update in delta.updates:
             what = f"{prefix}l{int(update.layer)}_upd"
-            assert_close(dense(update), case.arrays[what], UPDATE[case.info["method"]], what)
-    requests = [request for _, batch in batches_of(case) for request in batch]
+            assert_close(dense(update), case.arrays[what], editor_tolerance(case), what)
+    requests = [request for _, batch in editor_batches(case) for request in batch]
     for logits, request in zip(case.arrays["post_logits"], requests, strict=True):
         ids = model.tokenizer(request.text)["input_ids"]
         out = forward.logits(model.params, model.config, pad([ids], multiple=32))
@@ -143,11 +105,11 @@ def test_an_editor_repeats_the_authors_code(name, golden_model):
 @pytest.mark.parametrize("name", [case for case in CASES if not case.startswith("pmet")])
 def test_z_and_its_course_repeat_the_authors_code(name, golden_model):
     case = read_case(name)
-    config = config_of(case)
+    config = editor_config(case)
     steps, *_ = written(name, golden_model)
-    for (prefix, requests), (model, _) in zip(batches_of(case), steps, strict=True):
+    for (prefix, requests), (model, _) in zip(editor_batches(case), steps, strict=True):
         inputs = tokenize_requests(
-            model.tokenizer, requests, templates_of(case), config.fact_token, 256
+            model.tokenizer, requests, editor_templates(case), config.fact_token, 256
         )
         z, found = optimize_states(model.params, model.config, inputs, config)
         for index in range(len(requests)):
@@ -161,10 +123,9 @@ def test_z_and_its_course_repeat_the_authors_code(name, golden_model):
 def test_the_solve_repeats_the_authors_code_to_float32(name, golden_model):
     """From the recorded keys and residuals, so that only the closed form can differ."""
     case = read_case(name)
-    config, model = config_of(case), golden_model(case.info["model"])
-    method = MODULES[case.info["method"]]
-    form = method.MEMIT if method is memit else method.EMMET
-    for prefix, requests in batches_of(case):
+    config, model = editor_config(case), golden_model(case.info["model"])
+    form = memit.MEMIT if editor_method(case) is MethodName.MEMIT else emmet.EMMET
+    for prefix, requests in editor_batches(case):
         # The authors' code rounds the second moments to float32.
         rounded = {
             layer: dataclasses.replace(moment, mean=moment.mean.astype(np.float32))
@@ -184,13 +145,13 @@ def upper(matrix):
 @pytest.mark.parametrize("name", [case for case in CASES if case.startswith("alphaedit")])
 def test_the_null_space_and_the_protected_keys_are_those_of_alphaedit(name, golden_model):
     case = read_case(name)
-    config, (steps, _, state) = config_of(case), written(name, golden_model)
+    config, (steps, _, state) = editor_config(case), written(name, golden_model)
     for layer, rank in zip(config.layers, case.info["P_rank"], strict=True):
         penalty = state.penalties[layer]
         assert penalty.basis.shape[1] == rank
         projection = upper(penalty.basis @ penalty.basis.T)
         assert_close(projection, case.arrays[f"l{layer}_P_triu"], 2e-4, "P")
-        prefixes = [prefix for prefix, _ in batches_of(case)]
+        prefixes = [prefix for prefix, _ in editor_batches(case)]
         keys = np.concatenate([case.arrays[f"{p}l{layer}_K_post"] for p in prefixes], axis=1)
         expected = penalty.whiten(keys.T)
         past = state.past[layer]
@@ -204,10 +165,10 @@ def test_the_null_space_and_the_protected_keys_are_those_of_alphaedit(name, gold
 
 def test_both_targets_of_pmet_repeat_the_authors_code(golden_model):
     case = read_case("pmet_gpt2_batch2")
-    config, model = config_of(case), golden_model("gpt2")
-    ((_, requests),) = batches_of(case)
+    config, model = editor_config(case), golden_model("gpt2")
+    ((_, requests),) = editor_batches(case)
     inputs = tokenize_requests(
-        model.tokenizer, requests, templates_of(case), config.fact_token, 256
+        model.tokenizer, requests, editor_templates(case), config.fact_token, 256
     )
     target, found = pmet.PMET.optimize(model.params, model.config, inputs, config)
     for index in range(len(requests)):
@@ -220,14 +181,14 @@ def test_both_targets_of_pmet_repeat_the_authors_code(golden_model):
 
 def test_rect_keeps_the_changes_that_the_authors_code_keeps(golden_model):
     case = read_case("rect_gpt2_batch2")
-    config, model = config_of(case, modifiers=(Modifier.RECT,)), golden_model("gpt2")
-    ((_, requests),) = batches_of(case)
+    config, model = editor_config(case, modifiers=(Modifier.RECT,)), golden_model("gpt2")
+    ((_, requests),) = editor_batches(case)
     delta = memit.compute_joint_delta(
         model,
         requests,
         config,
         second_moments=rome_moments(model, config.layers),
-        templates=templates_of(case),
+        templates=editor_templates(case),
         check_answers=False,
     )
     (update,) = delta.updates
@@ -249,11 +210,11 @@ def test_prune_compresses_as_the_authors_code(golden_model):
     )
     assert_close(compress(change, kernel), expected, 2e-4, "from the recorded change")
 
-    config = config_of(case, modifiers=(Modifier.PRUNE,))
+    config = editor_config(case, modifiers=(Modifier.PRUNE,))
     editor = memit.make_editor(config)
     moments = rome_moments(model, config.layers)
-    state = editor.init(model, Resources(moments), templates=templates_of(case))
-    for _, requests in batches_of(case):
+    state = editor.init(model, Resources(moments), templates=editor_templates(case))
+    for _, requests in editor_batches(case):
         delta, state = editor.update(state, model, requests)
         model = model.replace(params=apply_delta(model.params, delta))
     last = editor.finish(state, model)
