@@ -303,6 +303,8 @@ def test_a_program_has_defaults_of_its_own(monkeypatch):
         (["--dtype=int8"], "dtype='int8'"),
         (["--sampels=3"], "--sampels is not a flag: did you mean --samples?"),
         (["--seed=x"], "--seed=x"),
+        (["--alg_name=MEMIT+X"], "--alg_name=MEMIT+X: 'MEMIT+X': give one of ROME"),
+        (["--alg_name=FT+RECT"], "FT+RECT: FT takes no modifiers"),
     ],
 )
 def test_refusals_are_one_sentence_before_a_model_loads(monkeypatch, arguments, said):
