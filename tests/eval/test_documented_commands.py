@@ -69,6 +69,8 @@ def limited(name, arguments):
         limits.append("--num_tokens=1000")
     if name == "eval.compare" and "hypernetworks" not in given:
         limits.append("--algs=FT-L,ROME")
+    if name == "eval.sequence" and "counts" in given:
+        limits.append("--counts=2")
     if name == "eval.sweep":  # one value of each hyperparameter
         arguments = [re.sub(r"^(--sweep=\w+=[^(,]+),.*", r"\1", argument) for argument in arguments]
     if name == "eval.train_hypernetwork" and "model_name" not in given:
