@@ -142,38 +142,54 @@ def _triangular(factor: np.ndarray, rows: np.ndarray, transposed: bool = False) 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PastKeys:
-    """The whitened keys of earlier edits, in the form that takes the cheaper solve.
+    """The whitened keys of earlier edits, and what a solve needs of them.
 
-    Exactly one attribute is set. With up to r / 2 keys, the keys themselves take less memory and work than their
-    second moment.
+    They are kept as they are until they outnumber their width; then their second moment takes less memory. Either
+    `keys` and `factor` are set, or `gram`.
 
     Attributes:
       keys: float32 [P, r] k̃ of the earlier edits.
+      factor: float64 [P, P] L of I + K̃_pᵀ K̃_p = L Lᵀ, lower triangular. It is computed if it is not given.
       gram: float64 [r, r] K̃_p K̃_pᵀ.
     """
 
     keys: np.ndarray | None = None
+    factor: np.ndarray | None = None
     gram: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.keys is not None and self.factor is None:
+            keys = self.keys.astype(np.float64)
+            factor = np.linalg.cholesky(keys @ keys.T + np.eye(len(keys)))
+            object.__setattr__(self, "factor", factor)
 
     def add(self, keys: np.ndarray) -> PastKeys:
         """Adds whitened keys [N, r]; neither `self` nor its arrays change.
 
+        The factor grows by N rows, which takes O(P² N + P r N) operations.
+
         Example:
-          >>> PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2]).keys.shape
-          (2, 4)
-          >>> PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:3]).gram.diagonal().tolist()
-          [1.0, 1.0, 1.0, 0.0]
+          >>> past = PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2])
+          >>> past.keys.shape, past.factor.diagonal().round(3).tolist()
+          ((2, 4), [1.414, 1.414])
+          >>> past.add(np.eye(4)[:3]).gram.diagonal().tolist()
+          [2.0, 2.0, 1.0, 0.0]
         """
         rounded = np.asarray(keys, np.float32)
-        if self.gram is None:
-            assert self.keys is not None
-            joined = np.concatenate([self.keys, rounded])
-            if 2 * len(joined) <= joined.shape[1]:
-                return PastKeys(keys=joined)
+        new = rounded.astype(np.float64)
+        if self.gram is not None:
+            return PastKeys(gram=self.gram + new.T @ new)
+        assert self.keys is not None and self.factor is not None
+        joined = np.concatenate([self.keys, rounded])
+        if len(joined) > joined.shape[1]:
             exact = joined.astype(np.float64)
             return PastKeys(gram=exact.T @ exact)
-        exact = rounded.astype(np.float64)
-        return PastKeys(gram=self.gram + exact.T @ exact)
+        if not len(self.keys):
+            return PastKeys(joined)
+        below = _triangular(self.factor, new @ self.keys.T)  # [N, P]
+        corner = np.linalg.cholesky(new @ new.T - below @ below.T + np.eye(len(new)))
+        above = np.zeros((len(self.keys), len(new)))
+        return PastKeys(joined, np.block([[self.factor, above], [below, corner]]))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
         """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, r]."""
@@ -283,23 +299,22 @@ def _without_past(
     if past.gram is not None:
         system = past.gram + np.eye(len(past.gram))
         solved = scipy.linalg.solve(system, whitened.T, assume_a="pos", overwrite_a=True).T
+        missing = past.times(solved) - whitened
     else:  # Woodbury: Y = K̃ − K̃_p (I + K̃_pᵀ K̃_p)⁻¹ K̃_pᵀ K̃
-        assert past.keys is not None
+        assert past.keys is not None and past.factor is not None
         keys = past.keys.astype(np.float64)
-        system = keys @ keys.T + np.eye(len(keys))
-        inner = scipy.linalg.solve(system, keys @ whitened.T, assume_a="pos", overwrite_a=True)
+        inner = scipy.linalg.cho_solve((past.factor, True), keys @ whitened.T, check_finite=False)
         solved = whitened - inner.T @ keys
-    residual = _relative(past.times(solved) - whitened, whitened)
-    return solved, residual, SolverDevice.HOST
+        missing = solved + (solved @ keys.T) @ keys - whitened
+    return solved, _relative(missing, whitened), SolverDevice.HOST
 
 
 def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, float]:
     """Computes Y in float32 on the device, and refines it with residuals in float64."""
     if past.gram is not None:
-        keys, factor = None, _factor_gram(jnp.asarray(past.gram, jnp.float32))
+        keys, factor = None, _factor(jnp.asarray(past.gram, jnp.float32))
     else:
-        keys = jnp.asarray(past.keys)
-        factor = _factor_keys(keys)
+        keys, factor = jnp.asarray(past.keys), jnp.asarray(past.factor, jnp.float32)
     solved, missing = np.zeros_like(whitened), whitened
     residual = np.inf
     for _ in range(_REFINEMENTS):
@@ -313,16 +328,9 @@ def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, f
 
 
 @jax.jit
-def _factor_gram(gram: jax.Array) -> jax.Array:
+def _factor(gram: jax.Array) -> jax.Array:
     """Factors I + K̃_p K̃_pᵀ."""
     return jnp.linalg.cholesky(gram + jnp.eye(len(gram), dtype=gram.dtype))
-
-
-@jax.jit
-def _factor_keys(keys: jax.Array) -> jax.Array:
-    """Factors I + K̃_pᵀ K̃_p."""
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.cholesky(keys @ keys.T + jnp.eye(len(keys), dtype=keys.dtype))
 
 
 @jax.jit
