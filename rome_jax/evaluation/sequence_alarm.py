@@ -2,7 +2,7 @@
 
 Edits that do not disturb each other add up like the steps of a random walk: ‖ΔW‖ grows as the square root of their
 number, and KL, which is quadratic in small changes, as the number itself. The first three measurements show how fast,
-by the largest value so far divided by that power of the number of edits. A later measurement that is more than ten
+by the largest value so far divided by that power of the number of edits. A later measurement that is more than three
 times what they extrapolate to raises an alarm, and so does a number that is not finite. Values of less than 0.01 raise
 none. A collapse before the fourth measurement is only seen if it gives numbers that are not finite: measure more often.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 FIRST = 3
 """Number of measurements that show how fast a quantity grows."""
-FACTOR = 10.0
+FACTOR = 3.0
 """Multiple of the extrapolated value above which there is an alarm."""
 NEGLIGIBLE = 0.01
 """KL in nats per token, and ‖ΔW‖ / ‖W‖, below which there is no alarm."""
