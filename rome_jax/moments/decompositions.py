@@ -40,15 +40,18 @@ def eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     matrix = np.asarray(matrix, np.float64)
     if len(matrix) < SMALLEST:
         return _decompose(matrix)
-    with contextlib.suppress(OSError, ValueError):
+    try:
         path = path_of(matrix)
+    except FileNotFoundError:  # this user has no home folder
+        return _decompose(matrix)
+    with contextlib.suppress(OSError, ValueError):
         if (found := _read(path, len(matrix))) is not None:
             return found
     values, vectors = _decompose(matrix)
     with contextlib.suppress(OSError):
         specs = {"values": (values.dtype, values.shape), "vectors": (vectors.dtype, vectors.shape)}
-        safetensors_io.write(path_of(matrix), specs, [values, vectors])
-        trim_directory(path_of(matrix).parent, _MOST_BYTES)
+        safetensors_io.write(path, specs, [values, vectors])
+        trim_directory(path.parent, _MOST_BYTES)
     return values, vectors
 
 

@@ -28,7 +28,8 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 
 _FLOAT32 = 4
 _LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
-_LOGITS_IN_STEP = 3  # copies of the logits: forward pass, backward pass, update
+_LOGITS_IN_STEP = 2  # of v*: the logits and their gradient
+_LOGITS_IN_GRADIENT = 3  # of MEND: the logits, their log-probabilities, and their gradient
 _PARTS = 3  # of a float32 input of bfloat16 weights on a CPU; each is multiplied by the weights
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
@@ -136,7 +137,7 @@ def edit_peak(
       >>> from rome_jax.models.families import PRESETS
       >>> setup = Setup(PRESETS["gpt2-xl"])
       >>> round(edit_peak(setup, ROMEConfig.for_model("gpt2-xl"), 8).total / 1e9, 1)
-      11.7
+      11.6
     """
     requests = setup.rows(chunk)
     match config:
@@ -240,7 +241,7 @@ def _gradient_peak(setup: Setup, config: MENDConfig, requests: int, lengths: Len
     network = len(config.leaves) * matrices * _FLOAT32
     factors = len(config.leaves) * len(config.layers) * tokens * size * _FLOAT32
     temporary = (above + 1) * setup.layer + above * tokens * products * setup.computed
-    logits = _LOGITS_IN_STEP * _logits(setup, requests * lengths.target)
+    logits = _LOGITS_IN_GRADIENT * _logits(setup, requests * lengths.target)
     return Peak(setup.weights, network + factors, temporary + logits + setup.head)
 
 

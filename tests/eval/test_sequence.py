@@ -168,7 +168,10 @@ def test_a_missing_measurement_from_before_the_state_begins_again(whole, opened,
 def test_what_a_method_does_at_the_end_is_measured_apart(opened, tmp_path, monkeypatch, model):
     make = sequence_run.make_editor
     last = random_delta(model, layers=(5,))
-    finishing = lambda *args, **kwargs: make(*args, **kwargs)._replace(finish=lambda *_: last)  # noqa: E731
+
+    def finishing(*args, **kwargs):
+        return make(*args, **kwargs)._replace(finish=lambda *_: last)
+
     monkeypatch.setattr(sequence_run, "make_editor", finishing)
     run = opened(tmp_path)
     run.run([NUM_EDITS])

@@ -133,7 +133,7 @@ def optimizing():
 @pytest.mark.parametrize("chunk", [1, 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_edit_takes_what_xla_counts(optimizing, chunk, dtype):
-    """The peak of an edit of GPT-2 is within 20 % of XLA's account, and the part beyond the weights within 35 %."""
+    """The peak of an edit of GPT-2 is within 20 % of XLA's account, and the part beyond the weights within 25 %."""
     config, layer = PRESETS["gpt2"], 5
     setup = Setup(config, dtype, Platform.CPU)
     params = jax.tree.map(
@@ -169,7 +169,7 @@ def test_an_edit_takes_what_xla_counts(optimizing, chunk, dtype):
     )
     found = edit_peak(setup, method, chunk, CASE)
     over = found.total - setup.weights - setup.host_moment
-    assert over == pytest.approx(counted, rel=0.35)
+    assert over == pytest.approx(counted, rel=0.25)
     assert over + setup.weights == pytest.approx(counted + setup.weights, rel=0.2)
 
 
