@@ -319,6 +319,8 @@ def _decode(value: Any, file: StoredFile, name: str) -> Any:
         return Delta(tuple(updates))
     if "array" in value:
         array = np.array(file.tensors[name].read())
+        if not np.isfinite(array).all():
+            raise _damaged(file.path, f"{name} holds numbers that are not finite")
         return jnp.asarray(array) if value["array"] == "device" else array
     if "map" in value:
         return {key: _decode(one, file, f"{name}.{key}") for key, one in value["map"]}

@@ -191,6 +191,13 @@ class PastKeys:
         above = np.zeros((len(self.keys), len(new)))
         return PastKeys(joined, np.block([[self.factor, above], [below, corner]]))
 
+    @property
+    def width(self) -> int:
+        """r, the width of the whitened keys."""
+        array = self.keys if self.gram is None else self.gram
+        assert array is not None
+        return array.shape[1]
+
     def times(self, rows: np.ndarray) -> np.ndarray:
         """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, r]."""
         if self.gram is not None:
@@ -231,7 +238,8 @@ def associate(
 
     Raises:
       DuplicateKeysError: If s is 0 and two keys are equal.
-      ValueError: If the keys hold NaN or an infinite number, or s is 0 and the keys are linearly dependent.
+      ValueError: If the keys hold NaN or an infinite number, s is 0 and the keys are linearly dependent, or the past
+        keys have another width.
 
     Example:
       >>> found = associate(np.array([[3.0, 1.0]]), Penalty.of(None, 10.0))  # k / (10 + k·k)
@@ -242,6 +250,11 @@ def associate(
     if not np.isfinite(keys).all():
         raise ValueError("the keys of the requests are not finite: check the model's weights.")
     whitened = penalty.whiten(keys)
+    if past is not None and past.width != whitened.shape[-1]:
+        raise ValueError(
+            f"past keys have a whitened width of {past.width}, and the penalty one of {whitened.shape[-1]}: give the "
+            "second moments and hyperparameters of the earlier batches."
+        )
     if past is None:
         solved, residual, used = whitened, 0.0, SolverDevice.HOST
     else:

@@ -159,6 +159,10 @@ def test_damage_is_refused(path, fresh, monkeypatch):
     rewrite({}, without="state.written.0.MLP_DOWN.left")
     with pytest.raises(ValueError, match="is damaged"):
         load_state(path, fresh)
+    arrays["state.past.0.keys"][1, 2] = np.nan
+    rewrite({})
+    with pytest.raises(ValueError, match=r"state\.past\.0\.keys holds numbers that are not finite"):
+        load_state(path, fresh)
     rewrite({"fields": {"num_edits": 3}})
     with pytest.raises(ValueError, match="holds the fields num_edits of a state"):
         load_state(path, fresh)

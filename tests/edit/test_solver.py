@@ -165,6 +165,14 @@ def test_keys_that_are_not_finite_are_refused(value):
         associate(keys, PENALTIES["identity"][0])
 
 
+def test_past_keys_of_another_penalty_are_refused():
+    past = remembered(PENALTIES["null space"][0], GENERATOR.standard_normal((2, F)))
+    with pytest.raises(
+        ValueError, match="past keys have a whitened width of 12, and the penalty one of 24"
+    ):
+        associate(np.ones((1, F)), PENALTIES["identity"][0], 1.0, past)
+
+
 def test_a_penalty_that_is_not_definite_is_refused():
     indefinite = dataclasses.replace(MOMENT, mean=MOMENT.mean - np.eye(F))
     with pytest.raises(ValueError, match=r"plus 0\.1 on its diagonal is not positive definite"):
