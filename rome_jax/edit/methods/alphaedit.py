@@ -30,6 +30,7 @@ from rome_jax.moments.second_moment import SecondMoment
 _ALPHAEDIT: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": SPREAD_XL,
     "gpt-j-6b": SPREAD_J,
+    "smollm2-135m": {"layers": (2, 3, 4)},
     "factworld-gpt2": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
     "factworld-gptj": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
 }

@@ -24,6 +24,7 @@ from rome_jax.moments.second_moment import SecondMoment
 _EMMET: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {"layers": (17,), "v_num_grad_steps": 20, "mom2_update_weight": 1000.0},
     "gpt-j-6b": {"layers": (5,)},
+    "smollm2-135m": {"layers": (2, 3, 4), "mom2_update_weight": 100.0, "emmet_lambda": 10.0},
     "factworld-gpt2": {**SPREAD_FACTWORLD, "mom2_update_weight": 10.0, "emmet_lambda": 10.0},
     "factworld-gptj": {**SPREAD_FACTWORLD, "mom2_update_weight": 10.0, "emmet_lambda": 10.0},
 }

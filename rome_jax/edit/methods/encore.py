@@ -24,6 +24,7 @@ from rome_jax.moments.second_moment import SecondMoment
 
 _ENCORE: Mapping[str, Mapping[str, Any]] = {
     "gpt2-xl": {**SPREAD_XL, "mom2_update_weight": 20_000.0},
+    "smollm2-135m": {"layers": (2, 3, 4), "mom2_update_weight": 300.0},
     "factworld-gpt2": {**SPREAD_FACTWORLD, "mom2_update_weight": 30.0, "update_norm_lambda": 1.0},
     "factworld-gptj": {**SPREAD_FACTWORLD, "mom2_update_weight": 30.0, "update_norm_lambda": 1.0},
 }

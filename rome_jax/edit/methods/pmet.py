@@ -29,6 +29,13 @@ from rome_jax.models.interventions import Delta
 
 _PMET: Mapping[str, Mapping[str, Any]] = {
     "gpt-j-6b": {**SPREAD_J, "v_num_grad_steps": 30, "mom2_update_weight": 6000.0},
+    "smollm2-135m": {
+        "layers": (2, 3, 4),
+        "v_lr": 0.5,
+        "clamp_norm_factor": 4.0,
+        "kl_factor": 0.0625,
+        "mom2_update_weight": 300.0,
+    },
     # The MLP outputs of these models are short compared with the residual stream, so the targets need a wide ball.
     "factworld-gpt2": {**SPREAD_FACTWORLD, "clamp_norm_factor": 20.0, "mom2_update_weight": 100.0},
     "factworld-gptj": {**SPREAD_FACTWORLD, "clamp_norm_factor": 20.0, "mom2_update_weight": 100.0},
