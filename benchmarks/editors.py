@@ -21,6 +21,7 @@ import time
 
 import jax
 import numpy as np
+import scipy.linalg
 import torch
 from transformers import GPT2LMHeadModel
 
@@ -29,7 +30,8 @@ from benchmarks.edit_case import first_case, make_inputs
 from benchmarks.timing import relative_error, timed
 from rome_jax.edit.delta import apply_delta, dense
 from rome_jax.edit.methods.spread import joint_update
-from rome_jax.edit.solver import PastKeys, Penalty, associate
+from rome_jax.edit.penalty import PastKeys, Penalty
+from rome_jax.edit.solver import associate
 from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.edit.stages.states import optimize_states, read_states
@@ -142,18 +144,20 @@ def compare_memit(num_requests: int, num_torch: int, chunk_size: int) -> None:
 def compare_solve(num_requests: int, num_past: int, repeats: int) -> None:
     """Prints the times of one layer's solve of AlphaEdit in both forms."""
     generator = np.random.default_rng(2)
-    basis, _ = np.linalg.qr(generator.standard_normal((WIDTH, RANK)).astype(np.float32))
+    directions = generator.standard_normal((WIDTH, RANK)).astype(np.float32)
+    directions, _ = np.linalg.qr(directions, mode="complete")
+    basis, complement = np.split(directions, [RANK], axis=1)
     keys, past = (
         generator.standard_normal((n, WIDTH)).astype(np.float32) for n in (num_requests, num_past)
     )
     residual = generator.standard_normal((num_requests, 1600)).astype(np.float32)
-    penalty = Penalty.null_space(basis, 10.0)
-    stored = PastKeys(np.zeros((0, RANK), np.float32)).add(penalty.whiten(past))
+    penalty = Penalty.null_space(basis, 10.0, np.asarray(complement, np.float64))
+    stored = PastKeys.none(penalty, WIDTH).add(penalty.whiten(past))
 
     def ours() -> np.ndarray:
         found = associate(keys, penalty, 1.0, stored)
         stored.add(penalty.whiten(keys))
-        return found.left.T.astype(np.float32) @ residual
+        return scipy.linalg.blas.sgemm(1.0, found.left.T, residual.T, trans_b=True)
 
     projection = torch.from_numpy(basis @ basis.T)
     cache = torch.from_numpy(past.T @ past)

@@ -21,6 +21,9 @@ eval.evaluate; their texts are the neighborhood prompts of these records with th
 
 The results are sequence.json and sequence.png in --output_dir, by default sequence, beside one file per measurement. To
 resume a stopped run, repeat the command: it continues from the last saved state, with the same numbers.
+
+eval.sequential_edits and eval.mass_edits are this program with the defaults of ROME, one edit after another, and of
+MEMIT, all edits at once.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ def main() -> None:
     check_matplotlib("the figure")
     directory = running.check_output()
     dataset = data.read_requests()
-    num_edits, batch_size = len(check_requests(dataset)), running.BATCH.value
+    num_edits = len(check_requests(dataset))
+    batch_size = running.read_batch_size(num_edits)
     points = reports.read_points(num_edits, batch_size)
     name = str(MethodVariant.of(algorithm, config))
     known = {"alg_name": name, "hyperparameters": config.to_dict()}

@@ -71,13 +71,13 @@ class Inputs:
 
 
 def read_sequence(limit: int) -> Dataset | None:
-    """Reads the records of edits that are written into one model.
+    """Reads the records of --data_path, or those that come with the model.
 
     Args:
       limit: Largest number of records.
 
     Returns:
-      The records of --data_path, or those that come with the model; None for factworld's own requests.
+      The records; None for factworld's own requests.
 
     Raises:
       ValueError: If the data are malformed.

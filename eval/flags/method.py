@@ -57,8 +57,8 @@ FIELDS = flags.DEFINE_multi_string(
 HPARAMS = flags.DEFINE_string(
     "hparams_fname",
     None,
-    "File with the hyperparameters in the layout of ROME, MEMIT, AlphaEdit or EasyEdit, JSON or YAML; replaces "
-    "--config. --config.FIELD=VALUE changes one of them.",
+    "File with the hyperparameters in the layout of ROME, MEMIT, AlphaEdit, LocFT-BF or EasyEdit, JSON or YAML; "
+    "replaces --config. --config.FIELD=VALUE changes one of them.",
 )
 TEMPLATES = flags.DEFINE_string(
     "templates",
@@ -69,7 +69,8 @@ TEMPLATES = flags.DEFINE_string(
 SECOND_MOMENTS = flags.DEFINE_string(
     "second_moments",
     None,
-    "Second moments of the keys: a file or folder that eval.layer_stats wrote, an .npz file of the original code, or "
+    "Second moments of the keys: a file or folder that eval.layer_stats wrote, an .npz file of the original code, for "
+    "AlphaEdit also the null_space_project.pt of its authors, with which nullspace_threshold is not used, or "
     "one of these words: cached, those that eval.layer_stats wrote to its default folder; shipped, those in the "
     "package, of the factworld models and of layers 2 to 4 of smollm2-135m; published, the original's, which are "
     "downloaded; self, collected once over texts that the model samples. Default: the first of these four that has "
@@ -93,13 +94,6 @@ SWEEP = flags.DEFINE_multi_string(
     [],
     "A hyperparameter and its values, as KEY=VALUE,VALUE,.... Write tuples in parentheses and enums by their values; "
     "layers=0,1 is short for layers=(0,),(1,)",
-)
-LAYER = flags.DEFINE_integer(
-    "layer",
-    None,
-    "Layer to edit. Default: the layer in the model's hyperparameters.",
-    lower_bound=0,
-    upper_bound=define.MOST,
 )
 
 
@@ -136,7 +130,7 @@ def read() -> tuple[MethodName, Hyperparameters]:
     if source not in (None, *Source) and not os.path.exists(source):
         raise FileNotFoundError(
             f"no second moments at {source}: give --second_moments a file or folder that eval.layer_stats wrote, an "
-            f".npz file of the original code, or one of {', '.join(Source)}."
+            f".npz file of the original code, AlphaEdit's null_space_project.pt, or one of {', '.join(Source)}."
         )
     return algorithm, config
 
@@ -201,7 +195,8 @@ def check_second_moments(config: Hyperparameters) -> None:
     """Refuses an edit that needs second moments which are not available, before a large model is loaded.
 
     Raises:
-      ValueError: If --second_moments=shipped, and the model comes without them.
+      ValueError: If --second_moments=shipped, and the model comes without them, or --second_moments is a file of null
+        spaces, which the method does not take.
     """
     resources.check_second_moments(SECOND_MOMENTS.value, model.NAME.value, config)
 

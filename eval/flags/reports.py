@@ -6,9 +6,10 @@ from absl import flags
 
 from eval.flags import define
 from rome_jax.evaluation.columns import parse_columns
-from rome_jax.evaluation.mass_edits import MOST, read_counts
+from rome_jax.evaluation.sequence import read_counts
 from rome_jax.evaluation.sequence_measurement import measure_points
 from rome_jax.evaluation.tables import TableFormat
+from rome_jax.files.checked import shown
 
 COLUMNS = flags.DEFINE_list(
     "columns",
@@ -33,15 +34,19 @@ TRACED = flags.DEFINE_integer(
 COUNTS = flags.DEFINE_list(
     "counts",
     None,
-    f"Numbers of edits at which the model is measured, each from 1 to {MOST} for eval.mass_edits. eval.sequence "
-    "measures at the end of the batch that reaches a number; there, the default is --every.",
+    "Numbers of edits at which the model is measured, at the end of the batch that reaches each. Default: --every.",
 )
 EVERY = flags.DEFINE_integer(
     "every",
     10,
-    "Number of edits, for eval.sequence of batches, between two measurements.",
+    "Number of batches of edits between two measurements.",
     lower_bound=1,
     upper_bound=define.MOST,
+)
+SEQUENCES = flags.DEFINE_list(
+    "sequences",
+    None,
+    "Folders of eval.sequence runs, separated by commas, in the order of the table.",
 )
 
 
@@ -56,6 +61,21 @@ def read_columns(table_format: TableFormat) -> tuple[str, ...]:
     """
     default = "full" if table_format is TableFormat.CSV else "paper"
     return parse_columns([default] if COLUMNS.value is None else COLUMNS.value)
+
+
+def read_sequences() -> list[str]:
+    """Returns the folders that --sequences names.
+
+    Raises:
+      ValueError: If it names none, or a name is empty.
+    """
+    folders = [folder.strip() for folder in SEQUENCES.value]
+    if not all(folders) or not folders:
+        raise ValueError(
+            f"--sequences={shown(','.join(folders))} has an empty name: give folders of eval.sequence runs, such as "
+            "rome_1,memit_1."
+        )
+    return folders
 
 
 def read_points(num_edits: int, batch_size: int) -> tuple[int, ...]:

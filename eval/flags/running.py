@@ -35,7 +35,7 @@ BATCH = flags.DEFINE_integer(
     "batch_size",
     32,
     "Number of cases per batch of edits and scores, of edits that eval.sequence writes together, or of examples per "
-    "training step.",
+    "training step. If no default is shown: all edits in one batch.",
     lower_bound=1,
     upper_bound=define.MOST,
 )
@@ -128,6 +128,16 @@ RECORDED = (
 def recorded() -> dict[str, object]:
     """Returns the flags that are recorded in addition to the settings of a run."""
     return {name: flags.FLAGS[name].value for name in RECORDED}
+
+
+def read_batch_size(num_edits: int) -> int:
+    """Returns --batch_size; the number of all edits if it is not given and the program has no default for it.
+
+    Args:
+      num_edits: Number of all edits.
+    """
+    size = flags.FLAGS[BATCH.name].value  # BATCH.value cannot be None
+    return num_edits if size is None else size
 
 
 def check_results() -> Path:

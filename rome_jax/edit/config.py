@@ -24,6 +24,7 @@ from rome_jax.models.interventions import Leaf
 
 # Ranges of hyperparameters. NaN and infinities are in none of them.
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Factor = Annotated[float, pydantic.Field(ge=1, le=1e6)]
 Steps = Annotated[int, pydantic.Field(ge=1, le=100_000)]
 # (tokens, count) pairs of sampled prefixes. Each prefix is a row of every request, so their number is bounded.
 TemplateLengths = tuple[tuple[Count, Annotated[int, pydantic.Field(ge=1, le=10_000)]], ...]
@@ -259,6 +260,10 @@ class ROMEConfig(Hyperparameters):
       context_template_length_params: (tokens, count) pairs of the sampled prefixes.
       argmax_evaluations: Number of evaluations in which the target is the model's answer in all sampled contexts, after
         which the optimization of a request stops. 0 does not stop it.
+      v_first_step: Factor of Adam's steps until the target is the answer in all sampled contexts; 1 is plain Adam.
+        A longer step that raises the loss is taken back, and the factor halves.
+      v_warm_start: Whether an editor begins at the δ of an earlier edit with the same target; see
+        `rome_jax.edit.warm_start`. Independent edits never do.
       key_mode: Which key the update divides by; see `KeyMode`.
 
     Raises:
@@ -281,6 +286,8 @@ class ROMEConfig(Hyperparameters):
     loss_threshold: NonNegativeFloat = 5e-2
     context_template_length_params: TemplateLengths = ((5, 10), (10, 10))
     argmax_evaluations: NonNegativeInt = 0
+    v_first_step: Factor = 1.0
+    v_warm_start: bool = False
     key_mode: KeyMode = KeyMode.REFERENCE
 
     @property

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from rome_jax.edit.normalizer import Normalizer
+from rome_jax.edit.penalty import PastKeys, Penalty
 from rome_jax.edit.resources import Resources
-from rome_jax.edit.solver import PastKeys, Penalty
+from rome_jax.edit.warm_start import EarlierEdits
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
@@ -38,6 +39,7 @@ class EditorState:
       written: All changes so far, for methods that revise them at the end.
       anchor: Norm of MLP outputs of the unedited model that NAS rescales to; None before the first batch.
       normalizers: Running statistics by shape of a weight, such as "512x128", for methods that normalize what they see.
+      earlier: δ of earlier edits by layer, which later ones may begin at, if the configuration sets `v_warm_start`.
     """
 
     templates: tuple[str, ...]
@@ -49,6 +51,7 @@ class EditorState:
     written: Delta = dataclasses.field(default=Delta(()), repr=False)
     anchor: float | None = None
     normalizers: Mapping[str, Normalizer] = dataclasses.field(default_factory=dict, repr=False)
+    earlier: Mapping[int, EarlierEdits] = dataclasses.field(default_factory=dict, repr=False)
 
 
 class SequentialEditor(NamedTuple):

@@ -22,7 +22,8 @@ import typing_extensions
 from rome_jax.edit.edit_files import check_edit_path, read_updates, update_tensors
 from rome_jax.edit.editor import EditorState
 from rome_jax.edit.normalizer import Normalizer
-from rome_jax.edit.solver import PastKeys
+from rome_jax.edit.penalty import PastKeys
+from rome_jax.edit.warm_start import EarlierEdits
 from rome_jax.files.checked import check
 from rome_jax.files.checksums import with_checksum
 from rome_jax.files.json_files import parse_object
@@ -33,7 +34,11 @@ from rome_jax.models.interventions import Delta, DenseUpdate, Leaf, Part
 from rome_jax.version import __version__
 
 FORMAT = 1  # increased when an old reader would misread a new file
-KINDS: Mapping[str, Any] = {"Normalizer": Normalizer, "PastKeys": PastKeys}
+KINDS: Mapping[str, Any] = {
+    "EarlierEdits": EarlierEdits,
+    "Normalizer": Normalizer,
+    "PastKeys": PastKeys,
+}
 """Dataclasses that fields of a state may hold, by name. A method whose state holds another one adds it."""
 
 _KEY = "rome_jax.editor"  # in the metadata of the file
@@ -326,10 +331,11 @@ def _decode(value: Any, file: StoredFile, name: str) -> Any:
         return {key: _decode(one, file, f"{name}.{key}") for key, one in value["map"]}
     if "tuple" in value:
         return tuple(_decode(one, file, f"{name}.{i}") for i, one in enumerate(value["tuple"]))
-    fields = value["fields"]
-    return KINDS[value["kind"]](
-        **{one: _decode(part, file, f"{name}.{one}") for one, part in fields.items()}
-    )
+    parts = {one: _decode(part, file, f"{name}.{one}") for one, part in value["fields"].items()}
+    try:
+        return KINDS[value["kind"]](**parts)
+    except ValueError as error:
+        raise _damaged(file.path, f"{name} does not fit together, {error}") from error
 
 
 def _damaged(path: Path, why: str) -> ValueError:

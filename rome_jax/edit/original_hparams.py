@@ -1,4 +1,6 @@
-"""Reader of hyperparameter files in the layouts of ROME, MEMIT, EMMET, PMET, AlphaEdit and EasyEdit, as JSON or YAML.
+"""Reader of hyperparameter files in the layouts of ROME, MEMIT, EMMET, PMET, AlphaEdit, LocFT-BF and EasyEdit.
+
+They are JSON or YAML. EasyEdit has files for UltraEdit, whose authors name the edited weights in the same way.
 
 The files name weights by PyTorch module paths and repeat facts about the model and the machine. Such entries are
 checked but not used. An entry that would change a result and is not supported is an error.
@@ -10,6 +12,8 @@ docs/differences.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +33,13 @@ from rome_jax.edit.baseline_config import (
 from rome_jax.edit.config import Hyperparameters, ROMEConfig, check_names, model_key
 from rome_jax.edit.methods.alphaedit import AlphaEditConfig
 from rome_jax.edit.methods.emmet import EMMETConfig
+from rome_jax.edit.methods.locft_bf import LocFTConfig
 from rome_jax.edit.methods.pmet import PMETConfig
+from rome_jax.edit.methods.ultra_edit import UltraEditConfig
 from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.files.checked import check, shown
 from rome_jax.files.records import read_document
+from rome_jax.models.families import FAMILIES
 from rome_jax.models.interventions import Leaf
 
 # The edited weight by its module path after the prefix "transformer.h.{}.".
@@ -67,6 +74,11 @@ _INERT: Mapping[type[Hyperparameters], set[str]] = {
     KNConfig: {"lr_scale", "n_toks", "batch_size"},
     MENDConfig: {"n_toks", "counterfact", "zsre", "mini"},
     KEConfig: {"lr_scale", "n_toks", "counterfact", "zsre", "mini"},
+    # Names of classes and of the model.
+    UltraEditConfig: {
+        *("model_class", "tokenizer_class", "class_name", "name", "name_or_path", "model_vec_size"),
+    },
+    LocFTConfig: {"model_name_or_path"},
 }
 # Entries of EasyEdit and AlphaEdit that do not affect these methods. They are ignored with a warning.
 _IGNORED = {
@@ -74,13 +86,22 @@ _IGNORED = {
     *("batch_size", "tokenizer_name", "evaluation_type", "api_key", "nullspace_threshold", "L2"),
     *("P_loc", "reset_cache"),
 }
+# The same for one method: how its authors' programs run, and where they read and write.
+_IGNORED_BY: Mapping[type[Hyperparameters], set[str]] = {
+    UltraEditConfig: {"half", "silent", "batch_size_once", "editor_batch_size"},
+    LocFTConfig: {"data_path", "save_model_dir"},
+}
 _MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
     FTConfig: {"kl_factor": 0.0},
+    # UltraEdit takes all tokens of prompt and target, and the model as it is.
+    UltraEditConfig: {"token": "mask", "dropout": 0.0, "no_grad_layers": None, "bit": 0},
     **{
         config_type: {"layer_selection": "all"}
         for config_type in (MEMITConfig, EMMETConfig, PMETConfig, AlphaEditConfig)
     },
 }
+# What the authors' code of LocFT-BF takes for entries that a file lacks.
+_LOCFT_DEFAULTS = {"lr": 5e-5, "batch_size": 8, "num_steps": 20, "weight_decay": 0.0}
 # EasyEdit's names of where fine-tuning scores a target.
 _OBJECTIVES = {
     "prompt_last": TargetScoring.REFERENCE,
@@ -89,7 +110,7 @@ _OBJECTIVES = {
 
 
 def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameters:
-    """Reads a hyperparameter file of ROME, MEMIT, AlphaEdit or EasyEdit.
+    """Reads a hyperparameter file of ROME, MEMIT, AlphaEdit, LocFT-BF or EasyEdit.
 
     Args:
       path: Path of the JSON or YAML file.
@@ -134,7 +155,11 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
 def _check_method(name: Any, method: str) -> None:
     """Refuses a file that names another method."""
     # The original and EasyEdit call all kinds of fine-tuning FT, and AlphaEdit shares its hyperparameters with MEMIT.
-    aliases = {"MEMIT": ("MEMIT", "AlphaEdit"), "FT": ("FT", "FT-L")}
+    aliases = {
+        "MEMIT": ("MEMIT", "AlphaEdit"),
+        "FT": ("FT", "FT-L"),
+        "LocFT": ("LocFT", "LocFT-BF"),
+    }
     if str(name).casefold() not in map(str.casefold, aliases.get(method, (method,))):
         raise ValueError(f"alg_name={shown(name)} is not {method}: give the file of {method}.")
 
@@ -144,8 +169,8 @@ def _with_layouts(message: str) -> str:
     if not message.startswith("no hyperparameter"):
         return message
     return (
-        f"{message.removesuffix('.')}, and the layouts of ROME, MEMIT, AlphaEdit and EasyEdit are read; remove what "
-        "does not belong to them."
+        f"{message.removesuffix('.')}, and the layouts of ROME, MEMIT, AlphaEdit, LocFT-BF and EasyEdit are read; "
+        "remove what does not belong to them."
     )
 
 
@@ -154,13 +179,20 @@ def _ours(
 ) -> tuple[dict[str, Any], list[str]]:
     """Translates the entries of a file to fields of a configuration, and lists the ignored ones."""
     fields = {field.name for field in dataclasses.fields(config_type)}
-    dropped = _MODULES | _INERT[config_type] | {"rewrite_module_tmp"}
-    ignored = sorted(set(content) & _IGNORED - dropped - fields)
+    dropped = _MODULES | _INERT[config_type]
+    if config_type not in (UltraEditConfig, LocFTConfig):  # which have entries of their own for it
+        dropped |= {"rewrite_module_tmp"}
+    unused = _IGNORED | _IGNORED_BY.get(config_type, set())
+    ignored = sorted(set(content) & (unused - dropped - fields))
     values = {name: value for name, value in content.items() if name not in {*dropped, *ignored}}
     for name, required in _MUST_BE.get(config_type, {}).items():
         value = check(type(required), values.pop(name, required), name)
         if value != required:
             raise ValueError(f"{name}={value} is not supported: set it to {required}.")
+    if config_type is UltraEditConfig:
+        return _ultra_edit(values), ignored
+    if config_type is LocFTConfig:
+        return _locft(values), ignored
     template = content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj")
     if config_type is PMETConfig:  # its files name the modules to write in a list of their own
         name = "rewrite_module_tmps"
@@ -196,6 +228,80 @@ def _fine_tuning(values: dict[str, Any], leaf: Leaf) -> dict[str, Any]:
     if isinstance(bound, int) or str(bound).casefold() == "false":
         values["norm_constraint"] = None
     return values
+
+
+def _ultra_edit(values: dict[str, Any]) -> dict[str, Any]:
+    """Translates the entries of UltraEdit, whose files list the edited modules with their layers."""
+    given = [name for name in ("inner_params", "edit_modules") if name in values]
+    if len(given) != 1:
+        found = (
+            "both inner_params and edit_modules name"
+            if given
+            else "neither inner_params nor edit_modules names"
+        )
+        raise ValueError(f"{found} the edited modules: give one of the two lists.")
+    (name,) = given
+    modules = [_module(path, name) for path in check(list[str], values.pop(name), name)]
+    layers = sorted({layer for layer, _ in modules})
+    leaves = list(dict.fromkeys(leaf for _, leaf in modules))
+    if len(modules) != len(layers) * len(leaves) or len(set(modules)) != len(modules):
+        found = "; ".join(
+            f"{leaf.name} of {', '.join(str(layer) for layer, own in modules if own is leaf)}"
+            for leaf in leaves
+        )
+        raise ValueError(
+            f"{name} does not name the same weights in each layer, once each ({found}), which is not supported: name "
+            "the same in each layer."
+        )
+    _check_rest(values, UltraEditConfig)
+    return values | {"layers": layers, "leaves": [leaf.name for leaf in leaves]}
+
+
+def _locft(values: dict[str, Any]) -> dict[str, Any]:
+    """Translates the entries of LocFT-BF, whose files name one layer and one weight."""
+    name = "rewrite_module"
+    template = check(str, values.pop(name, ""), name)
+    leaf = _projections().get(template.removesuffix(".weight"))
+    if leaf is None or not template.endswith(".weight"):
+        raise ValueError(
+            f"{name}={shown(template)} is not supported: name the kernel of one projection, such as "
+            "model.layers.{}.mlp.down_proj.weight."
+        )
+    layer = check(int, values.pop("layer", None), "layer")
+    _check_rest(values, LocFTConfig)
+    return _LOCFT_DEFAULTS | values | {"layers": (layer,), "leaves": (leaf.name,)}
+
+
+def _check_rest(values: Mapping[str, Any], config_type: type[Hyperparameters]) -> None:
+    """Refuses entries that are no hyperparameters, and layers and leaves, which other entries of the file say."""
+    known = {field.name for field in dataclasses.fields(config_type)}
+    check_names(values, known - {"layers", "leaves"})
+
+
+@functools.cache
+def _projections() -> Mapping[str, Leaf]:
+    """Returns the projections of all families by their module paths, such as "model.layers.{}.mlp.down_proj"."""
+    ours = {"/".join(("blocks", *leaf.value, "kernel")): leaf for leaf in Leaf}
+    weights = [weight for family in FAMILIES.values() for weight in family.weights]
+    return {
+        weight.name.removesuffix(".weight"): ours[weight.path]
+        for weight in weights
+        if weight.path in ours
+    }
+
+
+def _module(path: str, name: str) -> tuple[int, Leaf]:
+    """Returns the layer and the projection of a module path with a number, which may end in ".weight"."""
+    template, layer = path.removesuffix(".weight"), -1
+    if match := re.search(r"(?<=\.)\d{1,9}(?=\.)", template):
+        template, layer = f"{template[: match.start()]}{{}}{template[match.end() :]}", int(match[0])
+    leaf = _projections().get(template)
+    if leaf is None:
+        raise ValueError(
+            f"{name} names {shown(path)}, which is not supported: name projections of the MLP, such as "
+            "transformer.h.18.mlp.fc_out or model.layers.29.mlp.down_proj."
+        )
+    return layer, leaf
 
 
 def _from_model_name(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from rome_jax.edit.baseline_config import KEConfig, MENDConfig
 from rome_jax.edit.config import Hyperparameters, MethodName, model_key
@@ -13,10 +14,10 @@ from rome_jax.edit.hypernetworks.edits import check_sizes
 from rome_jax.edit.hypernetworks.networks import CONFIG_TYPES, Hypernetwork
 from rome_jax.edit.hypernetworks.steps import make_network
 from rome_jax.edit.spread_config import MEMITConfig
+from rome_jax.files import extras
 from rome_jax.files.checked import shown
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import sources
-from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.moments import null_space, sources
 from rome_jax.moments.shipped import is_shipped
 from rome_jax.moments.sources import Source
 
@@ -26,16 +27,17 @@ class Resources:
     """What a method needs besides a model, requests and hyperparameters.
 
     Attributes:
-      second_moments: Second moment C of each edited layer, of the unedited model.
+      second_moments: Second moment C of each edited layer, of the unedited model: a `SecondMoment`. AlphaEdit also
+        takes a `NullSpace`.
       hypernetwork: Hypernetwork of MEND or KE.
     """
 
-    second_moments: Mapping[int, SecondMoment] | None = None
+    second_moments: Mapping[int, Any] | None = None
     hypernetwork: Hypernetwork | None = None
 
 
 def check_second_moments(source: str | None, model_name: str, config: Hyperparameters) -> None:
-    """Checks before a large model is loaded that an edit has the second moments it needs.
+    """Checks before a large model is loaded that an edit has the second moments that it needs.
 
     Args:
       source: Value of the flag --second_moments.
@@ -43,8 +45,18 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
       config: Hyperparameters.
 
     Raises:
-      ValueError: If the edit needs second moments, `source` is "shipped", and none are shipped with the model.
+      ValueError: If the edit needs second moments, and `source` is "shipped" and none are shipped with the model, or
+        `source` is a file of null spaces and the method does not take them.
+      MissingPackageError: If `source` is a file of null spaces, and torch is not installed.
+
+    Example:
+      >>> check_second_moments("null_space_project.pt", "gpt2-xl", config)
+      Traceback (most recent call last):
+      ValueError: second_moments=null_space_project.pt holds AlphaEdit's projections and no second moments, which ...
     """
+    _check_kind(source, config)
+    if config.needs_second_moments and null_space.is_null_space_file(source):
+        extras.check("torch", "convert", f"second_moments={source}, which is in PyTorch's format,")
     if config.needs_second_moments and source == Source.SHIPPED and not is_shipped(model_name):
         name = model_name if model_key(model_name) in config.published else "gpt2-xl"
         raise ValueError(
@@ -57,19 +69,21 @@ def check_second_moments(source: str | None, model_name: str, config: Hyperparam
 
 def read_second_moments(
     source: str | None, model: LanguageModel, config: Hyperparameters
-) -> Mapping[int, SecondMoment] | None:
-    """Reads the second moments of the edited layers.
+) -> Mapping[int, Any] | None:
+    """Reads the second moments of the edited layers, or for AlphaEdit their null spaces.
 
     Args:
-      source: Value of the flag --second_moments. None reads those in the package.
+      source: Value of the flag --second_moments. None reads those in the package. The null_space_project.pt of
+        AlphaEdit's authors gives a `NullSpace` of each layer.
       model: Model that they must belong to.
       config: Hyperparameters.
 
     Returns:
-      The second moments by layer, or None if the edit does not use them.
+      The second moments or null spaces by layer, or None if the edit does not use them.
 
     Raises:
-      ValueError: If the second moments belong to another model or layer, or a file is damaged.
+      ValueError: If the second moments belong to another model or layer, a file is damaged, or the method does not take
+        null spaces.
       OSError: If a file does not exist or a download fails.
 
     Example:
@@ -78,7 +92,18 @@ def read_second_moments(
     """
     if not config.needs_second_moments:
         return None
+    _check_kind(source, config)
+    if source is not None and null_space.is_null_space_file(source):
+        return null_space.read_null_spaces(source, config.layers, model)
     return sources.read(source, config.layers, model)
+
+
+def _check_kind(source: str | None, config: Hyperparameters) -> None:
+    """Refuses null spaces for a method that needs second moments."""
+    takes = getattr(config, "takes_null_spaces", False) or not config.needs_second_moments
+    if source is not None and null_space.is_null_space_file(source) and not takes:
+        method = type(config).__name__.removesuffix("Config")
+        raise ValueError(null_space.refusal(source, method))
 
 
 def read_hypernetwork(

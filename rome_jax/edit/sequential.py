@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from rome_jax.data.request import EditRequest
-from rome_jax.edit.config import Hyperparameters, MethodName
+from rome_jax.edit.config import Hyperparameters, MethodName, ROMEConfig
 from rome_jax.edit.delta import apply_delta, merge_deltas
 from rome_jax.edit.editor import EditorState, SequentialEditor
 from rome_jax.edit.method import METHODS
 from rome_jax.edit.resources import Resources
+from rome_jax.edit.result import EditResult
 from rome_jax.edit.stages.chunks import check_config, check_moments
 from rome_jax.edit.stages.contexts import given_or_sampled
+from rome_jax.edit.warm_start import add_batch
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 
@@ -74,12 +77,28 @@ def make_editor(
                 "hypernetwork": state.resources.hypernetwork,
                 "chunk_size": chunk_size,
             }
-            deltas, edited = [], model
+            warm = isinstance(config, ROMEConfig) and config.v_warm_start
+            if warm:
+                options["earlier"] = state.earlier
+            deltas, edited, earlier = [], model, state.earlier
             for request in requests:
-                deltas.append(method.compute_deltas(edited, [request], config, **options)[0])
+                result = method.compute(edited, [request], config, check_answers=False, **options)
+                deltas.append(result.deltas[0])
+                if warm:
+                    earlier = add_batch(earlier, [request], _found(result))
                 params = apply_delta(edited.params, deltas[-1], donate=edited is not model)
                 edited = edited.replace(params=params)
             delta = merge_deltas(deltas)
+            state = dataclasses.replace(state, earlier=earlier)
         return delta, dataclasses.replace(state, num_edits=state.num_edits + len(requests))
 
     return SequentialEditor(init, update, lambda state, model: None)
+
+
+def _found(result: EditResult) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns v₀ and δ of ROME's edits by layer."""
+    found = {}
+    for edit in result.layers:
+        delta = np.asarray(edit.optimization.delta)
+        found[edit.layer] = np.asarray(edit.value) - delta, delta[:, None]
+    return found

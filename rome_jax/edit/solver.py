@@ -11,18 +11,18 @@ missed; s = 0 writes them exactly. All penalties have one form:
     A = A₀ + K_p K_pᵀ,  A₀ = λ C + ν I, or A₀ = ν I on the span of an orthonormal basis Q and infinite elsewhere
 
 with the second moment C and the keys K_p of earlier edits. Everything is computed in whitened coordinates: A₀⁻¹ = W Wᵀ,
-k̃ = Wᵀ k, and A⁻¹ = W (I + K̃_p K̃_pᵀ)⁻¹ Wᵀ, whose middle is well conditioned whatever C is.
+k̃ = Wᵀ k, and A⁻¹ = W (I + K̃_p K̃_pᵀ)⁻¹ Wᵀ, whose middle is well conditioned whatever C is. For a null space,
+W = Q Qᵀ / √ν.
 
 ROME is A = C and s = 0 for one key (Meng et al., 2022, equation 2); MEMIT is A = λ C and s = 1 (Meng et al., 2023,
 equation 14); EMMET is A = λ C + ν I (Gupta et al., 2024); AlphaEdit is the basis of a null space (Fang et al., 2025).
 
-Arrays hold keys as rows, and kernels are stored [in, out]. Axes: N keys, P past keys, F MLP width, r width of the
-whitened coordinates, D width.
+Arrays hold keys as rows, and kernels are stored [in, out]. Axes: N keys, P past keys, F MLP width, r rank of the null
+space, D width.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from rome_jax.moments.second_moment import SecondMoment
+from rome_jax.edit.penalty import PastKeys, Penalty, multiply, solve_triangular
 
 # Relative residual above which a float32 solve is repeated in float64 and a float64 solve is refused.
 TOLERANCE = 1e-6
@@ -64,146 +64,6 @@ class DuplicateKeysError(ValueError):
     def __init__(self, message: str, pairs: Sequence[tuple[int, int]]):
         super().__init__(message)
         self.pairs = tuple(pairs)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Penalty:
-    """A₀, in a form that whitens keys. `of` and `null_space` make it.
-
-    Attributes:
-      scale: float Scalar factor of A₀.
-      factor: float64 [F, F] L of A₀ = scale · L Lᵀ in the lower triangle, or None.
-      basis: float64 [F, r] Q of A₀ = scale · Q Qᵀ on the span of Q, or None.
-    """
-
-    scale: float
-    factor: np.ndarray | None = None
-    basis: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, moment: SecondMoment | None, weight: float, ridge: float = 0.0) -> Penalty:
-        """Builds λ C + ν I.
-
-        Args:
-          moment: C. None uses the identity.
-          weight: λ, above 0.
-          ridge: ν, at least 0.
-
-        Raises:
-          ValueError: If λ C + ν I is not positive definite.
-
-        Example:
-          >>> Penalty.of(None, 3.0, 1.0).whiten(np.array([[2.0, 4.0]])).tolist()  # k / √4
-          [[1.0, 2.0]]
-        """
-        if moment is None:
-            return cls(weight + ridge)
-        if not ridge:
-            return cls(weight, moment.cholesky)
-        return cls(weight, moment.shifted_cholesky(ridge / weight))
-
-    @classmethod
-    def null_space(cls, basis: np.ndarray, ridge: float) -> Penalty:
-        """Builds ν I on the span of a basis: keys outside of it keep their values exactly.
-
-        Args:
-          basis: [F, r] orthonormal columns, such as those of `SecondMoment.null_space`.
-          ridge: ν, above 0.
-
-        Example:
-          >>> Penalty.null_space(np.array([[1.0], [0.0]]), 4.0).whiten(np.array([[2.0, 9.0]])).tolist()
-          [[1.0]]
-        """
-        return cls(ridge, basis=np.asarray(basis, np.float64))
-
-    def whiten(self, keys: np.ndarray) -> np.ndarray:
-        """Computes k̃ = Wᵀ k of keys [..., F]: float64 [..., r]."""
-        keys = np.asarray(keys, np.float64) / np.sqrt(self.scale)
-        if self.factor is not None:
-            return _triangular(self.factor, keys)
-        return keys if self.basis is None else keys @ self.basis
-
-    def unwhiten(self, vectors: np.ndarray) -> np.ndarray:
-        """Computes W y of vectors [..., r]: float64 [..., F]."""
-        vectors = vectors / np.sqrt(self.scale)
-        if self.factor is not None:
-            return _triangular(self.factor, vectors, transposed=True)
-        return vectors if self.basis is None else vectors @ self.basis.T
-
-
-def _triangular(factor: np.ndarray, rows: np.ndarray, transposed: bool = False) -> np.ndarray:
-    """Solves L y = k, or Lᵀ y = k, for every row k."""
-    flat = rows.reshape(-1, rows.shape[-1]).T
-    solved = scipy.linalg.solve_triangular(
-        factor, flat, lower=True, trans=int(transposed), check_finite=False
-    )
-    return solved.T.reshape(rows.shape)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PastKeys:
-    """The whitened keys of earlier edits, and what a solve needs of them.
-
-    They are kept as they are until they outnumber their width; then their second moment takes less memory. Either
-    `keys` and `factor` are set, or `gram`.
-
-    Attributes:
-      keys: float32 [P, r] k̃ of the earlier edits.
-      factor: float64 [P, P] L of I + K̃_pᵀ K̃_p = L Lᵀ, lower triangular. It is computed if it is not given.
-      gram: float64 [r, r] K̃_p K̃_pᵀ.
-    """
-
-    keys: np.ndarray | None = None
-    factor: np.ndarray | None = None
-    gram: np.ndarray | None = None
-
-    def __post_init__(self):
-        if self.keys is not None and self.factor is None:
-            keys = self.keys.astype(np.float64)
-            factor = np.linalg.cholesky(keys @ keys.T + np.eye(len(keys)))
-            object.__setattr__(self, "factor", factor)
-
-    def add(self, keys: np.ndarray) -> PastKeys:
-        """Adds whitened keys [N, r]; neither `self` nor its arrays change.
-
-        The factor grows by N rows, which takes O(P² N + P r N) operations.
-
-        Example:
-          >>> past = PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2])
-          >>> past.keys.shape, past.factor.diagonal().round(3).tolist()
-          ((2, 4), [1.414, 1.414])
-          >>> past.add(np.eye(4)[:3]).gram.diagonal().tolist()
-          [2.0, 2.0, 1.0, 0.0]
-        """
-        rounded = np.asarray(keys, np.float32)
-        new = rounded.astype(np.float64)
-        if self.gram is not None:
-            return PastKeys(gram=self.gram + new.T @ new)
-        assert self.keys is not None and self.factor is not None
-        joined = np.concatenate([self.keys, rounded])
-        if len(joined) > joined.shape[1]:
-            exact = joined.astype(np.float64)
-            return PastKeys(gram=exact.T @ exact)
-        if not len(self.keys):
-            return PastKeys(joined)
-        below = _triangular(self.factor, new @ self.keys.T)  # [N, P]
-        corner = np.linalg.cholesky(new @ new.T - below @ below.T + np.eye(len(new)))
-        above = np.zeros((len(self.keys), len(new)))
-        return PastKeys(joined, np.block([[self.factor, above], [below, corner]]))
-
-    @property
-    def width(self) -> int:
-        """r, the width of the whitened keys."""
-        array = self.keys if self.gram is None else self.gram
-        assert array is not None
-        return array.shape[1]
-
-    def times(self, rows: np.ndarray) -> np.ndarray:
-        """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, r]."""
-        if self.gram is not None:
-            return rows + rows @ self.gram
-        assert self.keys is not None
-        return rows + (rows @ self.keys.T) @ self.keys
 
 
 class Solution(NamedTuple):
@@ -250,11 +110,8 @@ def associate(
     if not np.isfinite(keys).all():
         raise ValueError("the keys of the requests are not finite: check the model's weights.")
     whitened = penalty.whiten(keys)
-    if past is not None and past.width != whitened.shape[-1]:
-        raise ValueError(
-            f"past keys have a whitened width of {past.width}, and the penalty one of {whitened.shape[-1]}: give the "
-            "second moments and hyperparameters of the earlier batches."
-        )
+    if past is not None:
+        _check_past(past, penalty, whitened.shape[-1])
     if past is None:
         solved, residual, used = whitened, 0.0, SolverDevice.HOST
     else:
@@ -267,20 +124,34 @@ def associate(
     return Solution(penalty.unwhiten(left), max(residual, of_left), used)
 
 
+def _check_past(past: PastKeys, penalty: Penalty, width: int) -> None:
+    """Refuses past keys that another penalty has whitened, as far as their shapes tell."""
+    if past.width != width:
+        found = f"width {past.width}, and those of the requests {width}"
+    elif past.rank != penalty.rank:
+        spans = [f"of rank {rank}" if rank else "of all keys" for rank in (past.rank, penalty.rank)]
+        found = f"the span {spans[0]}, and the penalty that {spans[1]}"
+    else:
+        return
+    raise ValueError(
+        f"past keys have {found}: give the second moments and hyperparameters of the earlier batches."
+    )
+
+
 def _narrow(
     keys: np.ndarray, whitened: np.ndarray, solved: np.ndarray, slack: float
 ) -> tuple[np.ndarray, float]:
     """Solves (K̃ᵀ Y + s I) leftᵀ = Yᵀ, a system of N equations, with Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃."""
     if not slack:
         _check_distinct(keys)
-    system = whitened @ np.swapaxes(solved, -1, -2)
+    system = multiply(whitened, solved, transposed=True)
     system = (system + np.swapaxes(system, -1, -2)) / 2
     system += slack * np.eye(system.shape[-1])
     try:
         left = scipy.linalg.solve(system, solved, assume_a="pos")
     except (np.linalg.LinAlgError, ValueError):
         left = np.full_like(solved, np.nan)
-    residual = _relative(system @ left - solved, solved)
+    residual = _relative(multiply(system, left) - solved, solved)
     if not residual <= TOLERANCE:
         raise ValueError(
             "the keys of the requests are linearly dependent, so that not every request can have its own value: edit "
@@ -290,7 +161,7 @@ def _narrow(
 
 
 def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np.ndarray, float]:
-    """Solves (s (I + K̃_p K̃_pᵀ) + K̃ K̃ᵀ) left = K̃, a system of r equations, for more keys than that."""
+    """Solves (s (I + K̃_p K̃_pᵀ) + K̃ K̃ᵀ) left = K̃, a system of F equations, for more keys than that."""
     width = whitened.shape[-1]
     system = np.swapaxes(whitened, -1, -2) @ whitened
     system += slack * (np.eye(width) if past is None else past.times(np.eye(width)))
@@ -302,7 +173,7 @@ def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np
 def _without_past(
     whitened: np.ndarray, past: PastKeys, device: SolverDevice
 ) -> tuple[np.ndarray, float, SolverDevice]:
-    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, r], its relative residual, and where it was solved."""
+    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F], its relative residual, and where it was solved."""
     if device is SolverDevice.ACCELERATOR:
         solved, residual = _on_accelerator(whitened, past)
         if (
@@ -313,13 +184,19 @@ def _without_past(
         system = past.gram + np.eye(len(past.gram))
         solved = scipy.linalg.solve(system, whitened.T, assume_a="pos", overwrite_a=True).T
         missing = past.times(solved) - whitened
-    else:  # Woodbury: Y = K̃ − K̃_p (I + K̃_pᵀ K̃_p)⁻¹ K̃_pᵀ K̃
-        assert past.keys is not None and past.factor is not None
-        keys = past.keys.astype(np.float64)
-        inner = scipy.linalg.cho_solve((past.factor, True), keys @ whitened.T, check_finite=False)
-        solved = whitened - inner.T @ keys
-        missing = solved + (solved @ keys.T) @ keys - whitened
-    return solved, _relative(missing, whitened), SolverDevice.HOST
+        return solved, _relative(missing, whitened), SolverDevice.HOST
+    # Woodbury: Y = K̃ − K̃_p c with (I + K̃_pᵀ K̃_p) c = K̃_pᵀ K̃, so that c = K̃_pᵀ Y.
+    assert past.keys is not None and past.factor is not None
+    keys = past.keys.astype(np.float64)
+    inner = solve_triangular(past.factor, multiply(whitened, keys, transposed=True))
+    inner = solve_triangular(past.factor, inner, transposed=True)
+    solved = whitened - multiply(inner, keys)
+    wrong = multiply(solved, keys, transposed=True) - inner
+    # What is missing is K̃_p wrong. Its norm by the factor takes a quarter of the operations.
+    scaled = scipy.linalg.blas.dtrmm(1.0, past.factor, wrong.T, lower=1, trans_a=1)
+    missing = np.sqrt(max(np.sum(scaled**2) - np.sum(wrong**2), 0.0))
+    norm = _norm(whitened)
+    return solved, float(missing) / norm if norm else 0.0, SolverDevice.HOST
 
 
 def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, float]:
@@ -358,8 +235,13 @@ def _solve_factored(factor: jax.Array, keys: jax.Array | None, rows: jax.Array) 
 
 def _relative(residual: np.ndarray, right: np.ndarray) -> float:
     """Returns ‖residual‖ / ‖right‖; 0 if both are 0."""
-    norm = np.linalg.norm(right)
-    return float(np.linalg.norm(residual) / norm) if norm else 0.0
+    norm = _norm(right)
+    return _norm(residual) / norm if norm else 0.0
+
+
+def _norm(array: np.ndarray) -> float:
+    """Returns ‖array‖ without numpy's BLAS; see `multiply`."""
+    return float(np.sqrt(np.square(array).sum()))
 
 
 def _check_distinct(keys: np.ndarray) -> None:

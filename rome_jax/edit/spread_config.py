@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rome_jax.data.positions import FactToken
-from rome_jax.edit.config import Hyperparameters, Steps, TemplateLengths
+from rome_jax.edit.config import Factor, Hyperparameters, Steps, TemplateLengths
 from rome_jax.files.checked import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 
@@ -49,6 +49,10 @@ class SpreadConfig(Hyperparameters):
       context_template_length_params: (tokens, count) pairs of the sampled prefixes.
       argmax_evaluations: Number of evaluations in which the target is the model's answer in all sampled contexts, after
         which the optimization of a request stops. 0 does not stop it.
+      v_first_step: Factor of Adam's steps until the target is the answer in all sampled contexts; 1 is plain Adam.
+        A longer step that raises the loss is taken back, and the factor halves.
+      v_warm_start: Whether an editor begins at the δ of an earlier edit with the same target; see
+        `rome_jax.edit.warm_start`. Independent edits never do.
       modifiers: Changes of the method; see `Modifier`.
 
     Raises:
@@ -64,6 +68,8 @@ class SpreadConfig(Hyperparameters):
     loss_threshold: NonNegativeFloat = 5e-2
     context_template_length_params: TemplateLengths = ((10, 5),)
     argmax_evaluations: NonNegativeInt = 0
+    v_first_step: Factor = 1.0
+    v_warm_start: bool = False
     modifiers: tuple[Modifier, ...] = ()
 
     @property

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rome_jax.evaluation.evaluate import evaluate_records
     from rome_jax.evaluation.generation import EssenceTarget, GenerationTests
     from rome_jax.evaluation.grid import Axis, Grid, Point
-    from rome_jax.evaluation.mass_edits import MassEdits
     from rome_jax.evaluation.metrics import (
         Estimate,
         accuracy,
@@ -132,7 +131,6 @@ __all__ += [
 __all__ += [
     "Axis",
     "Grid",
-    "MassEdits",
     "Measurement",
     "Point",
     "SequenceRun",
@@ -203,7 +201,6 @@ _HOMES = {
     # Sweeps, comparisons and sequences
     "Axis": "rome_jax.evaluation.grid",
     "Grid": "rome_jax.evaluation.grid",
-    "MassEdits": "rome_jax.evaluation.mass_edits",
     "Measurement": "rome_jax.evaluation.sequence",
     "Point": "rome_jax.evaluation.grid",
     "SequenceRun": "rome_jax.evaluation.sequence_run",

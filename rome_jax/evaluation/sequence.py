@@ -1,30 +1,21 @@
-"""Sequences of ROME edits in one model: what the model keeps of each edit, and what they cost it."""
+"""What a model with many edits is measured with: numbers of edits, prompts, texts, and a plain measurement."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from rome_jax.data.request import fill, target_text
-from rome_jax.edit import edit_warnings
-from rome_jax.edit.config import KeyMode, ROMEConfig
-from rome_jax.edit.methods import rome
-from rome_jax.edit.resources import read_second_moments
-from rome_jax.edit.stages.contexts import sample_templates
-from rome_jax.evaluation.datasets import CounterFactRecord, Dataset, parse_counterfact
+from rome_jax.evaluation.datasets import CounterFactRecord, Dataset
 from rome_jax.evaluation.scoring import perplexity, target_nlls
 from rome_jax.factworld.corpus import documents
-from rome_jax.factworld.facts import World, make_world
-from rome_jax.factworld.records import Role, counterfact_records
-from rome_jax.files.progress import tqdm
+from rome_jax.factworld.facts import World
+from rome_jax.files.checked import shown
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments.second_moment import SecondMoment
-from rome_jax.version import __version__
 
 TEXTS = 100  # number of texts over which perplexity is computed
 
@@ -46,6 +37,28 @@ class Measurement:
     paraphrase: float
     neighborhood: float
     perplexity: float
+
+
+def read_counts(values: Sequence[str], most: int) -> list[int]:
+    """Returns the numbers of edits given by --counts, in ascending order.
+
+    Args:
+      values: The numbers as texts.
+      most: The largest number.
+
+    Raises:
+      ValueError: If there is none, or one is not a whole number from 1 to `most`.
+
+    Example:
+      >>> read_counts(["100", "10", "10"], 800)
+      [10, 100]
+    """
+    counts = {value: int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)}
+    if not values or not all(1 <= counts.get(value, 0) <= most for value in values):
+        raise ValueError(
+            f"--counts={shown(','.join(values))}: give whole numbers from 1 to {most}."
+        )
+    return sorted(set(counts.values()))
 
 
 def unedited_texts(
@@ -144,21 +157,6 @@ def _questions(
     return asked
 
 
-def check_records(dataset: Dataset, smallest: int) -> tuple[CounterFactRecord, ...]:
-    """Returns the records of a data set, if a measurement after `smallest` edits can be made with them.
-
-    Args:
-      dataset: Records in the layout of CounterFact.
-      smallest: The number of edits at the first measurement.
-
-    Raises:
-      ValueError: If there are no paraphrase or neighborhood prompts among them, or a record has no true target.
-    """
-    records = tuple(r for r in dataset.records if isinstance(r, CounterFactRecord))
-    _questions(None, records[:smallest])
-    return records
-
-
 def describe_dataset(dataset: Dataset) -> dict[str, str]:
     """Returns the settings of measurements on records of a file, as plain values.
 
@@ -169,114 +167,4 @@ def describe_dataset(dataset: Dataset) -> dict[str, str]:
         "dataset": dataset.source,
         "dataset_sha256": dataset.sha256,
         "perplexity_texts": "neighborhood prompts with their true targets",
-    }
-
-
-def run(
-    model: LanguageModel,
-    world: World | None,
-    records: Sequence[CounterFactRecord],
-    config: ROMEConfig,
-    templates: Sequence[str],
-    texts: Sequence[str],
-    every: int,
-    second_moments: Mapping[int, SecondMoment] | None,
-) -> Iterator[dict[str, Any]]:
-    """Yields a record of each edit; every `every`-th one, and the last, include a measurement.
-
-    Args:
-      model: The unedited model.
-      world: The world of the facts; None for records of a file.
-      records: The edit requests, in their order.
-      config: Hyperparameters of the edits.
-      templates: Context templates.
-      texts: Texts about subjects that are never edited.
-      every: Number of edits between two measurements.
-      second_moments: The second moment of the edited layer.
-
-    Yields:
-      The number of the edit, its division factor, its norm and its norm relative to the weight; under `after`, if
-      measured, a `Measurement` as a dictionary.
-    """
-    requests = [record.request for record in records]
-    sequence = rome.compute_sequence(
-        model,
-        requests,
-        config,
-        second_moments=second_moments,
-        templates=templates,
-        check_answers=False,
-        donate=True,
-    )
-    for count, (edited, result) in enumerate(sequence, 1):
-        (edit,) = result.layers
-        names = ("division_factor", "norm", "norm_ratio")
-        entry: dict[str, Any] = {"edit": count}
-        entry |= {name: float(getattr(edit, name)[0]) for name in names}
-        if count % every == 0 or count == len(records):
-            entry["after"] = dataclasses.asdict(measure(edited, world, records[:count], texts))
-        yield entry
-
-
-def run_modes(
-    model: LanguageModel,
-    config: ROMEConfig,
-    *,
-    num_edits: int,
-    every: int = 10,
-    seed: int = 0,
-    dataset: Dataset | None = None,
-    moments_source: str | None = None,
-) -> dict[str, Any]:
-    """Runs a sequence of edits in a model, once for each key mode.
-
-    The key mode decides which key the update divides by; see `KeyMode`.
-
-    Args:
-      model: The unedited model.
-      config: Hyperparameters of the edits, which change one layer; the key mode is replaced.
-      num_edits: The number of edits.
-      every: Number of edits between two measurements.
-      seed: Seed of the context templates and of factworld's requests.
-      dataset: Records to edit, in their order. None takes factworld's held-out requests.
-      moments_source: Value of the flag --second_moments. None reads those that come with the model.
-
-    Returns:
-      Settings, versions and, by key mode, the records that `run` yields, as JSON values.
-
-    Raises:
-      ValueError: If the model cannot be edited with this configuration, or the records cannot be measured with.
-      OSError: If the second moments cannot be read.
-    """
-    if len(config.layers) != 1:
-        raise ValueError(f"layers={config.layers}: give one layer, whose norms are recorded.")
-    if dataset is None:
-        world = make_world()
-        records = parse_counterfact(counterfact_records(world, seed, Role.HELD_OUT, num_edits))
-    else:
-        world, records = None, check_records(dataset, min(every, num_edits))[:num_edits]
-    moments = read_second_moments(moments_source, model, config)
-    key = jax.random.key(seed)
-    templates = sample_templates(model, key, config.context_template_length_params)
-    texts = unedited_texts(world, records, seed)
-    found = {}
-    for mode in KeyMode:
-        varied = dataclasses.replace(config, key_mode=mode)
-        steps = run(model, world, records, varied, templates, texts, every, moments)
-        with (
-            edit_warnings.summarized(len(records)),
-            tqdm(steps, total=len(records), unit="edit", desc=mode.value) as bar,
-        ):
-            found[mode.value] = list(bar)
-    return {
-        "model": model.name,
-        "fingerprint": model.fingerprint(),
-        "configuration": config.to_dict(),
-        "covariance": (moments_source or "shipped") if config.needs_second_moments else None,
-        "templates": list(templates),
-        "seed": seed,
-        **({} if dataset is None else describe_dataset(dataset)),
-        "versions": {"rome_jax": __version__, "jax": jax.__version__},
-        "perplexity_before": perplexity(model, texts),
-        "runs": found,
     }

@@ -40,13 +40,12 @@ from rome_jax.evaluation.datasets import FACTWORLD, CounterFactRecord, Dataset
 from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.scoring import perplexity
 from rome_jax.evaluation.sequence import describe_dataset, unedited_texts
-from rome_jax.evaluation.sequence_alarm import SHARE, find_alarms, find_falls
-from rome_jax.evaluation.sequence_measurement import Row, check_requests, measure_points
+from rome_jax.evaluation.sequence_measurement import check_requests, measure_points
+from rome_jax.evaluation.sequence_reports import read_report, read_rows
 from rome_jax.evaluation.timing import Stopwatch
 from rome_jax.factworld.facts import World, make_world
 from rome_jax.files.artifacts import remove_leftovers
 from rome_jax.files.checked import Count, Seed, check
-from rome_jax.files.json_files import read_object
 from rome_jax.files.locks import in_use
 from rome_jax.files.progress import tqdm
 from rome_jax.models import runs
@@ -335,24 +334,15 @@ class SequenceRun:
         Raises:
           ValueError: If a file is damaged.
         """
-        paths = self.directory.glob("edits_*.json")
-        found = [read_object(path, Row, remedy="remove it and run again") for path in paths]
-        return sorted(found, key=lambda row: row["edits"])
+        return read_rows(self.directory)
 
     def report(self) -> dict[str, Any]:
-        """Returns settings, measurements, alarms, and when the efficacy of earlier edits falls, as JSON values.
+        """Returns what `read_report` does.
 
         Raises:
           ValueError: If a file is damaged.
         """
-        about, rows = runs.read_run(self.directory), self.rows()
-        return {
-            "model": about["settings"]["model"],
-            **about,
-            "measurements": rows,
-            "alarms": [dataclasses.asdict(alarm) for alarm in find_alarms(rows)],
-            "falls": {"share": SHARE, **find_falls(rows)},
-        }
+        return read_report(self.directory)
 
 
 def run_sequence(

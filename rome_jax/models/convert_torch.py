@@ -65,13 +65,13 @@ def _intact(path: Path) -> bool:
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a training checkpoint.
+    """Reads all tensors of a training checkpoint, memory-mapped.
 
     Args:
       path: A file written by `torch.save`. Objects in it that are neither tensors nor plain data are ignored.
 
     Returns:
-      Tensors by their path in the checkpoint's dictionaries, joined by "/".
+      Tensors by their path in the checkpoint's dictionaries, joined by "/"; a tensor outside of them has the path "".
 
     Raises:
       CheckpointError: If the file is missing or damaged.
@@ -81,11 +81,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
       >>> read_tensors("mend-10tok-gpt2-xl.pt")["model/edit_lrs"].shape  # doctest: +SKIP
       (6,)
     """
-    torch = _import_torch(path)
+    _import_torch(path)
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly
-        )
+        content = _mapped(path, weights_only=False, pickle_module=_TensorsOnly)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
             f"{path} is absent or damaged ({error}): download it again."
@@ -171,17 +169,11 @@ def _binaries(directory: Path) -> list[Path]:
 
 def _load(files: list[Path]) -> dict[str, Any]:
     """Loads torch tensors by name, memory-mapped."""
-    torch = _import_torch(files[0])
+    _import_torch(files[0])
     tensors: dict[str, Any] = {}
     for file in files:
         try:
-            try:
-                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                # The format before PyTorch 1.6 cannot be memory-mapped.
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
+            loaded = _mapped(file, weights_only=True)
             _check_flat(loaded, file)
         except CheckpointError:
             raise
@@ -192,6 +184,19 @@ def _load(files: list[Path]) -> dict[str, Any]:
             ) from error
         tensors |= loaded
     return tensors
+
+
+def _mapped(path: str | Path, **options: Any) -> Any:
+    """Loads a file with `torch.load`, memory-mapped if its format allows that."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, **options)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        # The format before PyTorch 1.6 cannot be memory-mapped.
+        return torch.load(path, map_location="cpu", **options)
 
 
 def _check_flat(loaded: Any, file: Path) -> None:

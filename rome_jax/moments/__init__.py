@@ -2,7 +2,8 @@
 
 `read` is the front door: it takes a directory or file, an .npz file of the original, "published", or None for the
 second moments that come with the package. `choose` finds a source that has the requested layers, and `collect_own`
-collects them over texts that the model samples. `load` reads directories and files of rome_jax only.
+collects them over texts that the model samples. `load` reads directories and files of rome_jax only. AlphaEdit also
+takes null spaces, which `read_null_spaces` reads from the file of its authors' code.
 
     second_moment   C of one layer, its provenance, and the whitening solve
     key_sums        accumulation over batches
@@ -14,6 +15,7 @@ collects them over texts that the model samples. `load` reads directories and fi
     published       the original's .npz files and where they are published
     shipped         the second moments that come with the package
     sources         the front door
+    null_space      the projections of AlphaEdit's authors
 """
 
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from rome_jax.moments.files import load, read_provenance, save
     from rome_jax.moments.key_sums import KeySums, accumulate
     from rome_jax.moments.limits import Limit
+    from rome_jax.moments.null_space import NullSpace, read_null_spaces
     from rome_jax.moments.own_texts import self_corpus
     from rome_jax.moments.published import PUBLISHED, load_reference
     from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 # Second moments
 __all__ = [
     "MomentProvenance",
+    "NullSpace",
     "SecondMoment",
 ]
 # Files
@@ -49,6 +53,7 @@ __all__ += [
     "load_reference",
     "load_shipped",
     "read",
+    "read_null_spaces",
     "read_provenance",
     "save",
 ]
@@ -70,6 +75,7 @@ __all__ += [
 _HOMES = {
     # Second moments
     "MomentProvenance": "rome_jax.moments.second_moment",
+    "NullSpace": "rome_jax.moments.null_space",
     "SecondMoment": "rome_jax.moments.second_moment",
     # Files
     "PUBLISHED": "rome_jax.moments.published",
@@ -80,6 +86,7 @@ _HOMES = {
     "load_reference": "rome_jax.moments.published",
     "load_shipped": "rome_jax.moments.shipped",
     "read": "rome_jax.moments.sources",
+    "read_null_spaces": "rome_jax.moments.null_space",
     "read_provenance": "rome_jax.moments.files",
     "save": "rome_jax.moments.files",
     # Collecting

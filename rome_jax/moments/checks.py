@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from rome_jax.models import provenance
 from rome_jax.models.provenance import Match, Origin
 from rome_jax.models.registry import LanguageModel
+from rome_jax.moments.null_space import NullSpace
 from rome_jax.moments.second_moment import SecondMoment
 
 _REMEDY = "collect second moments of this model with eval.layer_stats"
@@ -47,17 +48,25 @@ def verified(
     }
 
 
-def check(moments: Mapping[int, SecondMoment], model: LanguageModel) -> None:
+def check(
+    moments: Mapping[int, SecondMoment | NullSpace],
+    model: LanguageModel,
+    *,
+    null_spaces: bool = False,
+) -> None:
     """Checks second moments before an edit, and that they are positive definite.
 
-    It reads few weights of a model that was checked before, and of its edits.
+    It reads few weights of a model that was checked before, and of its edits. Of null spaces, it checks the width and
+    the layer.
 
     Args:
-      moments: The second moment of each edited layer.
+      moments: The second moment, or the null space, of each edited layer.
       model: The model to be edited.
+      null_spaces: Whether the method takes null spaces.
 
     Raises:
-      ValueError: As in `verified`, or if one is not positive definite.
+      ValueError: As in `verified`, if one is not positive definite, or if one is a null space that the method does not
+        take.
 
     Example:
       >>> check({0: moments[0]}, model)
@@ -65,6 +74,13 @@ def check(moments: Mapping[int, SecondMoment], model: LanguageModel) -> None:
     origins = set()
     for layer, moment in moments.items():
         what = f"second_moments[{layer}]"
+        if isinstance(moment, NullSpace):
+            if not null_spaces:
+                raise ValueError(
+                    f"{what} is a NullSpace, which only AlphaEdit takes: give a SecondMoment."
+                )
+            moment.check(layer, model.config, what)
+            continue
         _check_place(moment, layer, model, what)
         if moment.origin not in origins and not provenance.related(moment.origin, model):
             _require(moment, model, what)
@@ -94,17 +110,21 @@ def _check_place(moment: SecondMoment, layer: int, model: LanguageModel, what: s
         )
 
 
-def describe_matches(moments: Mapping[int, SecondMoment] | None) -> dict[str, str]:
+def describe_matches(moments: Mapping[int, SecondMoment | NullSpace] | None) -> dict[str, str]:
     """Describes how second moments were verified, as it is recorded with the results that depend on them.
 
     Args:
-      moments: The second moment of each layer; None if there are none.
+      moments: The second moment, or the null space, of each layer; None if there are none.
 
     Returns:
-      "verified", "verified for another dtype", "unverified", and so on, by layer; see `provenance.Match`.
+      "verified", "verified for another dtype", "unverified", and so on, by layer; see `provenance.Match`. For a null
+      space, its file and the checksum of that file.
 
     Example:
       >>> describe_matches({5: SecondMoment(np.eye(4), count=100)})
       {'5': 'unverified'}
     """
-    return {str(layer): moment.match.value for layer, moment in (moments or {}).items()}
+    return {
+        str(layer): str(moment if isinstance(moment, NullSpace) else moment.match.value)
+        for layer, moment in (moments or {}).items()
+    }

@@ -285,14 +285,36 @@ class SecondMoment:
           >>> np.abs(SecondMoment(np.diag([4.0, 1.0]), count=10).null_space(2.0)).tolist()
           [[0.0], [1.0]]
         """
-        values, vectors = self.eigen
+        return self.eigen[1][:, : self._null_rank(threshold)]
+
+    def null_space_complement(self, threshold: float) -> np.ndarray:
+        """Returns an orthonormal basis of all directions that are not in the null space.
+
+        Args:
+          threshold: As in `null_space`.
+
+        Returns:
+          float64 [F, F - r] the eigenvectors whose eigenvalue is not below the threshold.
+
+        Raises:
+          ValueError: If the null space is empty.
+
+        Example:
+          >>> np.abs(SecondMoment(np.diag([4.0, 1.0]), count=10).null_space_complement(2.0)).tolist()
+          [[1.0], [0.0]]
+        """
+        return self.eigen[1][:, self._null_rank(threshold) :]
+
+    def _null_rank(self, threshold: float) -> int:
+        """Returns the number of eigenvalues strictly below a threshold, which must be above 0."""
+        values = self.eigen[0]
         rank = int(np.searchsorted(values, threshold))
         if rank == 0:
             raise ValueError(
                 f"nullspace_threshold={threshold:g} is not above any eigenvalue of the second moment of layer "
                 f"{self.provenance.layer}, whose smallest is {values[0]:.3g}: raise the threshold."
             )
-        return np.ascontiguousarray(vectors[:, :rank])
+        return rank
 
     def condition_number(self) -> float:
         """Estimates the condition number ‖C‖₁ ‖C⁻¹‖₁ with LAPACK, from the Cholesky factor that `solve` uses.

@@ -22,7 +22,7 @@ from rome_jax.files.downloads import UnreachableError
 from rome_jax.files.places import check_path
 from rome_jax.models import provenance
 from rome_jax.models.registry import LanguageModel
-from rome_jax.moments import checks, files, own_texts, published, shipped
+from rome_jax.moments import checks, files, null_space, own_texts, published, shipped
 from rome_jax.moments.collect import collect, default_directory, model_directory
 from rome_jax.moments.limits import Limit
 from rome_jax.moments.second_moment import SecondMoment
@@ -207,7 +207,8 @@ def read(
 
     Raises:
       FileNotFoundError: If there is nothing at `source`, or a layer is missing there or in the package.
-      ValueError: If a file is damaged, belongs to another model or layer, or no second moments come with the model.
+      ValueError: If a file is damaged, belongs to another model or layer, or holds null spaces, or no second moments
+        come with the model.
       OSError: If a download fails.
 
     Example:
@@ -220,6 +221,8 @@ def read(
     if place is None:
         return _read_shipped(layers, model)
     path = Path(os.path.expanduser(place))
+    if null_space.is_null_space_file(path):
+        raise ValueError(null_space.refusal(place, "this function"))
     if place == published.PUBLISHED:
         paths = {layer: published.download(model, layer) for layer in layers}
     elif path.suffix == ".npz":

@@ -19,8 +19,9 @@ from rome_jax.edit.editor_files import (
     save_state,
 )
 from rome_jax.edit.normalizer import Normalizer
+from rome_jax.edit.penalty import PastKeys, Penalty
 from rome_jax.edit.resources import Resources
-from rome_jax.edit.solver import PastKeys, Penalty
+from rome_jax.edit.warm_start import EarlierEdits
 from rome_jax.files.safetensors_io import open_file, write
 from rome_jax.models.interventions import Leaf, Part
 from tests.saved import dense_edit, random_delta
@@ -45,6 +46,8 @@ def state(model, fresh):
         0: PastKeys(keys=draw((3, 8)).astype(np.float32)),
         2: PastKeys(gram=draw((8, 8))),
     }
+    deltas = draw((2, 1, 4)).astype(np.float32)
+    earlier = {2: EarlierEdits((" Rome", " été"), deltas[:, 0] + 1, deltas)}
     written = merge_deltas([random_delta(model), dense_edit(model).delta])
     residuals = {0: 1e-9, 2: 2.5e-13}
     return dataclasses.replace(
@@ -55,6 +58,7 @@ def state(model, fresh):
         written=written,
         anchor=0.7,
         normalizers=normalizers,
+        earlier=earlier,
     )
 
 
@@ -88,6 +92,9 @@ def test_a_state_is_read_back_bit_for_bit(path, state, fresh):
     (seen,), (expected,) = (one.normalizers.values() for one in (found, state))
     assert seen.count == 4 and same(seen.mean, expected.mean)
     assert same(seen.squares, expected.squares)
+    (kept,), (expected,) = (one.earlier.values() for one in (found, state))
+    assert kept.targets == expected.targets
+    assert same(kept.states, expected.states) and same(kept.deltas, expected.deltas)
     assert len(found.written.updates) == 3
     for one, other in zip(found.written.updates, state.written.updates, strict=True):
         assert type(one) is type(other)
@@ -159,6 +166,14 @@ def test_damage_is_refused(path, fresh, monkeypatch):
     rewrite({}, without="state.written.0.MLP_DOWN.left")
     with pytest.raises(ValueError, match="is damaged"):
         load_state(path, fresh)
+    deltas = arrays["state.earlier.2.deltas"]
+    arrays["state.earlier.2.deltas"] = deltas[:1]
+    rewrite({})
+    with pytest.raises(
+        ValueError, match=r"damaged \(state\.earlier\.2 does not fit together, 2 tar"
+    ):
+        load_state(path, fresh)
+    arrays["state.earlier.2.deltas"] = deltas
     arrays["state.past.0.keys"][1, 2] = np.nan
     rewrite({})
     with pytest.raises(ValueError, match=r"state\.past\.0\.keys holds numbers that are not finite"):

@@ -24,10 +24,12 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.method import MethodName
 from rome_jax.edit.methods.alphaedit import AlphaEditConfig
 from rome_jax.edit.methods.emmet import EMMETConfig
+from rome_jax.edit.methods.encore import ENCOREConfig
 from rome_jax.edit.methods.locft_bf import LocFTConfig
 from rome_jax.edit.methods.pmet import PMETConfig
 from rome_jax.edit.methods.ultra_edit import UltraEditConfig
 from rome_jax.edit.spread_config import MEMITConfig
+from rome_jax.files import extras
 from rome_jax.models.interventions import Leaf
 
 # The entries of the published hparams/ROME/gpt2-xl.json and hparams/FT/gpt2-xl_attn.json (github kmeng01/rome, MIT).
@@ -141,7 +143,7 @@ def test_the_originals_files_are_our_configurations(tmp_path, golden):
         (
             ROMEConfig,
             ROME_XL | {"l2": 1},
-            "the layouts of ROME, MEMIT, AlphaEdit and EasyEdit are read",
+            "the layouts of ROME, MEMIT, AlphaEdit, LocFT-BF and EasyEdit are read",
         ),
         (ROMEConfig, ROME_XL | {"rewrite_module_tmp": 7}, "rewrite_module_tmp=7: give a text"),
         (FTConfig, FT_XL_ATTN | {"kl_factor": "some"}, "kl_factor='some': give a finite number"),
@@ -239,11 +241,121 @@ def test_hyperparameters_come_from_one_place(tmp_path):
 
 
 def test_a_method_without_a_known_layout_is_named(tmp_path):
-    path = write(tmp_path, {"layers": [3], "lr": 1e-6})
-    for config_type in (UltraEditConfig, LocFTConfig):
-        name = config_type.__name__.removesuffix("Config")
-        with pytest.raises(ValueError, match=f"no layout .* is known for {name}: give .* --config"):
-            hparams.read(path, config_type)
+    path = write(tmp_path, {"layers": [3]})
+    with pytest.raises(ValueError, match=r"no layout .* is known for ENCORE: give .* --config"):
+        hparams.read(path, ENCOREConfig)
+
+
+def modules(template, layers):
+    return [template.format(layer) for layer in layers]
+
+
+# The entries of hparams/UltraEdit/gpt-j-6B.yaml and of an earlier hparams/UltraEdit/gpt-j.yaml (github zjunlp/EasyEdit,
+# MIT); the second are those of UltraEdit's authors.
+ULTRAEDIT_J = {
+    "alg_name": "ULTRAEDIT",
+    "device": 0,
+    "model_name": "your/path/gpt-j-6B",
+    "model_class": "AutoModelForCausalLM",
+    "tokenizer_class": "AutoTokenizer",
+    "tokenizer_name": "your/path/gpt-j-6B",
+    "inner_params": modules("transformer.h.{}.mlp.fc_out", range(18, 27)),
+    "dropout": 0.0,
+    "no_grad_layers": None,
+    "lr": "1e-6",  # YAML reads 1e-6 as a text
+    "token": "mask",
+    "batch_size": 10,
+    "batch_size_once": 10,
+    "editor_batch_size": 1024,
+    "silent": False,
+    "half": True,
+    "model_parallel": False,
+    "results_dir": "./results",
+}
+ULTRAEDIT_J_AUTHORS = {
+    "name_or_path": "your/path/gpt-j-6b",
+    "name": "gpt-j",
+    "model_vec_size": 18432,
+    "class_name": "AutoModelForCausalLM",
+    "bit": 0,
+    "edit_modules": modules("transformer.h.{}.mlp.fc_out", range(18, 27)),
+    "half": True,
+}
+# hparams/llama3-8b.yaml (github ICT-STAR/LocFT).
+LOCFT_LLAMA = {
+    "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "data_path": "./data/zsre/zsre_3k.json",
+    "save_model_dir": "./saves/llama_zsre3k",
+    "layer": 22,
+    "rewrite_module": "model.layers.{}.mlp.down_proj.weight",
+    "lr": 5.0e-4,
+    "batch_size": 100,
+    "num_steps": 25,
+    "device": 0,
+}
+
+
+def test_files_of_ultraedit_and_locft_are_read(tmp_path):
+    published = UltraEditConfig.for_model("gpt-j-6b")
+    with pytest.warns(EditWarning, match="UltraEdit does not use alg_name, batch_size, batch_size"):
+        assert hparams.read(write(tmp_path, ULTRAEDIT_J), UltraEditConfig) == published
+    with pytest.warns(EditWarning, match=r"UltraEdit does not use half\.$"):
+        assert hparams.read(write(tmp_path, ULTRAEDIT_J_AUTHORS), UltraEditConfig) == published
+    gated = modules("model.layers.{}.mlp.gate_proj.weight", (18, 19))
+    gated += modules("model.layers.{}.mlp.up_proj", (18, 19))
+    config = hparams.read(write(tmp_path, {"inner_params": gated, "lr": 2e-6}), UltraEditConfig)
+    assert config == UltraEditConfig((18, 19), leaves=(Leaf.MLP_GATE, Leaf.MLP_UP), lr=2e-6)
+    with pytest.warns(EditWarning, match="LocFT does not use data_path, device, save_model_dir"):
+        config = hparams.read(write(tmp_path, LOCFT_LLAMA), LocFTConfig)
+    assert config == LocFTConfig.for_model("meta-llama-3-8b-instruct")
+    # Where a file is silent, the authors' defaults apply.
+    short = {"layer": 3, "rewrite_module": "transformer.h.{}.mlp.c_proj.weight"}
+    config = hparams.read(write(tmp_path, short), LocFTConfig)
+    assert config == LocFTConfig(3, lr=5e-5, batch_size=8, num_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "changes", "message"),
+    [
+        (
+            UltraEditConfig,
+            {
+                "inner_params": [
+                    *modules("model.layers.{}.mlp.gate_proj", (11, 12)),
+                    *modules("model.layers.{}.mlp.up_proj", (18,)),
+                ]
+            },
+            r"inner_params does not name the same weights .* \(MLP_GATE of 11, 12; MLP_UP of 18\)",
+        ),
+        (
+            UltraEditConfig,
+            {"inner_params": ["language_model.model.layers.52.mlp.up_proj"]},
+            "inner_params names 'language_model.model.layers.52.mlp.up_proj', which is not",
+        ),
+        (UltraEditConfig, {"inner_params": ["transformer.wte"]}, "names 'transformer.wte', which"),
+        (UltraEditConfig, {"edit_modules": []}, "both inner_params and edit_modules name"),
+        (UltraEditConfig, {"inner_params": []}, "name at least one layer"),
+        (UltraEditConfig, {"inner_params": "all"}, "inner_params='all': give a list"),
+        (UltraEditConfig, {"token": "ans"}, "token=ans is not supported: set it to mask"),
+        (UltraEditConfig, {"dropout": 0.1}, r"dropout=0\.1 is not supported: set it to 0"),
+        (UltraEditConfig, {"no_grad_layers": 3}, "no_grad_layers=3: give null"),
+        (UltraEditConfig, {"layers": [3]}, "no hyperparameter layers"),
+        (UltraEditConfig, {"alg_name": "MALMEN"}, "alg_name='MALMEN' is not UltraEdit"),
+        (LocFTConfig, {"rewrite_module": "model.layers.{}"}, "is not supported: name the kernel"),
+        (
+            LocFTConfig,
+            {"rewrite_module": "model.layers.{}.mlp.down_proj"},  # which would train a bias, too
+            "is not supported: name the kernel",
+        ),
+        (LocFTConfig, {"rewrite_module_tmp": "model.layers.{}.mlp"}, "no hyperparameter rewrite_m"),
+        (LocFTConfig, {"layer": [3, 4]}, "layer=.*: give an integer"),
+        (LocFTConfig, {"leaves": ["MLP_UP"]}, "no hyperparameter leaves"),
+    ],
+)
+def test_what_ultraedit_and_locft_cannot_do_is_refused(tmp_path, config_type, changes, message):
+    content = ULTRAEDIT_J if config_type is UltraEditConfig else LOCFT_LLAMA
+    with pytest.raises(ValueError, match=message):
+        hparams.read(write(tmp_path, content | changes), config_type)
 
 
 def test_second_moments_are_asked_for_by_methods_that_use_them():
@@ -257,6 +369,20 @@ def test_second_moments_are_asked_for_by_methods_that_use_them():
     )
     resources.check_second_moments("shipped", "gpt2-xl", FTConfig.for_model("gpt2-xl"))
     resources.check_second_moments("shipped", "factworld-gpt2", config)
+    with pytest.raises(
+        ValueError, match=r"P\.pt holds AlphaEdit's projections .* which ROME needs"
+    ):
+        resources.check_second_moments("P.pt", "gpt2-xl", config)
+    resources.check_second_moments("P.pt", "gpt2-xl", FTConfig.for_model("gpt2-xl"))
+
+
+def test_null_spaces_need_torch(monkeypatch):
+    config = AlphaEditConfig.for_model("gpt2-xl")
+    monkeypatch.setattr(extras, "is_installed", lambda package: package == "torch")
+    resources.check_second_moments("P.pt", "gpt2-xl", config)
+    monkeypatch.setattr(extras, "is_installed", lambda package: False)
+    with pytest.raises(ImportError, match=r"second_moments=P\.pt, .* needs torch: pip install"):
+        resources.check_second_moments("P.pt", "gpt2-xl", config)
 
 
 @pytest.mark.parametrize("algorithm", MethodName)

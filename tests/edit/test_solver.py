@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rome_jax.edit import solver
-from rome_jax.edit.solver import (
-    DuplicateKeysError,
-    PastKeys,
-    Penalty,
-    SolverDevice,
-    associate,
-)
+from rome_jax.edit.penalty import PastKeys, Penalty
+from rome_jax.edit.solver import DuplicateKeysError, SolverDevice, associate
 from rome_jax.moments.second_moment import SecondMoment
 
 F = 24
@@ -28,12 +23,19 @@ def moment_of(width=F, seed=1):
 
 MOMENT = moment_of()
 BASIS = MOMENT.null_space(float(np.median(MOMENT.eigen[0])))
+THRESHOLD = float(np.quantile(MOMENT.eigen[0], 0.8))
+LARGE = MOMENT.null_space(THRESHOLD)  # larger than its complement
 # Each penalty with a function of past keys [P, F] that gives A⁻¹.
 PENALTIES = {
     "identity": (Penalty.of(None, 3.0, 1.0), 4.0 * np.eye(F), None),
     "moment": (Penalty.of(MOMENT, 3.0), 3.0 * MOMENT.mean, None),
     "moment and ridge": (Penalty.of(MOMENT, 3.0, 0.7), 3.0 * MOMENT.mean + 0.7 * np.eye(F), None),
     "null space": (Penalty.null_space(BASIS, 2.0), 2.0 * np.eye(F), BASIS),
+    "large null space": (
+        Penalty.null_space(LARGE, 2.0, MOMENT.null_space_complement(THRESHOLD)),
+        2.0 * np.eye(F),
+        LARGE,
+    ),
 }
 
 
@@ -51,8 +53,7 @@ def explicit(keys, inverted, slack):
 
 
 def remembered(penalty, past):
-    none = PastKeys(np.zeros((0, penalty.whiten(past[:0]).shape[1]), np.float32))
-    return none.add(penalty.whiten(past))
+    return PastKeys.none(penalty, F).add(penalty.whiten(past))
 
 
 def error(actual, expected):
@@ -101,6 +102,17 @@ def test_alphaedit_is_the_nonsymmetric_system_of_its_authors(count, num_past, ri
     projection = BASIS @ BASIS.T
     system = projection @ (keys.T @ keys + past.T @ past) + ridge * np.eye(F)
     assert error(left.T, np.linalg.solve(system, projection @ keys.T)) <= 1e-5
+
+
+@pytest.mark.parametrize("num_past", [0, 3, 60])
+@pytest.mark.parametrize("name", ["null space", "large null space"])
+def test_keys_outside_of_the_null_space_keep_their_values(name, num_past):
+    penalty, _, basis = PENALTIES[name]
+    keys, past = (GENERATOR.standard_normal((n, F)) for n in (5, num_past))
+    stored = remembered(penalty, 100 * past) if num_past else None
+    left = associate(keys, penalty, 1.0, stored).left
+    outside = left - (left @ basis) @ basis.T
+    assert np.abs(outside).max() <= 1e-14 * np.abs(left).max()
 
 
 @settings(max_examples=25, deadline=None)
@@ -167,10 +179,12 @@ def test_keys_that_are_not_finite_are_refused(value):
 
 def test_past_keys_of_another_penalty_are_refused():
     past = remembered(PENALTIES["null space"][0], GENERATOR.standard_normal((2, F)))
-    with pytest.raises(
-        ValueError, match="past keys have a whitened width of 12, and the penalty one of 24"
-    ):
+    with pytest.raises(ValueError, match="span of rank 12, and the penalty that of all keys: give"):
         associate(np.ones((1, F)), PENALTIES["identity"][0], 1.0, past)
+    with pytest.raises(ValueError, match="span of rank 12, and the penalty that of rank 11: give"):
+        associate(np.ones((1, F)), Penalty.null_space(BASIS[:, :11], 2.0), 1.0, past)
+    with pytest.raises(ValueError, match="width 24, and those of the requests 20"):
+        associate(np.ones((1, 20)), Penalty.of(None, 1.0), 1.0, past)
 
 
 def test_a_penalty_that_is_not_definite_is_refused():

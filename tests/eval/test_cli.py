@@ -342,7 +342,7 @@ def test_a_config_file_that_gives_no_configuration_is_refused(tmp_path, body, sa
         ("edit", "--save=.", "is the path of a folder"),
         ("edit", "--export_hf= ", "--export_hf is empty"),
         ("compare", "--plot=figure.bmp", "must end in one of .pdf, .svg, .png"),
-        ("mass_edits", "--counts=" + "9" * 5000, "give whole numbers from 1 to 1000"),
+        ("mass_edits", "--counts=" + "9" * 5000, "give whole numbers from 1 to 100."),
     ],
 )
 def test_places_and_sizes_are_checked_first(program, argument, said):
@@ -472,7 +472,8 @@ def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, c
 def test_resumable_programs():
     resumable = {program for program in PROGRAMS if module_of(program).PROGRAM.resumable}
     assert resumable == set(
-        "causal_trace compare evaluate layer_stats mass_edits sequence sweep train_factworld train_hypernetwork".split()
+        "causal_trace compare evaluate layer_stats mass_edits sequence sequential_edits sweep train_factworld "
+        "train_hypernetwork".split()
     )
 
 

@@ -24,16 +24,17 @@ NETWORKS = ROOT / "rome_jax" / "factworld" / "assets" / "hypernetworks"
 LIMITS = {
     "eval.causal_trace": "--samples=2 --kinds=hidden --figure_format=svg",
     "eval.compare": "--num_cases=1 --skip_generation_tests",
+    "eval.compare_sequences": "",
     "eval.edit": "",
     "eval.edits": "",
     "eval.evaluate": "--num_cases=1 --skip_generation_tests",
     "eval.factworld_report": "--num_cases=2 --num_sweep_cases=0 --num_traced=1",
     "eval.layer_stats": "--batch_tokens=512",
-    "eval.mass_edits": "--counts=2 --chunk_size=1",
+    "eval.mass_edits": "--num_edits=2 --chunk_size=1",
     "eval.plan": "",
     "eval.screening_report": "--num_cases=1 --samples=2",
     "eval.sequence": "--num_edits=2 --batch_size=2",
-    "eval.sequential_edits": "--num_cases=2 --every=2",
+    "eval.sequential_edits": "--num_edits=2",
     "eval.statistics_table": "--num_tokens=0,1000 --num_cases=2",
     "eval.summarize": "",
     "eval.sweep": "--num_cases=1 --nogeneration --figure_format=svg",
@@ -69,7 +70,7 @@ def limited(name, arguments):
         limits.append("--num_tokens=1000")
     if name == "eval.compare" and "hypernetworks" not in given:
         limits.append("--algs=FT-L,ROME")
-    if name == "eval.sequence" and "counts" in given:
+    if name in ("eval.sequence", "eval.sequential_edits") and "counts" in given:
         limits.append("--counts=2")
     if name == "eval.sweep":  # one value of each hyperparameter
         arguments = [re.sub(r"^(--sweep=\w+=[^(,]+),.*", r"\1", argument) for argument in arguments]

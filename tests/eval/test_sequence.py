@@ -1,8 +1,10 @@
-"""`python -m eval.sequence`: what it measures, how it resumes, and what it refuses."""
+"""`python -m eval.sequence`: what it measures, how it resumes, what it refuses, and its two aliases."""
 
 import dataclasses
+import importlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +167,18 @@ def test_a_missing_measurement_from_before_the_state_begins_again(whole, opened,
     assert run.path(3).read_bytes() == kept
 
 
+def test_easyedit_668_scores_before_edits_are_those_of_the_unedited_model(whole, opened, tmp_path):
+    """There, edits in sequence replace the model that the scores before an edit are measured on."""
+    folder = tmp_path / "again"
+    shutil.copytree(whole.directory, folder)
+    (folder / "edits_00000.json").unlink()
+    again = opened(folder)
+    again.run()
+    before, *after = again.rows()
+    assert before == whole.rows()[0]
+    assert before["kl"] == 0 < min(row["kl"] for row in after)
+
+
 def test_what_a_method_does_at_the_end_is_measured_apart(opened, tmp_path, monkeypatch, model):
     make = sequence_run.make_editor
     last = random_delta(model, layers=(5,))
@@ -247,16 +261,21 @@ def test_records_of_a_file_have_texts_of_their_own(editor, tmp_path):
         run_sequence(tmp_path, editor, dataclasses.replace(dataset, records=bare))
 
 
-@pytest.mark.needs("matplotlib")
-def test_the_program_writes_numbers_a_table_and_a_figure(dataset, tmp_path):
+@pytest.fixture
+def files(dataset, tmp_path):
+    """Flags that name a file with one template and one with the requests."""
     templates, data = tmp_path / "templates.json", tmp_path / "cf.json"
     templates.write_text('["{}"]')
     names = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts")
     records = [{name: getattr(one, name) for name in names} for one in dataset.records]
     data.write_text(json.dumps(records))
-    flags = ["--alg_name=AlphaEdit", "--num_edits=3", "--batch_size=3", f"--templates={templates}"]
-    flags += ["--config.v_num_grad_steps=4", "--config.L2=0.1", f"--data_path={data}"]
-    flags += [f"--output_dir={tmp_path}/out"]
+    return [f"--templates={templates}", f"--data_path={data}", "--config.v_num_grad_steps=4"]
+
+
+@pytest.mark.needs("matplotlib")
+def test_the_program_writes_numbers_a_table_and_a_figure(files, tmp_path):
+    flags = ["--alg_name=AlphaEdit", "--num_edits=3", "--batch_size=3", "--config.L2=0.1"]
+    flags += [*files, f"--output_dir={tmp_path}/out"]
     program = Program("eval.sequence")
     done = program(*flags)
     assert done.returncode == 0, done.stderr
@@ -290,3 +309,81 @@ def test_what_cannot_be_measured_is_refused_before_the_model_loads(flags, said, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.flags.model.load", lambda: pytest.fail("the model is loaded"))
         assert said in refusal(program(*flags.split(), f"--output_dir={tmp_path}"))
+
+
+# The defaults of the other programs, as flags of eval.sequence.
+ALIASES = {
+    "eval.sequential_edits": "--alg_name=ROME --num_edits=200 --batch_size=1 --every=20 --output_dir=sequential",
+    "eval.mass_edits": "--alg_name=MEMIT --num_edits=100 --batch_size=100 --output_dir=mass_edits",
+}
+
+
+@pytest.mark.needs("matplotlib")
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_has_the_defaults_that_it_says(alias, tmp_path, monkeypatch):
+    asked = []
+
+    def opened(directory, editor, dataset, **options):
+        asked.append([str(directory), editor.name, len(dataset.records), options["batch_size"]])
+        return SimpleNamespace(run=asked[-1].append, report=dict)
+
+    monkeypatch.setattr(SequenceRun, "open", opened)
+    monkeypatch.setattr("eval.sequence.report_edits", lambda *_: None)
+    for name, flags in ((alias, []), ("eval.sequence", ALIASES[alias].split())):
+        done = Program(name)(*flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert asked[0] == asked[1]
+    words = f"{asked[0][1]}, {asked[0][2]} edits in"
+    assert words in importlib.import_module(alias).__doc__
+
+
+@pytest.mark.needs("matplotlib")
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_measures_the_same_bits_as_eval_sequence(alias, files, tmp_path):
+    given, found = [*files, "--num_edits=3"], []
+    explicit = [*ALIASES[alias].replace("100", "3").split(), *given]
+    for name, flags in ((alias, given), ("eval.sequence", explicit)):
+        folder = tmp_path / name
+        done = Program(name)(*flags, f"--output_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        report = json.loads((folder / "sequence.json").read_text())
+        for row in report["measurements"]:
+            row.pop("seconds_per_edit")
+        state = (folder / "state.safetensors").read_bytes()
+        header = int.from_bytes(state[:8], "little")  # which holds times
+        found.append([report["settings"], report["measurements"], state[8 + header :]])
+    assert found[0] == found[1]
+    assert [row["edits"] for row in found[0][1]] == [0, 3]
+    assert found[0][1][-1]["kl"] > 0
+
+
+@pytest.mark.needs("matplotlib")
+def test_an_alias_says_how_to_resume_itself(tmp_path, monkeypatch):
+    def stopped(self, points):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SequenceRun, "run", stopped)
+    done = Program("eval.mass_edits")("--num_edits=2", f"--output_dir={tmp_path}")
+    assert done.returncode == 130
+    assert f"python -m eval.mass_edits --num_edits=2 --output_dir={tmp_path}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "eval.mass_edits --data_path=sample --num_edits=30",
+            "sample has 20 records: give at most 20",
+        ),
+        (
+            "eval.mass_edits --model_name=gpt2-xl --second_moments=shipped",
+            "no second moments come with",
+        ),
+        ("eval.sequential_edits --config.layers=6", "layers=6"),
+    ],
+)
+@pytest.mark.needs("matplotlib")
+def test_an_alias_refuses_before_the_model_loads(flags, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.flags.model.load", lambda: pytest.fail("the model is loaded"))
+    name, *arguments = flags.split()
+    assert said in refusal(Program(name)(*arguments, f"--output_dir={tmp_path}"))

@@ -12,14 +12,14 @@ _REQUEST = ["--prompt={} plays the sport of", "--subject=Gothulf Punby", "--targ
 BASE: Mapping[str, Sequence[str]] = {
     "edits": ["--apply=edit.safetensors"],
     "summarize": ["--dir_name=ROME"],
+    "compare_sequences": ["--sequences=sequence"],
     "train_factworld": ["--family=gpt2", "--output_dir=trained", "--steps=1"],
     "sweep": ["--sweep=layers=0", "--num_cases=1"],
     "evaluate": ["--num_cases=1", "--nogeneration"],
     "compare": ["--num_cases=1", "--nogeneration", "--algs=FT-L"],
     "layer_stats": ["--layers=0", "--dataset=texts.txt"],
     "causal_trace": ["--num_cases=1"],
-    "mass_edits": ["--counts=1"],
-    "sequence": ["--num_edits=1"],
+    **{name: ["--num_edits=1"] for name in ("mass_edits", "sequence", "sequential_edits")},
     "statistics_table": ["--num_tokens=0", "--num_cases=1"],
     "train_hypernetwork": ["--max_steps=1"],
 }
@@ -36,7 +36,7 @@ WITH: Mapping[tuple[str, str], Sequence[str]] = {
     **{("causal_trace", name): _REQUEST[:2] for name in "prompt subject target contrast".split()},
     **{
         (program, "hypernetwork"): ["--alg_name=MEND"]
-        for program in ("edit", "evaluate", "sequence", "sweep")
+        for program in "edit evaluate mass_edits sequence sequential_edits sweep".split()
     },
     ("compare", "hypernetworks"): ["--algs=MEND"],
     ("causal_trace", "contrast"): [*_REQUEST[:2], "--target=tennis"],
@@ -328,6 +328,14 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
     ],
     "statistics_table": [
         *([f"--num_tokens={number}"] for number in ("-1", "1e3", "x", "9" * 5000)),
+    ],
+    "compare_sequences": [
+        ["--sequences="],
+        ["--sequences=cf.json"],
+        ["--sequences=results/ROME/run_000"],
+        ["--sequences=sequence,sequence"],
+        ["--sequences=sequence", "--output=/dev/full"],
+        ["--sequences=sequence", "--plot=figure.bmp"],
     ],
     "summarize": [
         ["--dir_name=ROME/run_000", "--runs=run_000"],

@@ -335,4 +335,7 @@ def _template() -> Path:
     (folder / "foreign" / "model.safetensors").write_bytes(bytes(8))
     (folder / "broken.py").write_text("def get_config(:\n")
     shutil.copytree(GOLDEN / "summarize_run", folder / "results" / "ROME")
+    (folder / "sequence").mkdir()
+    (folder / "sequence" / "run.json").write_text(json.dumps(examples.SEQUENCE))
+    (folder / "sequence" / "edits_00001.json").write_text(json.dumps(examples.MEASURED))
     return folder

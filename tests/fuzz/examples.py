@@ -234,6 +234,20 @@ ZSRE = {
     "loc": "nq question: who wrote emma",
     "loc_ans": "Jane Austen",
 }
+# The settings and the measurement of a sequence of one edit, as far as eval.compare_sequences reads them.
+SEQUENCE = {"settings": {"alg_name": "ROME", "batch_size": 1, "model": "tiny", "newest": 10}}
+_KINDS = ("efficacy", "paraphrase", "neighborhood")
+_SCORES = {kind + way: 50.0 for kind in _KINDS for way in ("", "_generated")}
+MEASURED = {
+    "edits": 1,
+    "newest": {"records": 1, "of": 1, **_SCORES, "neighbors": 1, "neighbors_edited": 0},
+    **dict.fromkeys(("earlier", "requests", "residual", "finished", "stopped")),
+    "perplexity": 2.0,
+    "kl": 0.1,
+    "norm_ratios": {"0": 0.1},
+    "seconds_per_edit": 0.5,
+}
+
 FLAT = {
     "case_id": 7,
     "prompt": "Zoé is in",

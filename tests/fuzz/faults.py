@@ -28,8 +28,9 @@ RUNS = {
     "compare": "--algs=FT-L,MEND --num_cases=3 --batch_size=2 --nogeneration --results_dir=out",
     "causal_trace": "--num_cases=4 --kinds=hidden --samples=2 --output_dir=out",
     "train_hypernetwork": "--max_steps=9 --validate_every=3 --batch_size=16 --output_dir=out",
-    "mass_edits": "--counts=1,2 --output_dir=out",
+    "mass_edits": "--num_edits=2 --output_dir=out",
     "sequence": "--alg_name=FT-L --num_edits=4 --every=2 --output_dir=out",
+    "sequential_edits": "--num_edits=4 --every=2 --output_dir=out",
 }
 # Programs that write, but compute everything again.
 OTHERS = {
@@ -38,7 +39,8 @@ OTHERS = {
     "export_orbax": ("edit", "--alg_name=FT-L --export_orbax=out/model"),
 }
 NEEDS = dict.fromkeys(
-    ("sweep", "causal_trace", "train_hypernetwork", "mass_edits", "sequence"), "matplotlib"
+    "sweep causal_trace train_hypernetwork mass_edits sequence sequential_edits".split(),
+    "matplotlib",
 )
 _TIMES = (
     "time",

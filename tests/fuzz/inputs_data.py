@@ -16,8 +16,8 @@ from rome_jax.data.corpus import open_corpus
 from rome_jax.evaluation import comparison, datasets
 from rome_jax.evaluation.columns import Row, parse_columns
 from rome_jax.evaluation.grid import Grid
-from rome_jax.evaluation.mass_edits import read_counts
 from rome_jax.evaluation.metrics import Estimate
+from rome_jax.evaluation.sequence import read_counts
 from rome_jax.trace import parse_facts
 from tests.fuzz.call import BELOW_ONE, TEXTS, WORDS, Call
 from tests.fuzz.examples import tiny
@@ -161,7 +161,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "read_counts",
         "data",
-        read_counts,
+        lambda **given: read_counts(**given, most=1000),
         {"values": ["1", "10"]},
         {
             "values": {

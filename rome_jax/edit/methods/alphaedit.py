@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.methods.closed_form import ClosedForm
-from rome_jax.edit.solver import Penalty
+from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.spread_config import (
     SPREAD_FACTWORLD,
     SPREAD_J,
@@ -25,6 +25,7 @@ from rome_jax.edit.spread_config import (
     SpreadConfig,
 )
 from rome_jax.files.checked import PositiveFloat
+from rome_jax.moments.null_space import NullSpace
 from rome_jax.moments.second_moment import SecondMoment
 
 _ALPHAEDIT: Mapping[str, Mapping[str, Any]] = {
@@ -41,7 +42,9 @@ class AlphaEditConfig(SpreadConfig):
     """Hyperparameters of AlphaEdit. Names follow its hyperparameter files.
 
     Attributes:
-      nullspace_threshold: Bound of the eigenvalues of C whose eigenvectors span the null space.
+      takes_null_spaces: Whether the method takes a `NullSpace` of a layer in place of its second moment.
+      nullspace_threshold: Bound of the eigenvalues of C whose eigenvectors span the null space. It is not used with a
+        `NullSpace`, whose directions were chosen when it was computed.
       L2: ν, the weight of ‖ΔW‖².
 
     The other attributes are those of `SpreadConfig`.
@@ -55,6 +58,7 @@ class AlphaEditConfig(SpreadConfig):
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ALPHAEDIT
+    takes_null_spaces: ClassVar[bool] = True
 
     nullspace_threshold: PositiveFloat = 0.02
     L2: PositiveFloat = 10.0
@@ -65,10 +69,12 @@ class AlphaEditConfig(SpreadConfig):
         return True
 
 
-def _penalty(config: AlphaEditConfig, moment: SecondMoment | None) -> Penalty:
+def _penalty(config: AlphaEditConfig, moment: SecondMoment | NullSpace | None) -> Penalty:
     """Returns ν I on the null space of C."""
     assert moment is not None  # the configuration always asks for it
-    return Penalty.null_space(moment.null_space(config.nullspace_threshold), config.L2)
+    threshold = config.nullspace_threshold
+    complement = moment.null_space_complement(threshold)
+    return Penalty.null_space(moment.null_space(threshold), config.L2, complement)
 
 
 ALPHAEDIT = ClosedForm(MethodName.ALPHAEDIT, _penalty, remembers=True)

@@ -21,10 +21,10 @@ from rome_jax.edit.delta import apply_delta, merge_deltas
 from rome_jax.edit.editor import EditorState, SequentialEditor
 from rome_jax.edit.methods.spread import Spread, tokenize
 from rome_jax.edit.modifiers import pruned
+from rome_jax.edit.penalty import PastKeys
 from rome_jax.edit.renamed import accept_covariance
 from rome_jax.edit.resources import Resources
 from rome_jax.edit.result import EditResult
-from rome_jax.edit.solver import PastKeys
 from rome_jax.edit.spread_config import Modifier, SpreadConfig
 from rome_jax.edit.stages.answers import add_answers, target_answers, warn_of_failures
 from rome_jax.edit.stages.chunks import (
@@ -35,6 +35,7 @@ from rome_jax.edit.stages.chunks import (
     map_chunks,
 )
 from rome_jax.edit.stages.contexts import given_or_sampled
+from rome_jax.edit.warm_start import add_batch
 from rome_jax.models.interventions import Delta
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments.second_moment import SecondMoment
@@ -200,7 +201,11 @@ class ClosedForm(Spread):
                 *(model, requests, config, state.penalties, state.past, state.templates),
                 chunk_size,
                 anchor=state.anchor,
+                earlier=state.earlier if config.v_warm_start else None,
             )
+            earlier = state.earlier
+            if config.v_warm_start:
+                earlier = add_batch(earlier, requests, written.found)
             past = state.past
             if self.remembers:
                 keys = written.keys
@@ -220,6 +225,7 @@ class ClosedForm(Spread):
                 residuals=written.residuals,
                 written=kept,
                 anchor=written.anchor,
+                earlier=earlier,
             )
 
         def finish(state: EditorState, model: LanguageModel) -> Delta | None:
@@ -229,9 +235,9 @@ class ClosedForm(Spread):
 
     def _remember(self, state: EditorState, layer: int, keys: np.ndarray) -> PastKeys:
         """Adds keys of a layer to those of earlier batches."""
-        whitened = state.penalties[layer].whiten(keys)
-        none = PastKeys(np.zeros((0, whitened.shape[1]), np.float32))
-        return state.past.get(layer, none).add(whitened)
+        penalty = state.penalties[layer]
+        past = state.past.get(layer) or PastKeys.none(penalty, keys.shape[1])
+        return past.add(penalty.whiten(keys))
 
     def _warn(self, model: LanguageModel, requests: Sequence[EditRequest], delta: Delta) -> None:
         """Warns of targets that are not the answer of the edited model."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.methods.closed_form import ClosedForm
-from rome_jax.edit.solver import Penalty
+from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.spread_config import SPREAD_FACTWORLD, SPREAD_XL, MEMITConfig
 from rome_jax.files.checked import NonNegativeFloat, NonNegativeInt
 from rome_jax.moments.second_moment import SecondMoment

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.methods.closed_form import ClosedForm
-from rome_jax.edit.solver import Penalty
+from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.spread_config import MEMITConfig
 from rome_jax.moments.second_moment import SecondMoment
 

@@ -22,6 +22,7 @@ from rome_jax.edit.spread_config import SPREAD_FACTWORLD, SPREAD_J, MEMITConfig
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.edit.stages.states import optimize_outputs, read_outputs
 from rome_jax.edit.stages.value import ValueResult
+from rome_jax.edit.warm_start import FindStarts
 from rome_jax.files.checked import NonNegativeFloat, PositiveFloat
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -74,10 +75,11 @@ def _optimize(
     config: PMETConfig,
     layer: int | None = None,
     deltas: Delta | None = None,
+    starts: FindStarts | None = None,
 ) -> tuple[jax.Array, ValueResult]:
     """Finds the target outputs of the MLP."""
     return optimize_outputs(
-        *(params, model_config, inputs, config, layer, deltas), nll_factor=config.nll_loss_factor
+        *(params, model_config, inputs, config, layer, deltas, config.nll_loss_factor, starts)
     )
 
 

@@ -18,6 +18,7 @@ works on N independent requests at once. `compute_from_inputs` calls them in ord
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -43,6 +44,7 @@ from rome_jax.edit.stages.contexts import given_or_sampled
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.key import layer_states, whitened_direction
 from rome_jax.edit.stages.value import ValueResult, optimize_value
+from rome_jax.edit.warm_start import EarlierEdits, FindStarts, find_starts
 from rome_jax.files.checked import shown
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -89,6 +91,7 @@ def compute_from_inputs(
     inputs: EditInputs,
     config: ROMEConfig,
     second_moments: Mapping[int, SecondMoment | jax.typing.ArrayLike] | None = None,
+    starts: FindStarts | None = None,
 ) -> EditResult:
     """Computes N independent edits from token arrays. This is the algorithm; its steps are compiled one by one.
 
@@ -102,6 +105,7 @@ def compute_from_inputs(
       config: Hyperparameters.
       second_moments: Second moment C of each edited layer, or inside a `jit` its factor (`SecondMoment.factor`,
         float32 [F, F]). Required if `config.mom2_adjustment` is set.
+      starts: Function that finds the δ of earlier edits to begin at; None begins at 0.
 
     Returns:
       The edits with case axis N, and a `LayerEdit` for each edited layer.
@@ -129,8 +133,9 @@ def compute_from_inputs(
 
         # Step 2: v* = v₀ + δ (equation 4), where v₀ is the present value of the bare prompt.
         v0 = values[0]
+        start = None if starts is None else starts(layer, np.asarray(v0), 1)
         optimization = optimize_value(
-            params, model_config, config, inputs, states.hidden, v0, layer, shared
+            params, model_config, config, inputs, states.hidden, v0, layer, shared, start
         )
         v_star = v0 + optimization.delta
 
@@ -207,6 +212,7 @@ def compute(
     chunk_size: int = 8,
     progress: bool = False,
     check_answers: bool = True,
+    earlier: Mapping[int, EarlierEdits] | None = None,
 ) -> EditResult:
     """Computes N independent edits, with all intermediate results.
 
@@ -222,6 +228,7 @@ def compute(
       progress: Whether to show a progress bar.
       check_answers: Whether to run the edited model once per request, which sets `is_answer` and warns about edits that
         did not make their target the model's answer.
+      earlier: δ of earlier edits by layer, which an editor gives so that v* may begin there; None begins at v₀.
 
     Returns:
       The edits with case axis N, and a `LayerEdit` for each edited layer.
@@ -248,7 +255,10 @@ def compute(
         inputs = tokenize_requests(
             model.tokenizer, chunk, templates, config.fact_token, context_length
         )
-        return compute_from_inputs(model.params, model.config, inputs, config, second_moments)
+        starts = None if earlier is None else functools.partial(find_starts, earlier, chunk)
+        return compute_from_inputs(
+            model.params, model.config, inputs, config, second_moments, starts
+        )
 
     result = map_chunks(
         compute_chunk,
@@ -258,7 +268,7 @@ def compute(
         "ROME",
         progress,
     ).finite(requests)
-    _warn(result, requests, stacklevel=4)  # past the decorator
+    _warn(result, requests, config, stacklevel=4)  # past the decorator
     result = add_answers(model, requests, result, check_answers)
     return dataclasses.replace(result, templates=tuple(templates))
 
@@ -351,8 +361,14 @@ def compute_sequence(
         yield model, result
 
 
-def _warn(result: EditResult, requests: Sequence[EditRequest], stacklevel: int) -> None:
+def _warn(
+    result: EditResult, requests: Sequence[EditRequest], config: ROMEConfig, stacklevel: int
+) -> None:
     """Warns of the edits that are unnecessary, and of those that will harm the model."""
+
+    remedy = "another layer"
+    if config.key_mode is not KeyMode.CONSISTENT:
+        remedy = f"key_mode=KeyMode.CONSISTENT or {remedy}"
 
     def describe_answer(index: int) -> str:
         request = requests[index]
@@ -366,8 +382,7 @@ def _warn(result: EditResult, requests: Sequence[EditRequest], stacklevel: int) 
         return (
             f"the edit of {shown(requests[index].subject)} changes layer {edit.layer} by "
             f"{float(edit.norm_ratio[index]):.2g} times the norm of its weights (division factor "
-            f"{float(edit.division_factor[index]):.2g}) and will likely disable the model; "
-            "try key_mode=KeyMode.CONSISTENT or another layer."
+            f"{float(edit.division_factor[index]):.2g}) and will likely disable the model; try {remedy}."
         )
 
     if result.was_answer is not None:

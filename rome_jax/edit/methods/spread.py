@@ -29,12 +29,14 @@ from rome_jax.edit.modifiers import (
     keep_largest,
     keep_largest_of_each,
 )
+from rome_jax.edit.penalty import PastKeys, Penalty
 from rome_jax.edit.result import EditResult, check_finite
-from rome_jax.edit.solver import DuplicateKeysError, PastKeys, Penalty, Solution, associate
+from rome_jax.edit.solver import DuplicateKeysError, Solution, associate
 from rome_jax.edit.spread_config import Modifier, SpreadConfig
 from rome_jax.edit.stages.chunks import RequestChunks, length_from_subject, moment_of
 from rome_jax.edit.stages.inputs import EditInputs, tokenize_requests
 from rome_jax.edit.stages.states import optimize_states, read_outputs, read_states
+from rome_jax.edit.warm_start import EarlierEdits, find_starts
 from rome_jax.files.checked import shown
 from rome_jax.files.progress import tqdm
 from rome_jax.models import forward
@@ -51,12 +53,14 @@ class Written(NamedTuple):
       keys: float32 [N, F] the keys of each layer, which its solve used.
       residuals: Relative residual of the solve of each layer.
       anchor: Norm that NAS rescales to, or None.
+      found: By layer of z, float32 [N, D] the states that δ was added to, and [N, P, D] δ; empty without `earlier`.
     """
 
     delta: Delta
     keys: dict[int, np.ndarray]
     residuals: dict[int, float]
     anchor: float | None = None
+    found: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Spread:
         chunk_size: int = 8,
         progress: bool = False,
         anchor: float | None = None,
+        earlier: Mapping[int, EarlierEdits] | None = None,
     ) -> Written:
         """Runs the algorithm above for all requests together.
 
@@ -109,13 +114,20 @@ class Spread:
           penalties: A₀ by layer.
           past: Whitened keys of earlier edits by layer; empty without any.
           anchor: Norm that NAS rescales to. None takes it from the requests; the model is unedited then.
+          earlier: δ of earlier edits that z may begin at, by layer of z; None begins at 0.
         """
         chunks = RequestChunks.of(list(map(length_from_subject, requests)), chunk_size)
         inputs = [tokenize(model, part, config, templates) for part in chunks.split(requests)]
         params, layers, each = model.params, config.written_layers, config.has(Modifier.BLUE)
 
-        def find(part: EditInputs, params: forward.Params, last: int) -> np.ndarray:
-            return np.asarray(self.optimize(params, model.config, part, config, last)[0])
+        def find(part: tuple[EditInputs, list[EditRequest]], params: forward.Params, last: int):
+            inputs, own = part
+            arguments = (params, model.config, inputs, config, last)
+            if earlier is None:
+                return np.asarray(self.optimize(*arguments)[0]), None
+            starts = functools.partial(find_starts, earlier, own)
+            z, found = self.optimize(*arguments, starts=starts)
+            return np.asarray(z), np.asarray(found.delta)
 
         def read_mlp(part: EditInputs, params: forward.Params, last: int) -> np.ndarray:
             return np.asarray(read_outputs(params, model.config, part, last, last)[1])
@@ -124,13 +136,17 @@ class Spread:
             return tuple(map(np.asarray, self.read(params, model.config, part, layer, last)))
 
         updates: list[Update] = []
-        all_keys, residuals = {}, {}
+        all_keys, residuals, all_found = {}, {}, {}
         bar = tqdm(layers, unit="layer", desc=self.name, disable=not progress)
         for index, layer in enumerate(bar):
             last = layer if each else layers[-1]
             if index == 0 or each:
                 of_last = functools.partial(find, params=params, last=last)
-                z = chunks.map(of_last, inputs, self.name, progress)  # [N, D]
+                parts = list(zip(inputs, chunks.split(requests), strict=True))
+                z, delta = chunks.map(of_last, parts, self.name, progress)  # [N, D]
+                if delta is not None:
+                    delta = delta.reshape(len(z), -1, z.shape[1])  # [N, P, D]
+                    all_found[last] = z - delta[:, -1], delta
             of_layer = functools.partial(read, params=params, layer=layer, last=last)
             keys, h = chunks.map(of_layer, inputs, self.name)  # [N, F] and [N, D]
             if config.has(Modifier.NAS) and (index == 0 or each):
@@ -146,9 +162,9 @@ class Spread:
                 params = apply_delta(params, Delta((updates[-1],)), donate=index > 0)
         if config.has(Modifier.RECT):
             updates = [keep_largest(model.params, update) for update in updates]
-        delta = Delta(tuple(updates))
-        check_finite(delta, requests)
-        return Written(delta, all_keys, residuals, anchor)
+        written = Delta(tuple(updates))
+        check_finite(written, requests)
+        return Written(written, all_keys, residuals, anchor, all_found)
 
     def independent(
         self,

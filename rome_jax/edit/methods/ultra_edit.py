@@ -34,9 +34,10 @@ from rome_jax.edit.editor import EditorState, SequentialEditor
 from rome_jax.edit.hypernetworks.edits import token_update
 from rome_jax.edit.methods.spread import joint_update
 from rome_jax.edit.normalizer import Normalizer
+from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.resources import Resources
 from rome_jax.edit.result import EditResult, check_finite
-from rome_jax.edit.solver import Penalty, associate
+from rome_jax.edit.solver import associate
 from rome_jax.edit.stages.answers import add_answers, target_answers, warn_of_failures
 from rome_jax.edit.stages.chunks import check_config, check_requests, map_chunks
 from rome_jax.edit.stages.gradients import GradientFactors, gradient_factors

@@ -22,6 +22,7 @@ from rome_jax.files.progress import tqdm
 from rome_jax.models.interventions import check_leaves
 from rome_jax.models.registry import LanguageModel
 from rome_jax.moments import checks
+from rome_jax.moments.null_space import NullSpace
 from rome_jax.moments.second_moment import SecondMoment
 
 Item = TypeVar("Item")
@@ -195,9 +196,11 @@ def check_moments(
       ValueError: If a layer has none, or one that is of another model, layer or width, or is not positive definite.
     """
     found = {layer: moment_of(config, second_moments, layer) for layer in config.layers}
+    checked = (SecondMoment, NullSpace)  # not factors
     checks.check(
-        {layer: moment for layer, moment in found.items() if isinstance(moment, SecondMoment)},
+        {layer: moment for layer, moment in found.items() if isinstance(moment, checked)},
         model,
+        null_spaces=getattr(config, "takes_null_spaces", False),
     )
 
 

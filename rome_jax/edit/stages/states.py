@@ -10,12 +10,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rome_jax.data.tokens import TokenBatch
 from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.inputs import EditInputs
 from rome_jax.edit.stages.key import LayerStates, layer_states
 from rome_jax.edit.stages.value import ValueResult, optimize_pair, optimize_value
+from rome_jax.edit.warm_start import FindStarts
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
 from rome_jax.models.interventions import Delta, Site
@@ -28,6 +30,7 @@ def optimize_states(
     config: SpreadConfig,
     layer: int | None = None,
     deltas: Delta | None = None,
+    starts: FindStarts | None = None,
 ) -> tuple[jax.Array, ValueResult]:
     """Finds z of N requests (section 4.3).
 
@@ -40,6 +43,7 @@ def optimize_states(
       config: Hyperparameters. The norm of the present state bounds the distance of z from it.
       layer: Layer of z. Defaults to the last edited one.
       deltas: Edits of lower layers in force that are not in `params`, with case axis N.
+      starts: Function that finds the δ of earlier edits to begin at; None begins at 0.
 
     Returns:
       z, float32 [N, D], and how its δ was found.
@@ -52,7 +56,8 @@ def optimize_states(
     ).hidden
     h = _at_fact_token(hidden, inputs)
     # A vector added to the MLP's output moves the state after the layer by that vector.
-    found = optimize_value(params, model_config, config, inputs, hidden, h, last, shared)
+    start = None if starts is None else starts(last, np.asarray(h), 1)
+    found = optimize_value(params, model_config, config, inputs, hidden, h, last, shared, start)
     return h + found.delta, found
 
 
@@ -64,12 +69,13 @@ def optimize_outputs(
     layer: int | None = None,
     deltas: Delta | None = None,
     nll_factor: float = 1.0,
+    starts: FindStarts | None = None,
 ) -> tuple[jax.Array, ValueResult]:
     """Finds target outputs of the last edited layer's attention and MLP together (Li et al., 2024, "PMET: Precise Model
     Editing in a Transformer", section 4).
 
     Args:
-      params, model_config, inputs, config, layer, deltas: As in `optimize_states`.
+      params, model_config, inputs, config, layer, deltas, starts: As in `optimize_states`.
       nll_factor: Weight of the negative log-likelihood in the loss.
 
     Returns:
@@ -89,6 +95,7 @@ def optimize_outputs(
         *(params, model_config, config, inputs, states.hidden, values, after_attention, last),
         shared,
         nll_factor,
+        None if starts is None else starts(last, np.asarray(values[:, 1]), 2),
     )
     return values[:, 1] + found.delta[:, 1], found
 

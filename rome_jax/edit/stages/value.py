@@ -7,7 +7,8 @@ For each request, one vector δ is added to the MLP output of the edited layer a
     + v_weight_decay · ‖δ‖ / ‖v₀‖²
 
 Adam minimizes it, and after each step δ is projected onto the ball ‖δ‖ ≤ clamp_norm_factor · ‖v₀‖. All requests of a
-batch share one compiled loop. A request that is done keeps its δ.
+batch share one compiled loop. A request that is done keeps its δ. Two options, off by default, save evaluations:
+`v_first_step` lengthens the first steps, and an editor's `v_warm_start` begins at an earlier δ; see `Search`.
 
 PMET optimizes two vectors, one at the attention's output and one at the MLP's; each has a decay and a ball of its own.
 
@@ -22,6 +23,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -29,6 +31,7 @@ from rome_jax.edit.config import ROMEConfig
 from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.inputs import EditInputs, EssenceRows, TargetRows
 from rome_jax.edit.stages.shared_contexts import SharedContexts
+from rome_jax.edit.stages.steps import Search, project_to_ball, safe_norm
 from rome_jax.edit.stages.suffix import Suffix, freeze_prefix, mlp_output, run_suffix
 from rome_jax.models import forward
 from rome_jax.models.config import ModelConfig
@@ -46,7 +49,8 @@ class ValueResult:
 
     Attributes:
       delta: float32 [N, D] δ; v* = v₀ + δ. [N, 2, D] for a pair of attention and MLP.
-      loss: float32 [N, S] loss at each evaluation; NaN once a request is done.
+      loss: float32 [N, S] loss at each evaluation; NaN once a request is done. If the δ of an evaluation is rejected,
+        it is the loss at the last accepted one.
       nll, kl, weight_decay: float32 [N, S] terms of the loss, with their factors.
       steps: int32 [N] number of evaluations.
       present: bool [N], whether greedy decoding of the bare prompt gave the target before the edit.
@@ -59,31 +63,6 @@ class ValueResult:
     weight_decay: jax.Array
     steps: jax.Array
     present: jax.Array
-
-
-def safe_norm(vectors: jax.Array) -> jax.Array:
-    """Computes ‖·‖ over the last axis, with gradient 0 at 0, where the gradient of a plain norm is NaN.
-
-    Example:
-      >>> jax.grad(safe_norm)(jnp.zeros(2)).tolist()
-      [0.0, 0.0]
-    """
-    square = jnp.sum(vectors**2, axis=-1)
-    zero = square == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
-
-
-def project_to_ball(vectors: jax.Array, radius: jax.Array) -> jax.Array:
-    """Scales vectors [N, D] that are longer than `radius` [N] down to it.
-
-    Example:
-      >>> projected = project_to_ball(jnp.array([[3.0, 4.0], [0.3, 0.4]]), jnp.array([1.0, 1.0]))
-      >>> np.asarray(projected, float).round(3).tolist()
-      [[0.6, 0.8], [0.3, 0.4]]
-    """
-    norm = safe_norm(vectors)
-    scale = jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
-    return vectors * scale[:, None]
 
 
 def loss_terms(
@@ -152,6 +131,7 @@ class ValueSettings:
     kl_factor: jax.Array
     loss_threshold: jax.Array
     argmax_evaluations: jax.Array
+    v_first_step: jax.Array
 
     @classmethod
     def of(cls, config: ROMEConfig | SpreadConfig) -> ValueSettings:
@@ -167,11 +147,12 @@ class _Carry:
       initial: float32 [N, V] log-probabilities that KL measures from.
       satisfied: int32 [N] number of evaluations in which the target was the answer in all sampled contexts.
       nll_factor: float32 [N] present weight of the negative log-likelihood.
+      adam: Adam's state, or what steps that can be taken back need.
     """
 
     step: jax.Array
     delta: jax.Array
-    adam: optax.OptState
+    adam: optax.OptState | Search
     initial: jax.Array
     done: jax.Array
     present: jax.Array
@@ -190,22 +171,25 @@ def optimize_value(
     value: jax.Array,
     layer: int,
     shared: SharedContexts | None = None,
+    start: jax.Array | np.ndarray | None = None,
 ) -> ValueResult:
     """Finds δ for N requests at once.
 
     Args:
       params: Weights of the model.
       model_config: Configuration of the model.
-      config: Hyperparameters. Only the number of steps is compiled in.
+      config: Hyperparameters. Only the number of steps, and whether the first ones are longer, is compiled in.
       inputs: Token arrays of the requests.
       hidden: [R, T, D] residual stream after `layer`. Edits of lower layers show here and nowhere else.
       value: float32 [N, D] v₀, the present MLP output at the fact token of the bare prompt. Its norm sets the ball and
         the weight decay. MEMIT passes the residual stream at that token instead.
       layer: Edited layer (static).
       shared: `inputs.shared` if all requests have run on the same weights so far, otherwise None.
+      start: float32 [N, 1, D] δ of earlier edits, which are tried first, and 0 for requests without one. None if no
+        request has one.
     """
     found = _prepare_and_optimize(
-        params, model_config, config, inputs, hidden, value[:, None], layer, shared
+        params, model_config, config, inputs, hidden, value[:, None], layer, shared, start
     )
     return dataclasses.replace(found, delta=found.delta[:, 0])
 
@@ -221,6 +205,7 @@ def optimize_pair(
     layer: int,
     shared: SharedContexts | None = None,
     nll_factor: float = 1.0,
+    start: jax.Array | np.ndarray | None = None,
 ) -> ValueResult:
     """Finds two δ for N requests at once, of the attention's and of the MLP's output of a layer (PMET).
 
@@ -229,9 +214,10 @@ def optimize_pair(
       values: float32 [N, 2, D] present outputs of attention and MLP at the fact token of the bare prompt.
       after_attention: float32 [R, D] residual stream between attention and MLP at the fact token of each row.
       nll_factor: Weight of the negative log-likelihood.
+      start: As in `optimize_value`, float32 [N, 2, D].
     """
     return _prepare_and_optimize(
-        *(params, model_config, config, inputs, hidden, values, layer, shared),
+        *(params, model_config, config, inputs, hidden, values, layer, shared, start),
         after_attention=after_attention,
         nll_factor=nll_factor,
     )
@@ -246,6 +232,7 @@ def _prepare_and_optimize(
     value: jax.Array,
     layer: int,
     shared: SharedContexts | None,
+    start: jax.Array | np.ndarray | None,
     after_attention: jax.Array | None = None,
     nll_factor: float = 1.0,
 ) -> ValueResult:
@@ -265,10 +252,12 @@ def _prepare_and_optimize(
         config.v_num_grad_steps,
         after_attention,
         jnp.float32(nll_factor),
+        start,
+        config.v_first_step > 1,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model_config", "layer", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("model_config", "layer", "num_steps", "longer_steps"))
 def _optimize(
     params: forward.Params,
     model_config: ModelConfig,
@@ -281,6 +270,8 @@ def _optimize(
     num_steps: int,
     after_attention: jax.Array | None,
     nll_factor: jax.Array,
+    start: jax.Array | None = None,
+    longer_steps: bool = False,
 ) -> ValueResult:
     """Runs the loop of `optimize_value`; the rows are given by their suffix columns alone."""
     num_requests, num_parts, width = value.shape
@@ -301,17 +292,31 @@ def _optimize(
         # Requests do not interact, so the gradient of the sum holds the gradient of each.
         return total.sum(), (jnp.stack([total, nll, kl, decay]), initial, answers)
 
-    def record(carry, values, answers):
+    def project(delta):
+        radius = settings.clamp_norm_factor * value_norm
+        return project_to_ball(delta.reshape(-1, width), radius.reshape(-1)).reshape(delta.shape)
+
+    def judge(carry, values, answers):
+        """Accepts or rejects the present δ if it can be rejected, and then records the evaluation."""
+        if not isinstance(carry.adam, Search):
+            return None, record(carry, values, answers, answers)
+        accepted = carry.adam.accepts(values)
+        search = carry.adam.accept(accepted, carry.delta, values)
+        after = record(carry.replace(adam=search), search.terms, answers, answers & accepted)
+        factor = jnp.where(accepted, after.nll_factor, carry.nll_factor)
+        return accepted, after.replace(nll_factor=factor)
+
+    def record(carry, values, answers, kept_answers):
         """Records an evaluation of the requests that are not done yet."""
         running = ~carry.done
         history = carry.history.at[..., carry.step].set(jnp.where(running, values, jnp.nan))
         done = carry.done | (values[0] < settings.loss_threshold)
         # The sampled contexts decide, or the bare prompt if there are none.
-        satisfied = carry.satisfied + answers[min(1, len(answers) - 1) :].all(0)
+        satisfied = carry.satisfied + kept_answers[min(1, len(answers) - 1) :].all(0)
         done |= (settings.argmax_evaluations > 0) & (satisfied >= settings.argmax_evaluations)
         carry = carry.replace(satisfied=satisfied)
         if after_attention is not None:
-            everywhere = answers.all(0)
+            everywhere = kept_answers.all(0)
             done |= everywhere & (values[2] <= _SATISFIED_KL)
             factor = jnp.where(everywhere, _SATISFIED_NLL_FACTOR, nll_factor)
             carry = carry.replace(nll_factor=factor)
@@ -326,24 +331,33 @@ def _optimize(
         gradient, (values, initial, answers) = jax.grad(loss, has_aux=True)(
             carry.delta, carry.step, carry.initial, carry.nll_factor
         )
-        carry = record(carry, values, answers)
-        updates, adam_state = adam.update(gradient, carry.adam)
-        radius = settings.clamp_norm_factor * value_norm
-        moved = project_to_ball(
-            optax.apply_updates(carry.delta, updates).reshape(-1, width), radius.reshape(-1)
-        ).reshape(carry.delta.shape)
+        before = carry.nll_factor
+        accepted, carry = judge(carry, values, answers)
+        if accepted is None:
+            updates, adam_state = adam.update(gradient, carry.adam)
+            trial = optax.apply_updates(carry.delta, updates)
+        else:
+            weight = carry.nll_factor / before - 1
+            trial, adam_state = carry.adam.advance(
+                adam, accepted, gradient, weight, carry.satisfied > 0
+            )
         return carry.replace(
             step=carry.step + 1,
-            delta=jnp.where(carry.done[:, None, None], carry.delta, moved),
+            delta=jnp.where(carry.done[:, None, None], carry.delta, project(trial)),
             adam=adam_state,
             initial=initial,
         )
 
-    start = jnp.zeros((num_requests, num_parts, width), jnp.float32)
+    zeros = jnp.zeros((num_requests, num_parts, width), jnp.float32)
+    if longer_steps or start is not None:
+        earlier = zeros if start is None else start
+        first: optax.OptState | Search = Search.begin(adam, earlier, settings.v_first_step)
+    else:
+        first = adam.init(zeros)
     carry = _Carry(
         step=jnp.int32(0),
-        delta=start,
-        adam=adam.init(start),
+        delta=zeros,
+        adam=first,
         initial=jnp.zeros((num_requests, model_config.vocab_size)),
         done=jnp.zeros(num_requests, bool),
         present=jnp.zeros(num_requests, bool),
@@ -357,6 +371,7 @@ def _optimize(
     )
     # No step follows the last evaluation, so the returned δ has the loss that is recorded last.
     _, (values, _, answers) = loss(carry.delta, carry.step, carry.initial, carry.nll_factor)
-    last = record(carry, values, answers)
+    accepted, last = judge(carry, values, answers)
+    delta = last.delta if accepted is None else last.adam.delta
     total, nll, kl, decay = last.history
-    return ValueResult(last.delta, total, nll, kl, decay, last.steps, last.present)
+    return ValueResult(delta, total, nll, kl, decay, last.steps, last.present)

@@ -16,7 +16,7 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta, dense, weight_of
 from rome_jax.edit.methods import emmet, memit, pmet
 from rome_jax.edit.modifiers import compress
-from rome_jax.edit.resources import Resources
+from rome_jax.edit.resources import Resources, read_second_moments
 from rome_jax.edit.sequential import make_editor
 from rome_jax.edit.solver import associate
 from rome_jax.edit.spread_config import Modifier
@@ -74,8 +74,12 @@ def written(name, golden_model):
     case = read_case(name)
     model = golden_model(case.info["model"])
     config = editor_config(case)
+    return run(case, model, config, rome_moments(model, config.layers))
+
+
+def run(case, model, config, moments):
+    """As `written`, with these hyperparameters and second moments."""
     editor = make_editor(editor_method(case), config)
-    moments = rome_moments(model, config.layers)
     state = editor.init(model, Resources(moments), templates=editor_templates(case))
     steps = []
     for _, requests in editor_batches(case):
@@ -161,6 +165,29 @@ def test_the_null_space_and_the_protected_keys_are_those_of_alphaedit(name, gold
         cache = case.arrays["l2_cache_c_final_triu"]
         keys = np.concatenate([case.arrays[f"{p}l2_K_post"] for p in prefixes], axis=1)
         assert_close(upper(keys @ keys.T), cache, 5e-5, "the stored keys are those of the cache")
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("name", [case for case in CASES if case.startswith("alphaedit")])
+def test_the_authors_projections_take_the_place_of_second_moments(name, golden_model, tmp_path):
+    import torch
+
+    case = read_case(name)
+    model = golden_model(case.info["model"])
+    config = dataclasses.replace(editor_config(case), nullspace_threshold=1e-9)  # not used
+    projections = []
+    for layer in config.layers:
+        projection = np.zeros((model.config.mlp_width,) * 2, np.float32)
+        projection[np.triu_indices(len(projection))] = case.arrays[f"l{layer}_P_triu"]
+        projections.append(projection + np.triu(projection, 1).T)
+    path = tmp_path / "null_space_project.pt"
+    torch.save(torch.from_numpy(np.stack(projections)), path)
+    spaces = read_second_moments(str(path), model, config)
+    steps, _, _ = run(case, model, config, spaces)
+    for (prefix, _), (_, delta) in zip(editor_batches(case), steps, strict=True):
+        for update in delta.updates:
+            what = f"{prefix}l{int(update.layer)}_upd"
+            assert_close(dense(update), case.arrays[what], editor_tolerance(case), what)
 
 
 def test_both_targets_of_pmet_repeat_the_authors_code(golden_model):

@@ -11,9 +11,10 @@ from rome_jax.edit.delta import apply_delta, dense, weight_of
 from rome_jax.edit.method import METHODS
 from rome_jax.edit.methods import alphaedit, encore, memit
 from rome_jax.edit.modifiers import anchor_norm, keep_largest
+from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.resources import Resources
 from rome_jax.edit.sequential import make_editor
-from rome_jax.edit.solver import Penalty, associate
+from rome_jax.edit.solver import associate
 from rome_jax.edit.spread_config import Modifier
 from rome_jax.edit.stages.inputs import tokenize_requests
 from rome_jax.edit.stages.states import optimize_states, read_outputs, read_states
@@ -129,6 +130,23 @@ def test_independent_edits_are_first_updates_of_one_request(
             assert off.sum() <= (5 if modifier is Modifier.RECT else 0)
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_longer_steps_do_not_depend_on_chunks(name, model, requests, templates, moments):
+    """Requests whose steps are taken back do not hold up the others."""
+    config = config_of(name, v_first_step=64.0, v_num_grad_steps=6)
+    options = {"second_moments": moments, "templates": templates, "check_answers": False}
+    whole = METHODS[name].module.compute(model, requests, config, **options)
+    losses = np.asarray(whole.losses)
+    rejected = (np.diff(losses) == 0).any(1)
+    assert rejected.any() and np.isfinite(losses).all()
+    if (
+        name is not MethodName.PMET
+    ):  # which weighs the likelihood less once the target is the answer
+        assert (np.diff(losses) <= 0).all()
+    parts = METHODS[name].module.compute(model, requests[::-1], config, chunk_size=2, **options)
+    np.testing.assert_allclose(parts.losses[::-1], losses, rtol=1e-4)
+
+
 # Complaints about shared state in EasyEdit (github.com/zjunlp/EasyEdit/issues)
 
 
@@ -154,6 +172,21 @@ def test_easyedit_643_the_unedited_model_stays_for_comparisons(model, requests, 
     assert_same_params(model.params, before)
     changed = weight_of(edited.params, 0, Leaf.MLP_DOWN) - weight_of(model.params, 0, Leaf.MLP_DOWN)
     assert np.abs(changed).max() > 0
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_easyedit_465_the_edited_model_holds_the_whole_batch(
+    name, model, requests, templates, moments
+):
+    """There, batch_edit returns a model from which the edits of the batch have been removed."""
+    editor, state = started(name, model, moments, templates)
+    delta, state = editor.update(state, model, requests)
+    edited = model.replace(params=apply_delta(model.params, delta))
+    assert state.num_edits == len(requests)
+    for layer, change in changes_of(delta).items():
+        before, after = (weight_of(m.params, layer, Leaf.MLP_DOWN) for m in (model, edited))
+        assert np.abs(change).max() > 0
+        assert np.abs(after - before - change).max() <= 1e-6 * np.abs(after).max()
 
 
 def test_editors_of_other_models_and_statistics_do_not_meet(model, requests, templates, moments):

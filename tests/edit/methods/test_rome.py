@@ -424,16 +424,21 @@ def altered(results, **changes):
 def test_an_edit_that_is_not_a_number_is_named(requests, results):
     result = altered(results, norm_ratio=jnp.array([0.1, jnp.nan, 0.2]))
     with collected() as found:
-        rome._warn(result, requests, 2)
+        rome._warn(result, requests, CONFIG, 2)
     (warning,) = found
     assert str(warning).startswith("1 of 3 edits are too large: the edit of 'Slavoj Žižek'")
+    assert str(warning).endswith("; try key_mode=KeyMode.CONSISTENT or another layer.")
+    consistent = dataclasses.replace(CONFIG, key_mode=KeyMode.CONSISTENT)
+    with collected() as found:
+        rome._warn(result, requests, consistent, 2)
+    assert str(found[0]).endswith("; try another layer.")
 
 
 def test_all_edits_that_explode_are_named_in_one_warning(requests, results):
     result = altered(results, norm_ratio=jnp.array([20.0, 0.1, 50.0]))
     result = result.replace(layers=(*result.layers, result.layers[0].replace(layer=2)))
     with collected() as found:
-        rome._warn(result, requests, 2)
+        rome._warn(result, requests, CONFIG, 2)
     (warning,) = found
     assert str(warning).startswith("2 of 3 edits are too large: the edit of ")
     assert repr(requests[2].subject) in str(warning) and "changes layer 1 by 50 " in str(warning)
@@ -442,6 +447,6 @@ def test_all_edits_that_explode_are_named_in_one_warning(requests, results):
 def test_a_target_that_is_the_present_answer_is_named(requests, results):
     present = jnp.array([False, True, False])
     with collected() as found:
-        rome._warn(altered(results).replace(was_answer=present), requests, 2)
+        rome._warn(altered(results).replace(was_answer=present), requests, CONFIG, 2)
     (warning,) = found
     assert re.search("'English' is already the model's answer.*Slavoj Žižek", str(warning))

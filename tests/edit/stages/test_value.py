@@ -53,8 +53,8 @@ def widen(inputs, num_prefix, num_suffix):
     return EditInputs.of(inputs.batch, targets, inputs.essence, num_prefix, num_suffix)
 
 
-def optimize(model, prepared, config):
-    return optimize_value(model.params, model.config, config, *prepared, LAYER)
+def optimize(model, prepared, config, start=None):
+    return optimize_value(model.params, model.config, config, *prepared, LAYER, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,64 @@ def test_an_active_clamp_keeps_the_value_on_the_sphere(model, prepared, free):
     np.testing.assert_allclose(np.linalg.norm(result.delta, axis=-1), radius, rtol=1e-6)
 
 
+# Longer steps, and starts at an earlier δ
+
+
+@pytest.mark.parametrize("factor", [4.0, 4000.0])
+def test_longer_steps_that_raise_the_loss_are_taken_back(model, prepared, terms, factor):
+    """With the larger factor, hardly any step is accepted."""
+    config = dataclasses.replace(FREE, v_first_step=factor)
+    result = optimize(model, prepared, config)
+    loss = np.asarray(result.loss)
+    assert (np.diff(loss) <= 0).all() and (loss[:, -1] < loss[:, 0]).all() == (factor == 4.0)
+    assert result.steps.tolist() == [6, 6, 6]
+    np.testing.assert_allclose(result.nll[:, -1], terms(np.asarray(result.delta))[0], rtol=1e-5)
+    if factor == 4.0:
+        two = optimize(model, prepared, dataclasses.replace(config, v_num_grad_steps=2))
+        np.testing.assert_allclose(np.abs(two.delta), 2.0, rtol=1e-3)
+    else:
+        assert (np.diff(loss)[:, 0] == 0).all()
+
+
+def test_a_start_of_zeros_is_no_start(model, prepared, free):
+    result = optimize(model, prepared, FREE, np.zeros((3, 1, free.delta.shape[1]), np.float32))
+    np.testing.assert_allclose(result.loss, free.loss, rtol=1e-6)
+    np.testing.assert_allclose(result.delta, free.delta, rtol=1e-5, atol=1e-6)
+
+
+def test_an_earlier_delta_is_tried_first(model, prepared, free):
+    """The first request begins at what it had found, the second at nothing, and the third far away."""
+    start = np.asarray(free.delta) * np.array([[1], [0], [-100]], np.float32)
+    loss = np.asarray(optimize(model, prepared, FREE, start[:, None]).loss)
+    np.testing.assert_allclose(loss[:, 0], free.loss[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(loss[0, 1], free.loss[0, -1], rtol=1e-5)
+    assert loss[0, -1] < free.loss[0, -1]
+    np.testing.assert_allclose(loss[1], free.loss[1], rtol=1e-5)
+    assert loss[2, 1] == loss[2, 0]
+    np.testing.assert_allclose(loss[2, 2:], free.loss[2, 1:-1], rtol=1e-5)
+
+
+def test_an_earlier_delta_is_projected_onto_the_ball_of_the_request(model, prepared, free):
+    config = dataclasses.replace(FREE, clamp_norm_factor=0.25, v_num_grad_steps=2)
+    radius = 0.25 * np.linalg.norm(np.asarray(prepared[2], np.float64), axis=-1)
+    result = optimize(model, prepared, config, np.asarray(free.delta)[:, None])
+    direction = free.delta / np.linalg.norm(free.delta, axis=-1, keepdims=True)
+    np.testing.assert_allclose(result.delta, direction * radius[:, None], rtol=1e-5, atol=1e-7)
+
+
+def test_a_search_does_not_depend_on_the_rest_of_the_batch(model, prepared, free):
+    config = dataclasses.replace(FREE, v_first_step=64.0)
+    start = np.asarray(free.delta)[:, None] * np.array([0, 0.5, -100], np.float32)[:, None, None]
+    result = optimize(model, prepared, config, start)
+    inputs, hidden, value = prepared
+    others = inputs.replace(targets=inputs.targets.replace(ids=inputs.targets.ids[[1, 1, 2]]))
+    masks = others.targets.replace(mask=inputs.targets.mask[[1, 1, 2]])
+    others = others.replace(targets=masks)
+    changed = optimize(model, (others, hidden, value), config, start * [[[5]], [[1]], [[1]]])
+    np.testing.assert_allclose(changed.loss[1:], result.loss[1:], rtol=1e-5)
+    assert not np.allclose(changed.loss[0], result.loss[0], rtol=1e-3)
+
+
 # What is recomputed
 
 
@@ -271,7 +329,7 @@ def test_two_hundred_requests_take_few_programs(shipped_model, monkeypatch):
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
 
     nothing = value_stage.ValueResult(*[np.zeros((1, 1, 1))] * 7)
-    programs = jax.jit(lambda *arguments: nothing, static_argnums=(1, 7, 8))
+    programs = jax.jit(lambda *arguments: nothing, static_argnums=(1, 7, 8, 12))
     monkeypatch.setattr(value_stage, "freeze_prefix", shapes_alone)
     monkeypatch.setattr(value_stage, "_optimize", programs)
     chunks, shapes = RequestChunks.of(list(map(length_from_subject, requests)), 8), set()

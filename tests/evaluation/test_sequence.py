@@ -1,20 +1,17 @@
-"""`python -m eval.sequential_edits` with a few edits, and what it measures."""
+"""What a model with many edits is measured with: numbers of edits, texts, prompts, and a plain measurement."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from rome_jax.data.tokens import encode
-from rome_jax.edit.config import ROMEConfig
 from rome_jax.evaluation import sequence as sequential
 from rome_jax.evaluation.datasets import DatasetName, load_dataset, parse_counterfact
 from rome_jax.evaluation.scoring import perplexity
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
-from tests.programs import Program, refusal
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +72,7 @@ def test_neighbors_that_are_edited_themselves_do_not_count(world):
 
 def test_records_of_a_file_are_measured_with_their_own_prompts(model):
     dataset = load_dataset(DatasetName.CF, path="sample", limit=3)
-    records = sequential.check_records(dataset, 1)
-    assert records == dataset.records
+    records = dataset.records
     first = records[0]
     texts = sequential.unedited_texts(None, records, 0)
     assert texts[0] == f"{first.neighborhood_prompts[0]} {first.target_true}" and len(texts) == 3
@@ -85,16 +81,12 @@ def test_records_of_a_file_are_measured_with_their_own_prompts(model):
     found = sequential.measure(model, None, records, texts)
     assert found.edits == 3 and found.perplexity == perplexity(model, texts)
 
-    bare = dataclasses.replace(
-        dataset, records=(dataclasses.replace(first, paraphrase_prompts=()),)
-    )
+    bare = dataclasses.replace(first, paraphrase_prompts=())
     with pytest.raises(ValueError, match="the first 1 records have no paraphrase prompts that are"):
-        sequential.check_records(bare, 1)
+        sequential.measure(model, None, [bare], texts)
     own = dataclasses.replace(first, neighborhood_prompts=(first.request.text,))
     with pytest.raises(ValueError, match="have no neighborhood prompts that are not edited: give"):
-        sequential.check_records(dataclasses.replace(dataset, records=(own,)), 1)
-    with pytest.raises(ValueError, match=r"layers=\(0, 1\): give one layer"):
-        sequential.run_modes(model, ROMEConfig(layers=(0, 1)), num_edits=1, dataset=dataset)
+        sequential.measure(model, None, [own], texts)
 
 
 def test_texts_mention_no_edited_subject(world):
@@ -105,48 +97,8 @@ def test_texts_mention_no_edited_subject(world):
     assert not any(subject in text for subject in subjects for text in texts)
 
 
-@pytest.mark.needs("matplotlib")
-def test_the_program_edits_the_records_of_a_file(world, tmp_path, monkeypatch):
-    def steps(model, world, records, config, *_):
-        assert world is None and config.v_num_grad_steps == 2
-        after = {"edits": 1, "retention": 100.0, "neighborhood": 80.0, "perplexity": 2.1}
-        return [{"edit": record.case_id, "norm_ratio": 0.1, "after": after} for record in records]
-
-    monkeypatch.setattr(sequential, "run", steps)
-    path = tmp_path / "cf.json"
-    records = counterfact_records(world, 0, Role.HELD_OUT, 2)
-    path.write_text(json.dumps(records))
-    program = Program("eval.sequential_edits")
-    flags = (f"--data_path={path}", f"--output_dir={tmp_path}", "--config.v_num_grad_steps=2")
-    assert "--num_cases asks for 3 edits, but cf.json has 2 records: give at most 2" in refusal(
-        program(*flags, "--num_cases=3")
-    )
-    done = program(*flags)
-    assert done.returncode == 0, done.stderr
-    first, second, third, *_ = done.stdout.splitlines()
-    assert first == "Edits       2, the number of records of cf.json"
-    assert second.startswith("Statistics  shipped: ")
-    assert (
-        third == "Data        cf.json; perplexity of neighborhood prompts with their true targets"
-    )
-    report = json.loads((tmp_path / "sequential.json").read_text())
-    assert report["dataset"] == "cf.json" and len(report["dataset_sha256"]) == 64
-    assert report["configuration"]["v_num_grad_steps"] == 2
-    edited = [step["edit"] for step in report["runs"]["consistent"]]
-    assert edited == [record["case_id"] for record in records]
-
-
-@pytest.mark.needs("matplotlib")
-@pytest.mark.usefixtures("few_texts")
-def test_the_program_writes_numbers_and_a_figure(tmp_path):
-    flags = ("--num_edits=3", "--every=2", f"--output_dir={tmp_path}")
-    done = Program("eval.sequential_edits")(*flags)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "sequential.json").read_text())
-    assert set(report["runs"]) == {"reference", "consistent"}
-    for steps in report["runs"].values():
-        assert [step["edit"] for step in steps] == [1, 2, 3]
-        assert [step["after"]["edits"] for step in steps if "after" in step] == [2, 3]
-        assert steps[-1]["after"]["retention"] == 100
-        assert all(0.001 < step["norm_ratio"] < 10 for step in steps)
-    assert (tmp_path / "sequential.png").read_bytes().startswith(b"\x89PNG")
+def test_counts_are_whole_numbers_up_to_a_thousand():
+    assert sequential.read_counts(["30", "1", "1000", "1"], 1000) == [1, 30, 1000]
+    for wrong in ([], ["0"], ["1001"], ["1", "x"], ["-3"], ["1.5"]):
+        with pytest.raises(ValueError, match=r"--counts=.*give whole numbers from 1 to 1000"):
+            sequential.read_counts(wrong, 1000)
