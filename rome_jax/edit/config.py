@@ -58,6 +58,7 @@ class Hyperparameters:
 
     Attributes:
       published: Published (or, for factworld, shipped) values by model; `model_key` gives the keys.
+      takes_null_spaces: Whether the method takes a `NullSpace` of a layer in place of its second moment.
       layers: Edited layers, in ascending order.
 
     Raises:
@@ -73,6 +74,7 @@ class Hyperparameters:
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    takes_null_spaces: ClassVar[bool] = False
 
     layers: tuple[int, ...]
 

@@ -153,6 +153,9 @@ class PastKeys:
         copy. It is computed if it is not given.
       gram: float64 [F, F] K̃_p K̃_pᵀ.
       rank: r of the null space that whitened them; None if another penalty did.
+
+    Raises:
+      ValueError: If the arrays do not have these shapes.
     """
 
     keys: np.ndarray | None = None
@@ -171,12 +174,21 @@ class PastKeys:
         return cls(np.zeros((0, width), np.float32), rank=penalty.rank)
 
     def __post_init__(self):
-        factor = self.factor
-        if self.keys is not None and factor is None:
+        if self.keys is None:
+            if self.gram is None or self.gram.shape != (len(self.gram),) * 2:
+                raise ValueError("past keys are neither rows nor a square second moment: give one.")
+            return
+        count, factor = len(self.keys), self.factor
+        if factor is None:
             keys = self.keys.astype(np.float64)
-            factor = np.linalg.cholesky(keys @ keys.T + np.eye(len(keys)))
-        if factor is not None:
-            object.__setattr__(self, "factor", np.asfortranarray(factor))
+            system = multiply(keys, keys, transposed=True) + np.eye(count)
+            factor = scipy.linalg.cholesky(system, lower=True)
+        if self.keys.ndim != 2 or factor.shape != (count, count):
+            raise ValueError(
+                f"past keys {list(self.keys.shape)} and their factor {list(factor.shape)} do not belong together: give "
+                "[P, F] and [P, P]."
+            )
+        object.__setattr__(self, "factor", np.asfortranarray(factor))
 
     def add(self, keys: np.ndarray) -> PastKeys:
         """Adds whitened keys [N, F]; neither `self` nor its arrays change.

@@ -100,7 +100,7 @@ def read_second_moments(
 
 def _check_kind(source: str | None, config: Hyperparameters) -> None:
     """Refuses null spaces for a method that needs second moments."""
-    takes = getattr(config, "takes_null_spaces", False) or not config.needs_second_moments
+    takes = config.takes_null_spaces or not config.needs_second_moments
     if source is not None and null_space.is_null_space_file(source) and not takes:
         method = type(config).__name__.removesuffix("Config")
         raise ValueError(null_space.refusal(source, method))

@@ -99,7 +99,7 @@ def associate(
     Raises:
       DuplicateKeysError: If s is 0 and two keys are equal.
       ValueError: If the keys hold NaN or an infinite number, s is 0 and the keys are linearly dependent, or the past
-        keys have another width.
+        keys have another width or lie in a null space of another rank.
 
     Example:
       >>> found = associate(np.array([[3.0, 1.0]]), Penalty.of(None, 10.0))  # k / (10 + k·k)
@@ -176,9 +176,8 @@ def _without_past(
     """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F], its relative residual, and where it was solved."""
     if device is SolverDevice.ACCELERATOR:
         solved, residual = _on_accelerator(whitened, past)
-        if (
-            residual <= TOLERANCE
-        ):  # False for NaN, with which a failed factorization fills its result
+        # A failed factorization fills its result with NaN, for which this is False.
+        if residual <= TOLERANCE:
             return solved, residual, device
     if past.gram is not None:
         system = past.gram + np.eye(len(past.gram))

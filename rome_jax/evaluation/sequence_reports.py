@@ -9,12 +9,22 @@ from typing import Any
 
 from rome_jax.evaluation.sequence_alarm import SHARE, find_alarms, find_falls
 from rome_jax.evaluation.sequence_measurement import Row
+from rome_jax.evaluation.sequence_scores import GroupScores
+from rome_jax.files.checked import Count, check
 from rome_jax.files.json_files import read_object
 from rome_jax.models import runs
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 WAYS: Mapping[str, str] = {"": "likelihood", "_generated": "generated text"}
 
+# What tells a sequence from the runs of other programs, and names it.
+_SETTINGS: Mapping[str, Any] = {
+    "alg_name": str,
+    "batch_size": Count,
+    "model": str,
+    "newest": Count,
+}
+_SCORES = {field.name for field in dataclasses.fields(GroupScores)}
 _HEAD = (
     "method",
     "edits in the model",
@@ -35,8 +45,14 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: If a file is damaged.
     """
-    paths = directory.glob("edits_*.json")
-    found = [read_object(path, Row, remedy="remove it and run again") for path in paths]
+    found = []
+    for path in directory.glob("edits_*.json"):
+        row = read_object(path, Row, remedy="remove it and run again")
+        group = "newest" if row["edits"] else "requests"
+        groups = [row[name] for name in (group, "earlier") if name == group or row[name]]
+        if not all(scores and scores.keys() >= _SCORES for scores in groups):
+            raise ValueError(f"{path} lacks scores of {group} or earlier: remove it and run again.")
+        found.append(row)
     return sorted(found, key=lambda row: row["edits"])
 
 
@@ -51,13 +67,16 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     about = runs.read_run(directory)
-    if not {"alg_name", "newest"} <= about.get("settings", {}).keys():
+    settings = check(dict[str, Any], about.get("settings"), f"{directory / 'run.json'}: settings")
+    if not _SETTINGS.keys() <= settings.keys():
         raise ValueError(
             f"{directory} holds no sequence of edits: give the --output_dir of an eval.sequence run."
         )
+    for name, kind in _SETTINGS.items():
+        check(kind, settings[name], f"{directory / 'run.json'}: settings.{name}")
     rows = read_rows(directory)
     return {
-        "model": about["settings"]["model"],
+        "model": settings["model"],
         **about,
         "measurements": rows,
         "alarms": [dataclasses.asdict(alarm) for alarm in find_alarms(rows)],

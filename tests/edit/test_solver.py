@@ -187,6 +187,19 @@ def test_past_keys_of_another_penalty_are_refused():
         associate(np.ones((1, 20)), Penalty.of(None, 1.0), 1.0, past)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({}, "neither rows nor a square second moment"),
+        ({"gram": np.ones((2, 3))}, "neither rows nor a square second moment"),
+        ({"keys": np.ones((2, F), np.float32), "factor": np.eye(3)}, "do not belong together"),
+    ],
+)
+def test_past_keys_of_other_shapes_are_refused(arrays, said):
+    with pytest.raises(ValueError, match=said):
+        PastKeys(**arrays)
+
+
 def test_a_penalty_that_is_not_definite_is_refused():
     indefinite = dataclasses.replace(MOMENT, mean=MOMENT.mean - np.eye(F))
     with pytest.raises(ValueError, match=r"plus 0\.1 on its diagonal is not positive definite"):

@@ -104,5 +104,31 @@ def test_what_is_no_sequence_is_refused(folder, tmp_path):
     (other / "run.json").write_text(json.dumps({"settings": {"alg_name": "ROME", "model": "m"}}))
     assert "holds no sequence of edits" in refusal(program(f"--sequences={other}"))
     assert "run.json cannot be read" in refusal(program(f"--sequences={tmp_path}/none"))
-    damaged = folder("MEMIT", [measured(10) | {"kl": "much"}])
-    assert "edits_00010.json" in refusal(program(f"--sequences={damaged}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "said"),
+    [
+        ({}, {"kl": "much"}, "edits_00010.json"),
+        ({}, {"newest": None}, "edits_00010.json lacks scores of newest or earlier"),
+        ({}, {"earlier": {"efficacy": 3.0}}, "edits_00010.json lacks scores"),
+        ({}, {"edits": 0}, "edits_00010.json lacks scores of requests"),
+        ({"batch_size": "one"}, {}, "settings.batch_size"),
+        ({"model": None}, {}, "settings.model"),
+        ({"alg_name": 3}, {}, "settings.alg_name"),
+    ],
+)
+def test_what_is_damaged_is_named(folder, settings, row, said):
+    damaged = folder("MEMIT", [])
+    (damaged / "edits_00010.json").write_text(json.dumps(measured(10) | row))
+    about = json.loads((damaged / "run.json").read_text())
+    (damaged / "run.json").write_text(json.dumps({"settings": about["settings"] | settings}))
+    with pytest.raises(ValueError, match=said):
+        read_report(damaged)
+
+
+def test_settings_that_are_no_object_are_named(folder):
+    path = folder("MEMIT", [])
+    (path / "run.json").write_text('{"settings": [1]}')
+    with pytest.raises(ValueError, match=r"run\.json: settings"):
+        read_report(path)

@@ -42,7 +42,6 @@ class AlphaEditConfig(SpreadConfig):
     """Hyperparameters of AlphaEdit. Names follow its hyperparameter files.
 
     Attributes:
-      takes_null_spaces: Whether the method takes a `NullSpace` of a layer in place of its second moment.
       nullspace_threshold: Bound of the eigenvalues of C whose eigenvectors span the null space. It is not used with a
         `NullSpace`, whose directions were chosen when it was computed.
       L2: ν, the weight of ‖ΔW‖².

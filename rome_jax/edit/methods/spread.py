@@ -59,8 +59,8 @@ class Written(NamedTuple):
     delta: Delta
     keys: dict[int, np.ndarray]
     residuals: dict[int, float]
-    anchor: float | None = None
-    found: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
+    anchor: float | None
+    found: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,9 @@ class Spread:
         inputs = [tokenize(model, part, config, templates) for part in chunks.split(requests)]
         params, layers, each = model.params, config.written_layers, config.has(Modifier.BLUE)
 
-        def find(part: tuple[EditInputs, list[EditRequest]], params: forward.Params, last: int):
+        def find(
+            part: tuple[EditInputs, list[EditRequest]], params: forward.Params, last: int
+        ) -> tuple[np.ndarray, np.ndarray | None]:
             inputs, own = part
             arguments = (params, model.config, inputs, config, last)
             if earlier is None:
@@ -141,9 +143,9 @@ class Spread:
         for index, layer in enumerate(bar):
             last = layer if each else layers[-1]
             if index == 0 or each:
-                of_last = functools.partial(find, params=params, last=last)
+                find_of_last = functools.partial(find, params=params, last=last)
                 parts = list(zip(inputs, chunks.split(requests), strict=True))
-                z, delta = chunks.map(of_last, parts, self.name, progress)  # [N, D]
+                z, delta = chunks.map(find_of_last, parts, self.name, progress)  # [N, D]
                 if delta is not None:
                     delta = delta.reshape(len(z), -1, z.shape[1])  # [N, P, D]
                     all_found[last] = z - delta[:, -1], delta

@@ -200,7 +200,7 @@ def check_moments(
     checks.check(
         {layer: moment for layer, moment in found.items() if isinstance(moment, checked)},
         model,
-        null_spaces=getattr(config, "takes_null_spaces", False),
+        null_spaces=config.takes_null_spaces,
     )
 
 
