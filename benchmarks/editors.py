@@ -156,7 +156,7 @@ def compare_solve(num_requests: int, num_past: int, repeats: int) -> None:
 
     def ours() -> np.ndarray:
         found = associate(keys, penalty, 1.0, stored)
-        stored.add(penalty.whiten(keys))
+        stored.add(found.whitened, found.below)
         return scipy.linalg.blas.sgemm(1.0, found.left.T, residual.T, trans_b=True)
 
     projection = torch.from_numpy(basis @ basis.T)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         TargetEncoding,
         TargetScoring,
     )
-    from rome_jax.edit.config import Hyperparameters, KeyMode, MethodName, ROMEConfig
+    from rome_jax.edit.config import Hyperparameters, KeyMode, MethodName, ROMEConfig, SolverDevice
     from rome_jax.edit.delta import (
         WeightChange,
         apply_delta,
@@ -139,6 +139,7 @@ __all__ += [
     "ROMEConfig",
     "RateOrder",
     "RowVectors",
+    "SolverDevice",
     "TargetEncoding",
     "TargetScoring",
     "UltraEditConfig",
@@ -211,6 +212,7 @@ _HOMES = {
     "ROMEConfig": "rome_jax.edit.config",
     "RateOrder": "rome_jax.edit.baseline_config",
     "RowVectors": "rome_jax.edit.baseline_config",
+    "SolverDevice": "rome_jax.edit.config",
     "TargetEncoding": "rome_jax.edit.baseline_config",
     "TargetScoring": "rome_jax.edit.baseline_config",
     # Hypernetworks

@@ -190,10 +190,15 @@ class PastKeys:
             )
         object.__setattr__(self, "factor", np.asfortranarray(factor))
 
-    def add(self, keys: np.ndarray) -> PastKeys:
-        """Adds whitened keys [N, F]; neither `self` nor its arrays change.
+    def add(self, keys: np.ndarray, below: np.ndarray | None = None) -> PastKeys:
+        """Adds whitened keys; neither `self` nor its arrays change.
 
         The factor grows by N rows, which takes O(P² N + P F N) operations.
+
+        Args:
+          keys: [N, F] k̃, which are rounded to float32.
+          below: float64 [N, P] L⁻¹ K̃_pᵀ k̃ of the rounded keys, the new rows of the factor, if a solve has computed
+            them; then O(P² + F N²) operations remain.
 
         Example:
           >>> past = PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2])
@@ -216,8 +221,9 @@ class PastKeys:
         count = len(self.keys)
         factor = np.zeros((len(joined), len(joined)), order="F")
         factor[:count, :count] = self.factor
-        products = multiply(new, self.keys.astype(np.float64), transposed=True)
-        below = solve_triangular(self.factor, products)  # [N, P]
+        if below is None:
+            products = multiply(new, self.keys.astype(np.float64), transposed=True)
+            below = solve_triangular(self.factor, products)
         corner = multiply(new, new, transposed=True) - multiply(below, below, transposed=True)
         factor[count:, :count] = below
         factor[count:, count:] = scipy.linalg.cholesky(corner + np.eye(len(new)), lower=True)

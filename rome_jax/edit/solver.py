@@ -23,7 +23,7 @@ space, D width.
 
 from __future__ import annotations
 
-import enum
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,26 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from rome_jax.edit.config import SolverDevice
 from rome_jax.edit.penalty import PastKeys, Penalty, multiply, solve_triangular
 
 # Relative residual above which a float32 solve is repeated in float64 and a float64 solve is refused.
 TOLERANCE = 1e-6
 _REFINEMENTS = 3
-# Relative distance of two keys below which they count as equal. Float32 states of one text differ by less.
+# Relative distance of two keys below which they count as equal, and of a key to the span of others below which it
+# depends on them. Float32 states of one text differ by less.
 _SAME = 1e-5
-
-
-class SolverDevice(enum.Enum):
-    """Where the systems of past keys are factored.
-
-    Attributes:
-      HOST: On the host, in float64.
-      ACCELERATOR: On the default device of JAX, in float32, refined with residuals in float64. If a residual stays
-        above 1e-6, the host repeats the solve.
-    """
-
-    HOST = "host"
-    ACCELERATOR = "accelerator"
 
 
 class DuplicateKeysError(ValueError):
@@ -71,13 +60,17 @@ class Solution(NamedTuple):
 
     Attributes:
       left: float64 [..., N, F] (Kᵀ X + s I)⁻¹ Xᵀ. ΔW = leftᵀ times the residuals, [N, D].
+      whitened: float64 [..., N, F] K̃, rounded to float32 if there are past keys; see `PastKeys.add`.
       residual: Largest relative residual of the systems that were solved.
       device: Where the system of past keys was solved.
+      below: float64 [N, P] L⁻¹ K̃_pᵀ K̃ with the factor L of the past keys, if the solve computed it; see `PastKeys.add`.
     """
 
     left: np.ndarray
+    whitened: np.ndarray
     residual: float
     device: SolverDevice = SolverDevice.HOST
+    below: np.ndarray | None = None
 
 
 def associate(
@@ -110,18 +103,18 @@ def associate(
     if not np.isfinite(keys).all():
         raise ValueError("the keys of the requests are not finite: check the model's weights.")
     whitened = penalty.whiten(keys)
+    solved, residual, used, below = whitened, 0.0, SolverDevice.HOST, None
     if past is not None:
         _check_past(past, penalty, whitened.shape[-1])
-    if past is None:
-        solved, residual, used = whitened, 0.0, SolverDevice.HOST
-    else:
-        solved, residual, used = _without_past(whitened, past, device)
+        # Past keys are stored in float32. Equal rounding here lets these keys join them without another product.
+        whitened = whitened.astype(np.float32).astype(np.float64)
+        solved, residual, used, below = _without_past(whitened, past, device)
     num_keys, width = whitened.shape[-2:]
     if num_keys > width and slack:
         left, of_left = _wide(whitened, past, slack)
     else:
         left, of_left = _narrow(keys, whitened, solved, slack)
-    return Solution(penalty.unwhiten(left), max(residual, of_left), used)
+    return Solution(penalty.unwhiten(left), whitened, max(residual, of_left), used, below)
 
 
 def _check_past(past: PastKeys, penalty: Penalty, width: int) -> None:
@@ -147,10 +140,10 @@ def _narrow(
     system = multiply(whitened, solved, transposed=True)
     system = (system + np.swapaxes(system, -1, -2)) / 2
     system += slack * np.eye(system.shape[-1])
-    try:
-        left = scipy.linalg.solve(system, solved, assume_a="pos")
-    except (np.linalg.LinAlgError, ValueError):
-        left = np.full_like(solved, np.nan)
+    left = np.full_like(solved, np.nan)
+    if slack or _independent(system):
+        with contextlib.suppress(np.linalg.LinAlgError, ValueError):
+            left = scipy.linalg.solve(system, solved, assume_a="pos")
     residual = _relative(multiply(system, left) - solved, solved)
     if not residual <= TOLERANCE:
         raise ValueError(
@@ -172,30 +165,30 @@ def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np
 
 def _without_past(
     whitened: np.ndarray, past: PastKeys, device: SolverDevice
-) -> tuple[np.ndarray, float, SolverDevice]:
-    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F], its relative residual, and where it was solved."""
+) -> tuple[np.ndarray, float, SolverDevice, np.ndarray | None]:
+    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F], its relative residual, where it was solved, and L⁻¹ K̃_pᵀ K̃."""
     if device is SolverDevice.ACCELERATOR:
         solved, residual = _on_accelerator(whitened, past)
         # A failed factorization fills its result with NaN, for which this is False.
         if residual <= TOLERANCE:
-            return solved, residual, device
+            return solved, residual, device, None
     if past.gram is not None:
         system = past.gram + np.eye(len(past.gram))
         solved = scipy.linalg.solve(system, whitened.T, assume_a="pos", overwrite_a=True).T
         missing = past.times(solved) - whitened
-        return solved, _relative(missing, whitened), SolverDevice.HOST
+        return solved, _relative(missing, whitened), SolverDevice.HOST, None
     # Woodbury: Y = K̃ − K̃_p c with (I + K̃_pᵀ K̃_p) c = K̃_pᵀ K̃, so that c = K̃_pᵀ Y.
     assert past.keys is not None and past.factor is not None
     keys = past.keys.astype(np.float64)
-    inner = solve_triangular(past.factor, multiply(whitened, keys, transposed=True))
-    inner = solve_triangular(past.factor, inner, transposed=True)
+    below = solve_triangular(past.factor, multiply(whitened, keys, transposed=True))
+    inner = solve_triangular(past.factor, below, transposed=True)
     solved = whitened - multiply(inner, keys)
     wrong = multiply(solved, keys, transposed=True) - inner
     # What is missing is K̃_p wrong. Its norm by the factor takes a quarter of the operations.
     scaled = scipy.linalg.blas.dtrmm(1.0, past.factor, wrong.T, lower=1, trans_a=1)
     missing = np.sqrt(max(np.sum(scaled**2) - np.sum(wrong**2), 0.0))
     norm = _norm(whitened)
-    return solved, float(missing) / norm if norm else 0.0, SolverDevice.HOST
+    return solved, float(missing) / norm if norm else 0.0, SolverDevice.HOST, below
 
 
 def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, float]:
@@ -241,6 +234,16 @@ def _relative(residual: np.ndarray, right: np.ndarray) -> float:
 def _norm(array: np.ndarray) -> float:
     """Returns ‖array‖ without numpy's BLAS; see `multiply`."""
     return float(np.sqrt(np.square(array).sum()))
+
+
+def _independent(system: np.ndarray) -> bool:
+    """Whether no key lies in the span of those before it, from their products [..., N, N]."""
+    try:
+        factor = np.linalg.cholesky(system)
+    except np.linalg.LinAlgError:
+        return False
+    products, distances = (np.diagonal(a, axis1=-2, axis2=-1) for a in (system, factor))
+    return bool((distances**2 > _SAME**2 * products).all())
 
 
 def _check_distinct(keys: np.ndarray) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rome_jax.data.positions import FactToken
-from rome_jax.edit.config import Factor, Hyperparameters, Steps, TemplateLengths
+from rome_jax.edit.config import (
+    Factor,
+    Hyperparameters,
+    SolverDevice,
+    Steps,
+    TemplateLengths,
+)
 from rome_jax.files.checked import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 
@@ -35,7 +41,8 @@ class Modifier(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class SpreadConfig(Hyperparameters):
-    """Hyperparameters of the methods that spread an edit over layers as MEMIT does; see `rome_jax.edit.closed_form`.
+    """Hyperparameters of the methods that spread an edit over layers as MEMIT does; see
+    `rome_jax.edit.methods.closed_form`.
 
     Attributes:
       layers: Layers that an edit is spread over, in ascending order. z is optimized at the last one.
@@ -85,6 +92,11 @@ class SpreadConfig(Hyperparameters):
             if self.has(Modifier.BLUE)
             else self.layers
         )
+
+    @property
+    def solver_device(self) -> SolverDevice:
+        """Where the systems of past keys are factored; only methods that keep past keys let it be chosen."""
+        return SolverDevice.HOST
 
     def has(self, modifier: Modifier) -> bool:
         """Returns whether the method is modified by `modifier`."""

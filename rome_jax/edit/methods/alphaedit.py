@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rome_jax.edit.config import MethodName
+from rome_jax.edit.config import MethodName, SolverDevice
 from rome_jax.edit.methods.closed_form import ClosedForm
 from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.spread_config import (
@@ -45,6 +45,7 @@ class AlphaEditConfig(SpreadConfig):
       nullspace_threshold: Bound of the eigenvalues of C whose eigenvectors span the null space. It is not used with a
         `NullSpace`, whose directions were chosen when it was computed.
       L2: ν, the weight of ‖ΔW‖².
+      solver_device: Where the systems of past keys are factored.
 
     The other attributes are those of `SpreadConfig`.
 
@@ -61,6 +62,7 @@ class AlphaEditConfig(SpreadConfig):
 
     nullspace_threshold: PositiveFloat = 0.02
     L2: PositiveFloat = 10.0
+    solver_device: SolverDevice = SolverDevice.HOST
 
     @property
     def needs_second_moments(self) -> bool:

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from rome_jax.data.request import EditRequest
 from rome_jax.edit.delta import apply_delta, merge_deltas
 from rome_jax.edit.editor import EditorState, SequentialEditor
-from rome_jax.edit.methods.spread import Spread, tokenize
+from rome_jax.edit.methods.spread import Spread, Written, tokenize
 from rome_jax.edit.modifiers import pruned
 from rome_jax.edit.penalty import PastKeys
 from rome_jax.edit.renamed import accept_covariance
@@ -208,13 +207,7 @@ class ClosedForm(Spread):
                 earlier = add_batch(earlier, requests, written.found)
             past = state.past
             if self.remembers:
-                keys = written.keys
-                if config.has(
-                    Modifier.RECT
-                ):  # less was written than the solve of the next layer saw
-                    edited = model.replace(params=apply_delta(model.params, written.delta))
-                    keys = self.keys_of(edited, requests, config, state.templates, chunk_size)
-                past = {layer: self._remember(state, layer, own) for layer, own in keys.items()}
+                past = self._remember(state, model, requests, config, written, chunk_size)
             kept = state.written
             if config.has(Modifier.PRUNE):
                 kept = Delta((*kept.updates, *written.delta.updates))
@@ -233,11 +226,28 @@ class ClosedForm(Spread):
 
         return SequentialEditor(init, update, finish)
 
-    def _remember(self, state: EditorState, layer: int, keys: np.ndarray) -> PastKeys:
-        """Adds keys of a layer to those of earlier batches."""
-        penalty = state.penalties[layer]
-        past = state.past.get(layer) or PastKeys.none(penalty, keys.shape[1])
-        return past.add(penalty.whiten(keys))
+    def _remember(
+        self,
+        state: EditorState,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        config: SpreadConfig,
+        written: Written,
+        chunk_size: int,
+    ) -> dict[int, PastKeys]:
+        """Adds the keys of a batch to those of earlier batches."""
+        keys = written.keys
+        if config.has(Modifier.RECT):  # less was written than the solve of the next layer saw
+            edited = model.replace(params=apply_delta(model.params, written.delta))
+            read = self.keys_of(edited, requests, config, state.templates, chunk_size)
+            keys = {
+                layer: (state.penalties[layer].whiten(own), None) for layer, own in read.items()
+            }
+        past = {
+            layer: state.past.get(layer) or PastKeys.none(state.penalties[layer], whitened.shape[1])
+            for layer, (whitened, _) in keys.items()
+        }
+        return {layer: past[layer].add(*own) for layer, own in keys.items()}
 
     def _warn(self, model: LanguageModel, requests: Sequence[EditRequest], delta: Delta) -> None:
         """Warns of targets that are not the answer of the edited model."""

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rome_jax.edit.config import MethodName
+from rome_jax.edit.config import MethodName, SolverDevice
 from rome_jax.edit.methods.closed_form import ClosedForm
 from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.spread_config import SPREAD_FACTWORLD, SPREAD_XL, MEMITConfig
@@ -37,6 +37,7 @@ class ENCOREConfig(MEMITConfig):
     Attributes:
       argmax_evaluations: As in `SpreadConfig`; 4.
       update_norm_lambda: ν, the weight of ‖ΔW‖².
+      solver_device: Where the systems of past keys are factored.
 
     The other attributes are those of `MEMITConfig`.
 
@@ -52,6 +53,7 @@ class ENCOREConfig(MEMITConfig):
 
     argmax_evaluations: NonNegativeInt = 4
     update_norm_lambda: NonNegativeFloat = 10.0
+    solver_device: SolverDevice = SolverDevice.HOST
 
 
 def _penalty(config: ENCOREConfig, moment: SecondMoment | None) -> Penalty:

@@ -50,14 +50,15 @@ class Written(NamedTuple):
 
     Attributes:
       delta: One update per layer, without a case axis.
-      keys: float32 [N, F] the keys of each layer, which its solve used.
+      keys: Arguments of `PastKeys.add` by layer: float32 [N, F] whitened keys, and float64 [N, P] rows of the factor
+        or None.
       residuals: Relative residual of the solve of each layer.
       anchor: Norm that NAS rescales to, or None.
       found: By layer of z, float32 [N, D] the states that δ was added to, and [N, P, D] δ; empty without `earlier`.
     """
 
     delta: Delta
-    keys: dict[int, np.ndarray]
+    keys: dict[int, tuple[np.ndarray, np.ndarray | None]]
     residuals: dict[int, float]
     anchor: float | None
     found: Mapping[int, tuple[np.ndarray, np.ndarray]]
@@ -159,7 +160,8 @@ class Spread:
             solution = self._solve(keys, penalties[layer], config, past.get(layer), requests)
             share = (z - h) / (1 if each else self.divisor(len(layers) - index))
             updates.append(joint_update(layer, solution.left, share))
-            all_keys[layer], residuals[layer] = keys, solution.residual
+            all_keys[layer] = solution.whitened.astype(np.float32), solution.below
+            residuals[layer] = solution.residual
             if index + 1 < len(layers):
                 params = apply_delta(params, Delta((updates[-1],)), donate=index > 0)
         if config.has(Modifier.RECT):
@@ -242,7 +244,8 @@ class Spread:
     ) -> Solution:
         """Solves one layer; equal keys are named by their requests."""
         try:
-            return associate(keys, penalty, self.slack(config, len(keys)), past)
+            slack = self.slack(config, len(keys))
+            return associate(keys, penalty, slack, past, config.solver_device)
         except DuplicateKeysError as error:
             first, second = error.pairs[0]
             raise DuplicateKeysError(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rome_jax.edit.config import MethodName
+from rome_jax.edit.config import MethodName, SolverDevice
 from rome_jax.edit.delta import apply_delta, dense, weight_of
 from rome_jax.edit.method import METHODS
 from rome_jax.edit.methods import alphaedit, encore, memit
@@ -189,22 +189,34 @@ def test_easyedit_465_the_edited_model_holds_the_whole_batch(
         assert np.abs(after - before - change).max() <= 1e-6 * np.abs(after).max()
 
 
-def test_editors_of_other_models_and_statistics_do_not_meet(model, requests, templates, moments):
-    """There, templates, projections and statistics are globals that the first model of a process fills."""
-    editor, state = started(MethodName.ALPHAEDIT, model, moments, templates)
-    expected, _ = editor.update(state, model, requests[:2])
+@pytest.mark.parametrize("name", FAMILY)
+def test_easyedit_640_sequences_that_alternate_do_not_meet(
+    name, model, requests, templates, moments
+):
+    """Anything that a batch leaves for another sequence would show; there, templates and past keys are globals."""
     other_moments = {
         layer: dataclasses.replace(moment, mean=np.flip(moment.mean).copy())
         for layer, moment in moments.items()
     }
-    other_params = jax.tree.map(lambda leaf: leaf * 1.1, model.params)
-    other, others = started(
-        MethodName.ALPHAEDIT, model.replace(params=other_params), other_moments, templates[:2]
-    )
-    other.update(others, model.replace(params=other_params), requests[:2])
-    again, _ = editor.update(state, model, requests[:2])
-    assert_equal_changes(again, expected, 0)
-    assert others.templates != state.templates
+    other_model = model.replace(params=jax.tree.map(lambda leaf: leaf * 1.1, model.params))
+    sequences = [(model, moments, templates), (other_model, other_moments, templates[:2])]
+    batches = [requests[:2], requests[2:], requests[:1]]
+
+    def steps(model, moments, templates):
+        editor, state = started(name, model, moments, templates)
+        for batch in batches:
+            delta, state = editor.update(state, model, batch)
+            model = model.replace(params=apply_delta(model.params, delta))
+            yield delta, state
+
+    alone = [list(steps(*sequence)) for sequence in sequences]
+    together = zip(*(steps(*sequence) for sequence in sequences), strict=True)
+    for index, pair in enumerate(together):
+        for sequence, (delta, state) in enumerate(pair):
+            expected, expected_state = alone[sequence][index]
+            assert_equal_changes(delta, expected, 0)
+            assert state.templates == expected_state.templates == tuple(sequences[sequence][2])
+    assert np.abs(changes_of(pair[0][0])[0] - changes_of(pair[1][0])[0]).max() > 0
 
 
 # What the methods promise
@@ -242,6 +254,28 @@ def test_the_penalty_of_a_later_batch_holds_earlier_keys(name, model, requests, 
         found = changes_of(second)[layer]
         assert np.abs(found - change).max() <= 1e-4 * np.abs(change).max()
         params = apply_delta(params, Delta((second.updates[index],)))
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_the_accelerator_solves_as_the_host_does(
+    name, model, requests, templates, moments, monkeypatch
+):
+    used = []
+
+    def recorded(*arguments):
+        used.append(associate(*arguments))
+        return used[-1]
+
+    monkeypatch.setattr("rome_jax.edit.methods.spread.associate", recorded)
+    second = {}
+    for device in SolverDevice:
+        editor, state = started(name, model, moments, templates, solver_device=device)
+        first, state = editor.update(state, model, requests[:2])
+        edited = model.replace(params=apply_delta(model.params, first))
+        used.clear()
+        second[device], _ = editor.update(state, edited, requests[2:])
+        assert [solution.device for solution in used] == [device, device]
+    assert_equal_changes(second[SolverDevice.ACCELERATOR], second[SolverDevice.HOST], 1e-5)
 
 
 def test_encore_stops_at_the_fourth_right_answer(golden_model, requests):
