@@ -20,6 +20,7 @@ from collections.abc import Callable
 from rome_jax.data.tokens import bucket, round_up
 from rome_jax.edit.baseline_config import FTConfig, MENDConfig
 from rome_jax.edit.config import Hyperparameters, ROMEConfig
+from rome_jax.edit.methods.token_form import TokenConfig
 from rome_jax.edit.spread_config import SpreadConfig
 from rome_jax.edit.stages.shared_contexts import MOST_IN_GROUP
 from rome_jax.evaluation.scoring import PLACES
@@ -29,7 +30,7 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 _FLOAT32 = 4
 _LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
 _LOGITS_IN_STEP = 2  # of v*: the logits and their gradient
-_LOGITS_IN_GRADIENT = 3  # of MEND: the logits, their log-probabilities, and their gradient
+_LOGITS_IN_GRADIENT = 3  # of MEND and UltraEdit: the logits, their log-probabilities, and their gradient
 _PARTS = 3  # of a float32 input of bfloat16 weights on a CPU; each is multiplied by the weights
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
@@ -126,7 +127,8 @@ def edit_peak(
 
     Args:
       setup: The model and its devices.
-      config: Configuration of ROME, MEMIT or one of its descendants, MEND, or one of the forms of fine-tuning.
+      config: Configuration of ROME, MEMIT or one of its descendants, MEND, UltraEdit, or one of the forms of
+        fine-tuning.
       chunk: Number of requests that are optimized together.
       lengths: Numbers of tokens of the requests.
 
@@ -152,9 +154,11 @@ def edit_peak(
             trained = requests * len(config.layers) * kernels * _FLOAT32
             return Peak(setup.weights, trained, (_FT_KERNELS - 1) * trained + setup.layer)
         case MENDConfig():
+            return _gradient_peak(setup, config, requests, lengths, _networks(setup, config))
+        case TokenConfig():
             return _gradient_peak(setup, config, requests, lengths)
     raise ValueError(
-        f"the memory of {type(config).__name__} is not counted: use ROME, MEMIT, MEND, or fine-tuning."
+        f"the memory of {type(config).__name__} is not counted: use ROME, MEMIT, MEND, UltraEdit, or fine-tuning."
     )
 
 
@@ -165,7 +169,7 @@ def is_counted(config: Hyperparameters) -> bool:
       >>> is_counted(config)
       True
     """
-    return isinstance(config, ROMEConfig | SpreadConfig | FTConfig | MENDConfig)
+    return isinstance(config, ROMEConfig | SpreadConfig | FTConfig | MENDConfig | TokenConfig)
 
 
 def _with_moments(setup: Setup, peak: Peak, layers: int) -> Peak:
@@ -231,18 +235,32 @@ def _packed(requests: int, contexts: int, shared: int, columns: int) -> tuple[in
     return (contexts + 1) * groups, bucket(round_up(width, 16))
 
 
-def _gradient_peak(setup: Setup, config: MENDConfig, requests: int, lengths: Lengths) -> Peak:
-    """Counts the peak of MEND: its networks, and the gradients of the layers from the lowest edited one on."""
+def _networks(setup: Setup, config: MENDConfig) -> int:
+    """Counts MEND's networks, one for each leaf."""
+    size = setup.width + setup.config.mlp_width
+    matrices = 2 * size * min(config.rank, size) * (config.num_hidden + 1)
+    return len(config.leaves) * matrices * _FLOAT32
+
+
+def _gradient_peak(
+    setup: Setup,
+    config: MENDConfig | TokenConfig,
+    requests: int,
+    lengths: Lengths,
+    networks: int = 0,
+) -> Peak:
+    """Counts the peak of the gradients of the layers from the lowest edited one on, beside a method's networks."""
+    weights = setup.weights
+    if setup.platform is Platform.CPU:  # XLA converts the weights of this backward pass
+        setup = dataclasses.replace(setup, dtype="float32")
     above = setup.config.num_layers - config.layers[0]
     products = 3 * setup.width + setup.qkv_width + (1 + setup.config.gated) * setup.mlp_width
     tokens = requests * lengths.prompt
     size = setup.width + setup.config.mlp_width
-    matrices = 2 * size * min(config.rank, size) * (config.num_hidden + 1)
-    network = len(config.leaves) * matrices * _FLOAT32
     factors = len(config.leaves) * len(config.layers) * tokens * size * _FLOAT32
     temporary = (above + 1) * setup.layer + above * tokens * products * setup.computed
     logits = _LOGITS_IN_GRADIENT * _logits(setup, requests * lengths.target)
-    return Peak(setup.weights, network + factors, temporary + logits + setup.head)
+    return Peak(weights, networks + factors, temporary + logits + setup.head)
 
 
 # Traces, scores, statistics, generation, merging
