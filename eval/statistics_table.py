@@ -22,8 +22,7 @@ def main() -> None:
     """Prints the table."""
     limits = read_limits(statistics.TOKENS.value)
     model.check_named()
-    dataset = data.read_sequence(running.CASES.value)
-    cases = data.limit_edits(running.CASES, running.CASES.value, dataset)
+    cases = len(data.read_requests().records)
     seed = running.SEED.value
     for line in statistics_table.lines(model.load(), limits, cases, seed):
         print(line, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -70,64 +69,32 @@ class Inputs:
     generation: GenerationTests | None
 
 
-def read_sequence(limit: int) -> Dataset | None:
-    """Reads the records of --data_path, or those that come with the model.
-
-    Args:
-      limit: Largest number of records.
-
-    Returns:
-      The records; None for factworld's own requests.
-
-    Raises:
-      ValueError: If the data are malformed.
-      OSError: If a file cannot be read or downloaded.
-    """
-    name = model.NAME.value
-    if PATH.value is None and name in SHIPPED:
-        return None
-    return load_dataset(DatasetName.CF, path=PATH.value, model_name=name, limit=limit)
-
-
 def read_requests() -> Dataset:
     """Reads the records of --num_cases edits: those of --data_path, or those that come with the model.
+
+    If the default of --num_cases exceeds the number of records, a line says how many there are.
 
     Raises:
       ValueError: If the data are malformed, or there are fewer records than --num_cases asks for.
       OSError: If a file cannot be read or downloaded.
     """
+    flag = running.CASES
     dataset = load_dataset(
         DatasetName.CF,
         path=PATH.value,
         model_name=model.NAME.value,
-        limit=running.CASES.value,
+        limit=flag.value,
         seed=running.SEED.value,
     )
-    limit_edits(running.CASES, running.CASES.value, dataset)
-    return dataset
-
-
-def limit_edits(flag: flags.FlagHolder[Any], count: int, dataset: Dataset | None) -> int:
-    """Returns the number of edits; if a default exceeds the number of records, all of these, which a line says.
-
-    Args:
-      flag: The flag that gives the number.
-      count: The number that it gives.
-      dataset: The records; None for factworld's own requests.
-
-    Raises:
-      ValueError: If the flag is given, and there are fewer records.
-    """
-    if dataset is None or count <= len(dataset.records):
-        return count
     available = len(dataset.records)
-    if flag.present:
+    if available < flag.value and flag.present:
         raise ValueError(
-            f"--{flag.name} asks for {count:,} edits, but {dataset.source} has {available} records: give at most "
+            f"--{flag.name} asks for {flag.value:,} edits, but {dataset.source} has {available} records: give at most "
             f"{available}."
         )
-    print(f"Edits       {available}, the number of records of {dataset.source}")
-    return available
+    if available < flag.value:
+        print(f"Edits       {available}, the number of records of {dataset.source}")
+    return dataset
 
 
 def load(configs: Sequence[Hyperparameters], role: Role = Role.HELD_OUT) -> Inputs:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         score_queries,
         target_nlls,
     )
-    from rome_jax.evaluation.sequence import Measurement, measure
+    from rome_jax.evaluation.sequence_measurement import measure
     from rome_jax.evaluation.sequence_run import SequenceRun, run_sequence
     from rome_jax.evaluation.snippets import AttributeSnippets, Snippet, load_snippets, load_tfidf
     from rome_jax.evaluation.summaries import State, Summary, case_metrics, summarize
@@ -131,7 +131,6 @@ __all__ += [
 __all__ += [
     "Axis",
     "Grid",
-    "Measurement",
     "Point",
     "SequenceRun",
     "Sweep",
@@ -201,11 +200,10 @@ _HOMES = {
     # Sweeps, comparisons and sequences
     "Axis": "rome_jax.evaluation.grid",
     "Grid": "rome_jax.evaluation.grid",
-    "Measurement": "rome_jax.evaluation.sequence",
     "Point": "rome_jax.evaluation.grid",
     "SequenceRun": "rome_jax.evaluation.sequence_run",
     "Sweep": "rome_jax.evaluation.sweep",
-    "measure": "rome_jax.evaluation.sequence",
+    "measure": "rome_jax.evaluation.sequence_measurement",
     "run_sequence": "rome_jax.evaluation.sequence_run",
     "select_algorithms": "rome_jax.evaluation.comparison",
 }

@@ -30,7 +30,9 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 _FLOAT32 = 4
 _LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
 _LOGITS_IN_STEP = 2  # of v*: the logits and their gradient
-_LOGITS_IN_GRADIENT = 3  # of MEND and UltraEdit: the logits, their log-probabilities, and their gradient
+_LOGITS_IN_GRADIENT = (
+    3  # of MEND and UltraEdit: the logits, their log-probabilities, and their gradient
+)
 _PARTS = 3  # of a float32 input of bfloat16 weights on a CPU; each is multiplied by the weights
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one

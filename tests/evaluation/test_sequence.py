@@ -1,4 +1,4 @@
-"""What a model with many edits is measured with: numbers of edits, texts, prompts, and a plain measurement."""
+"""What a model with many edits is measured with: numbers of edits, texts, prompts, and scores before any edit."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from rome_jax.data.tokens import encode
 from rome_jax.evaluation import sequence as sequential
 from rome_jax.evaluation.datasets import DatasetName, load_dataset, parse_counterfact
 from rome_jax.evaluation.scoring import perplexity
+from rome_jax.evaluation.sequence_measurement import measure
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
@@ -34,6 +35,12 @@ def held_out(world, count):
     return parse_counterfact(counterfact_records(world, 0, Role.HELD_OUT, count))
 
 
+def measured(model, world, records, texts):
+    size = len(records)
+    settings = {"world": world, "texts": texts, "batch_size": size, "sample": size, "seed": 0}
+    return measure(model, model, [], records, size, **settings)
+
+
 def test_perplexity_is_that_of_each_text_alone(model):
     texts = ["Gothulf Punby plays the sport of fencing.", "It is a city.", "one two three four"]
     nlls = []
@@ -54,11 +61,11 @@ def test_perplexity_needs_two_tokens(model):
 def test_an_unedited_model_holds_no_edit_and_all_neighbors(model, world):
     records = held_out(world, 20)
     texts = sequential.unedited_texts(world, records, 0)
-    found = sequential.measure(model, world, records, texts)
-    assert found.edits == 20
-    assert found.retention <= 5
-    assert found.neighborhood >= 95
-    assert found.perplexity == perplexity(model, texts)
+    found = measured(model, world, records, texts)
+    assert found["edits"] == found["newest"]["records"] == 20
+    assert found["newest"]["efficacy"] <= 5
+    assert found["newest"]["neighborhood"] >= 95
+    assert found["perplexity"] == perplexity(model, texts)
 
 
 def test_neighbors_that_are_edited_themselves_do_not_count(world):
@@ -78,15 +85,14 @@ def test_records_of_a_file_are_measured_with_their_own_prompts(model):
     assert texts[0] == f"{first.neighborhood_prompts[0]} {first.target_true}" and len(texts) == 3
     edited = sequential.edited_prompts(None, records)
     assert edited == {p for r in records for p in (r.request.text, *r.paraphrase_prompts)}
-    found = sequential.measure(model, None, records, texts)
-    assert found.edits == 3 and found.perplexity == perplexity(model, texts)
+    found = measured(model, None, records, texts)
+    assert found["edits"] == 3 and found["perplexity"] == perplexity(model, texts)
 
     bare = dataclasses.replace(first, paraphrase_prompts=())
-    with pytest.raises(ValueError, match="the first 1 records have no paraphrase prompts that are"):
-        sequential.measure(model, None, [bare], texts)
+    assert measured(model, None, [bare], texts)["newest"]["paraphrase"] is None
     own = dataclasses.replace(first, neighborhood_prompts=(first.request.text,))
-    with pytest.raises(ValueError, match="have no neighborhood prompts that are not edited: give"):
-        sequential.measure(model, None, [own], texts)
+    scores = measured(model, None, [own], texts)["newest"]
+    assert (scores["neighborhood"], scores["neighbors"], scores["neighbors_edited"]) == (None, 0, 1)
 
 
 def test_texts_mention_no_edited_subject(world):

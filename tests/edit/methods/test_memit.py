@@ -20,7 +20,8 @@ from rome_jax.edit.stages.inputs import tokenize_requests
 from rome_jax.edit.stages.states import optimize_states, read_states
 from rome_jax.evaluation.datasets import parse_counterfact
 from rome_jax.evaluation.scoring import make_queries, score_queries
-from rome_jax.evaluation.sequence import measure, unedited_texts
+from rome_jax.evaluation.sequence import unedited_texts
+from rome_jax.evaluation.sequence_measurement import measure
 from rome_jax.factworld.facts import make_world
 from rome_jax.factworld.records import Role, counterfact_records
 from rome_jax.models import forward
@@ -199,12 +200,13 @@ def test_twenty_facts_at_once(known, form):
     delta = form.compute_joint_delta(model, requests, config, **options)
     edited = model.replace(params=apply_delta(model.params, delta))
     texts = unedited_texts(world, records, 0)
-    before, after = (measure(m, world, records, texts) for m in (model, edited))
-    assert before.retention <= 5
-    assert after.retention == 100
-    assert after.paraphrase >= 90
-    assert after.neighborhood >= 85
-    assert after.perplexity <= 1.05 * before.perplexity
+    settings = {"world": world, "texts": texts, "batch_size": 20, "sample": 20, "seed": 0}
+    before, after = (measure(model, m, [], records, 20, **settings) for m in (model, edited))
+    assert before["newest"]["efficacy"] <= 5
+    assert after["newest"]["efficacy"] == 100
+    assert after["newest"]["paraphrase"] >= 90
+    assert after["newest"]["neighborhood"] >= 85
+    assert after["perplexity"] <= 1.05 * before["perplexity"]
 
 
 @pytest.mark.slow
