@@ -88,6 +88,11 @@ class Hyperparameters:
         return False
 
     @property
+    def written_layers(self) -> tuple[int, ...]:
+        """Layers that an edit changes."""
+        return self.layers
+
+    @property
     def template_lengths(self) -> tuple[tuple[int, int], ...] | None:
         """(tokens, count) pairs of sampled context templates, or None if the method does not use templates."""
         return None

@@ -95,7 +95,7 @@ def read_second_moments(
     _check_kind(source, config)
     if source is not None and null_space.is_null_space_file(source):
         return null_space.read_null_spaces(source, config.layers, model)
-    return sources.read(source, config.layers, model)
+    return sources.read(source, config.written_layers, model)
 
 
 def _check_kind(source: str | None, config: Hyperparameters) -> None:

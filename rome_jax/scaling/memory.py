@@ -150,7 +150,7 @@ def edit_peak(
         case SpreadConfig():
             peak = _value_peak(setup, config.layers[-1], requests, lengths)
             merged = Peak(setup.weights, setup.down_stack, setup.layer)  # for the layers above
-            return _with_moments(setup, _largest(peak, merged), len(config.layers))
+            return _with_moments(setup, _largest(peak, merged), len(config.written_layers))
         case FTConfig():
             kernels = sum(_leaf_size(setup, leaf.value) for leaf in config.leaves)
             trained = requests * len(config.layers) * kernels * _FLOAT32

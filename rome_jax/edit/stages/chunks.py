@@ -190,12 +190,12 @@ def check_config(model: LanguageModel, config: Hyperparameters, chunk_size: int 
 def check_moments(
     model: LanguageModel, config: Hyperparameters, second_moments: Mapping[int, Any] | None
 ) -> None:
-    """Checks that every edited layer has a second moment of this model, if the configuration uses them.
+    """Checks that every layer that an edit changes has a second moment of this model, if the configuration uses them.
 
     Raises:
       ValueError: If a layer has none, or one that is of another model, layer or width, or is not positive definite.
     """
-    found = {layer: moment_of(config, second_moments, layer) for layer in config.layers}
+    found = {layer: moment_of(config, second_moments, layer) for layer in config.written_layers}
     checked = (SecondMoment, NullSpace)  # not factors
     checks.check(
         {layer: moment for layer, moment in found.items() if isinstance(moment, checked)},

@@ -16,6 +16,7 @@ from rome_jax.edit.resources import Resources
 from rome_jax.edit.sequential import make_editor
 from rome_jax.edit.solver import associate
 from rome_jax.edit.spread_config import Modifier
+from rome_jax.edit.stages.chunks import check_moments
 from rome_jax.edit.stages.inputs import tokenize_requests
 from rome_jax.edit.stages.states import optimize_states, read_outputs, read_states
 from rome_jax.models.interventions import Delta, Leaf
@@ -319,6 +320,13 @@ def test_blue_writes_whole_residuals_at_the_first_and_the_last_layer(
         expected = left.T @ np.asarray(z - h, np.float64)
         assert np.abs(dense(update) - expected).max() <= 1e-4 * np.abs(expected).max()
         params = apply_delta(params, Delta((update,)))
+
+
+def test_blue_needs_second_moments_of_the_layers_that_it_edits(model, moments):
+    config = config_of(MethodName.MEMIT, layers=(0, 1, 2), modifiers=("BLUE",))
+    check_moments(model, config, {layer: moments[layer] for layer in (0, 2)})
+    with pytest.raises(ValueError, match="no second moment of layer 2"):
+        check_moments(model, config, {layer: moments[layer] for layer in (0, 1)})
 
 
 def test_nas_gives_outputs_the_norm_of_the_unedited_model(model, requests, templates, moments):
