@@ -12,6 +12,7 @@ from ml_collections.config_dict import placeholder
 
 from rome_jax.edit.config import MethodName
 from rome_jax.edit.method import METHODS
+from rome_jax.edit.variant import MethodVariant
 
 _DEFAULT_MODEL = "factworld-gpt2"
 
@@ -19,14 +20,20 @@ _DEFAULT_MODEL = "factworld-gpt2"
 def config_function(method: MethodName) -> Callable[..., ConfigDict]:
     """Returns the `get_config` of a method; the text after the colon of `--config=FILE:MODEL` names the model.
 
+    "MODEL,MODIFIER+MODIFIER" gives what is known for the modified method.
+
     Example:
       >>> config_function(MethodName.ROME)("gpt2-xl").layers
       (17,)
+      >>> config_function(MethodName.ALPHAEDIT)("gpt2-xl,BLUE").L2
+      80.0
     """
 
-    def get_config(model: str = _DEFAULT_MODEL) -> ConfigDict:
+    def get_config(argument: str = _DEFAULT_MODEL) -> ConfigDict:
         """Returns the published (for factworld: shipped) hyperparameters; raises ValueError for an unknown model."""
-        return _values(method, model)
+        model, comma, names = argument.partition(",")
+        variant = MethodVariant.parse(f"{method}+{names}" if comma else method)
+        return _values(variant, model)
 
     return get_config
 
@@ -49,13 +56,14 @@ def config_function_of_variants(variants: Mapping[str, MethodName]) -> Callable[
             raise ValueError(
                 f"variant={variant!r} must be one of {', '.join(variants)}: give MODEL,VARIANT."
             )
-        return _values(variants[variant], model)
+        return _values(MethodVariant(variants[variant]), model)
 
     return get_config
 
 
-def _values(method: MethodName, model: str) -> ConfigDict:
+def _values(variant: MethodVariant, model: str) -> ConfigDict:
     """Returns the hyperparameters as a ConfigDict whose unset bounds a flag can still set to a float."""
-    values = METHODS[method].for_model(model).to_dict()
+    known = METHODS[variant.method].for_model(model, variant.modifiers)
+    values = variant.modify(known).to_dict()
     typed = {name: placeholder(float) if v is None else v for name, v in values.items()}
     return ConfigDict(typed, convert_dict=False)

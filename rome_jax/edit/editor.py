@@ -37,7 +37,8 @@ class EditorState:
       num_edits: Number of requests so far.
       residuals: Relative residual of the latest solve by layer.
       written: All changes so far, for methods that revise them at the end.
-      anchor: Norm of MLP outputs of the unedited model that NAS rescales to; None before the first batch.
+      anchors: Norms of MLP outputs of the unedited model that NAS rescales to, by layer of z; empty before the first
+        batch.
       normalizers: Running statistics by shape of a weight, such as "512x128", for methods that normalize what they see.
       earlier: δ of earlier edits by layer, which later ones may begin at, if the configuration sets `v_warm_start`.
     """
@@ -49,7 +50,7 @@ class EditorState:
     num_edits: int = 0
     residuals: Mapping[int, float] = dataclasses.field(default_factory=dict)
     written: Delta = dataclasses.field(default=Delta(()), repr=False)
-    anchor: float | None = None
+    anchors: Mapping[int, float] = dataclasses.field(default_factory=dict)
     normalizers: Mapping[str, Normalizer] = dataclasses.field(default_factory=dict, repr=False)
     earlier: Mapping[int, EarlierEdits] = dataclasses.field(default_factory=dict, repr=False)
 

@@ -74,8 +74,12 @@ class Method:
     factored: bool = True
     samples_templates: bool = False
 
-    def for_model(self, model_name: str) -> Hyperparameters:
+    def for_model(self, model_name: str, modifiers: Sequence[Modifier] = ()) -> Hyperparameters:
         """Returns the published (or, for factworld, shipped) hyperparameters of a model.
+
+        Args:
+          model_name: Name of the model.
+          modifiers: Modifiers of the method; `MethodVariant.modify` refuses them if it takes none.
 
         Raises:
           ValueError: If none are known.
@@ -86,6 +90,8 @@ class Method:
         """
         if self.config_type is FTConfig:
             return FTConfig.for_model(model_name, self.name)
+        if modifiers and issubclass(self.config_type, SpreadConfig):
+            return self.config_type.for_model(model_name, modifiers=tuple(modifiers))
         return self.config_type.for_model(model_name)
 
     def compute(
@@ -194,6 +200,7 @@ def read_config(
     hparams_fname: str | Path | None = None,
     hypernetwork: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    modifiers: Sequence[Modifier] = (),
 ) -> Hyperparameters:
     """Reads hyperparameters from the given source, or takes the defaults of the hypernetwork or the model.
 
@@ -204,6 +211,7 @@ def read_config(
       hparams_fname: Path of a hyperparameter file of the original code.
       hypernetwork: Value of the flag --hypernetwork.
       changes: Fields with other values, which apply on top of any source.
+      modifiers: Modifiers of the method, for which other values than without them may be known for the model.
 
     Raises:
       ValueError: If both `values` and `hparams_fname` are given, a value has another type or is out of range, or
@@ -224,14 +232,16 @@ def read_config(
     elif algorithm in CONFIG_TYPES and hypernetwork and not hypernetwork.endswith(".pt"):
         base = load_network(hypernetwork, algorithm).config.to_dict()
     else:
-        base = _known_values(method, model_name, given="layers" in changes)
+        base = _known_values(method, model_name, modifiers, given="layers" in changes)
     return method.config_type.from_dict({**base, **changes})
 
 
-def _known_values(method: Method, model_name: str, given: bool) -> dict[str, Any]:
+def _known_values(
+    method: Method, model_name: str, modifiers: Sequence[Modifier], given: bool
+) -> dict[str, Any]:
     """Returns the hyperparameters known for a model; if the layers are `given`, other models have none."""
     try:
-        return method.for_model(model_name).to_dict()
+        return method.for_model(model_name, modifiers).to_dict()
     except ValueError:
         if given:
             return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from rome_jax.data.positions import FactToken
 from rome_jax.edit.config import (
@@ -14,6 +14,7 @@ from rome_jax.edit.config import (
     SolverDevice,
     Steps,
     TemplateLengths,
+    model_key,
 )
 from rome_jax.files.checked import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -66,6 +67,9 @@ class SpreadConfig(Hyperparameters):
       ValueError: If a value has another type or is out of range.
     """
 
+    published_modified: ClassVar[Mapping[tuple[str, Modifier], Mapping[str, Any]]] = {}
+    """Values by model and modifier that differ from the published ones without the modifier."""
+
     fact_token: FactToken = FactToken.SUBJECT_LAST
     v_num_grad_steps: Steps = 25
     v_lr: PositiveFloat = 0.5
@@ -78,6 +82,17 @@ class SpreadConfig(Hyperparameters):
     v_first_step: Factor = 1.0
     v_warm_start: bool = False
     modifiers: tuple[Modifier, ...] = ()
+
+    @classmethod
+    def for_model(cls, name: str, **changes: Any) -> Self:
+        """Returns the published (or, for factworld, shipped) configuration of a model; see `Hyperparameters`.
+
+        With `modifiers` among the changes, it has the values that were published for the modified method.
+        """
+        own: dict[str, Any] = {}
+        for modifier in changes.get("modifiers", ()):
+            own |= cls.published_modified.get((model_key(name), Modifier(modifier)), {})
+        return super().for_model(name, **{**own, **changes})
 
     @property
     def template_lengths(self) -> tuple[tuple[int, int], ...]:

@@ -146,7 +146,7 @@ def model_config(
         return methods.read_config(variant.method, model_name, hypernetwork=hypernetwork_source)
     method = METHODS[variant.method]
     try:
-        known = method.for_model(model_name)
+        known = method.for_model(model_name, variant.modifiers)
     except ValueError:
         raise ValueError(
             f"no {algorithm} hyperparameters are known for model {model_name!r}: evaluate it by itself with your own, "

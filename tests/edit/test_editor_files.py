@@ -56,7 +56,7 @@ def state(model, fresh):
         num_edits=7,
         residuals=residuals,
         written=written,
-        anchor=0.7,
+        anchors={2: 0.7},
         normalizers=normalizers,
         earlier=earlier,
     )
@@ -88,7 +88,7 @@ def test_a_state_is_read_back_bit_for_bit(path, state, fresh):
     for layer, past in state.past.items():
         assert same(found.past[layer].keys, past.keys)
         assert same(found.past[layer].gram, past.gram)
-    assert found.anchor == 0.7
+    assert found.anchors == {2: 0.7}
     (seen,), (expected,) = (one.normalizers.values() for one in (found, state))
     assert seen.count == 4 and same(seen.mean, expected.mean)
     assert same(seen.squares, expected.squares)

@@ -2,10 +2,13 @@
 
 import pytest
 
+from configs._method import config_function
 from rome_jax.edit.config import MethodName, ROMEConfig
+from rome_jax.edit.method import read_config
 from rome_jax.edit.methods.alphaedit import AlphaEditConfig
 from rome_jax.edit.spread_config import Modifier
 from rome_jax.edit.variant import MethodVariant
+from rome_jax.evaluation.comparison import model_config
 
 
 @pytest.mark.parametrize("name", MethodName)
@@ -23,6 +26,20 @@ def test_modifiers_keep_their_order_and_reach_the_configuration():
     assert config.modifiers == variant.modifiers
     assert MethodVariant.of(MethodName.ALPHAEDIT, config) == variant
     assert MethodVariant("AlphaEdit").modify(config) is config, "a file may name them, too"
+
+
+@pytest.mark.parametrize(
+    ("model", "ridge", "layers"), [("gpt2-xl", 80, (13, 17)), ("gpt-j-6B", 95, (3, 8))]
+)
+def test_what_was_published_for_a_modified_method_is_known(model, ridge, layers):
+    variant = MethodVariant("AlphaEdit+NAS+BLUE")
+    config = variant.modify(read_config(variant.method, model, modifiers=variant.modifiers))
+    assert (config.L2, config.written_layers) == (ridge, layers)
+    assert model_config(variant, model, "wikipedia") == config
+    file = config_function(MethodName.ALPHAEDIT)(f"{model},NAS+BLUE")
+    assert variant.modify(read_config(variant.method, model, file)) == config
+    plain = read_config(MethodName.ALPHAEDIT, model)
+    assert variant.modify(plain).L2 == plain.L2 == 10, "given values are kept"
 
 
 @pytest.mark.parametrize("text", ["MEMIT+", "MEMIT+X", "X", "", "+RECT", "RECT"])

@@ -22,6 +22,7 @@ from rome_jax.edit.spread_config import (
     SPREAD_FACTWORLD,
     SPREAD_J,
     SPREAD_XL,
+    Modifier,
     SpreadConfig,
 )
 from rome_jax.files.checked import PositiveFloat
@@ -34,6 +35,11 @@ _ALPHAEDIT: Mapping[str, Mapping[str, Any]] = {
     "smollm2-135m": {"layers": (2, 3, 4)},
     "factworld-gpt2": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
     "factworld-gptj": {**SPREAD_FACTWORLD, "nullspace_threshold": 0.1, "L2": 3.0},
+}
+
+_WITH_BLUE: Mapping[tuple[str, Modifier], Mapping[str, Any]] = {
+    ("gpt2-xl", Modifier.BLUE): {"L2": 80.0},
+    ("gpt-j-6b", Modifier.BLUE): {"L2": 95.0},
 }
 
 
@@ -55,9 +61,12 @@ class AlphaEditConfig(SpreadConfig):
     Example:
       >>> AlphaEditConfig.for_model("gpt-j-6b").nullspace_threshold
       0.02
+      >>> AlphaEditConfig.for_model("gpt-j-6b", modifiers=("BLUE",)).L2
+      95.0
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = _ALPHAEDIT
+    published_modified: ClassVar[Mapping[tuple[str, Modifier], Mapping[str, Any]]] = _WITH_BLUE
     takes_null_spaces: ClassVar[bool] = True
 
     nullspace_threshold: PositiveFloat = 0.02
@@ -78,7 +87,7 @@ def _penalty(config: AlphaEditConfig, moment: SecondMoment | NullSpace | None) -
     return Penalty.null_space(moment.null_space(threshold), config.L2, complement)
 
 
-ALPHAEDIT = ClosedForm(MethodName.ALPHAEDIT, _penalty, remembers=True)
+ALPHAEDIT = ClosedForm(MethodName.ALPHAEDIT, _penalty, remembers=True, rereads=True)
 
 compute = ALPHAEDIT.compute
 compute_deltas = ALPHAEDIT.compute_deltas

@@ -199,7 +199,7 @@ class ClosedForm(Spread):
             written = self.write(
                 *(model, requests, config, state.penalties, state.past, state.templates),
                 chunk_size,
-                anchor=state.anchor,
+                anchors=state.anchors,
                 earlier=state.earlier if config.v_warm_start else None,
             )
             earlier = state.earlier
@@ -217,7 +217,7 @@ class ClosedForm(Spread):
                 num_edits=state.num_edits + len(requests),
                 residuals=written.residuals,
                 written=kept,
-                anchor=written.anchor,
+                anchors=written.anchors,
                 earlier=earlier,
             )
 
@@ -237,7 +237,8 @@ class ClosedForm(Spread):
     ) -> dict[int, PastKeys]:
         """Adds the keys of a batch to those of earlier batches."""
         keys = written.keys
-        if config.has(Modifier.RECT):  # less was written than the solve of the next layer saw
+        # Only RECT writes less than the solve of the next layer saw.
+        if self.rereads and config.has(Modifier.RECT):
             edited = model.replace(params=apply_delta(model.params, written.delta))
             read = self.keys_of(edited, requests, config, state.templates, chunk_size)
             keys = {

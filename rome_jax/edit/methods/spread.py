@@ -53,14 +53,14 @@ class Written(NamedTuple):
       keys: Arguments of `PastKeys.add` by layer: float32 [N, F] whitened keys, and float64 [N, P] rows of the factor
         or None.
       residuals: Relative residual of the solve of each layer.
-      anchor: Norm that NAS rescales to, or None.
+      anchors: Norms that NAS rescales to, by layer of z; empty without it.
       found: By layer of z, float32 [N, D] the states that δ was added to, and [N, P, D] δ; empty without `earlier`.
     """
 
     delta: Delta
     keys: dict[int, tuple[np.ndarray, np.ndarray | None]]
     residuals: dict[int, float]
-    anchor: float | None
+    anchors: Mapping[int, float]
     found: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
@@ -74,6 +74,7 @@ class Spread:
       slack: Function of the configuration and N that returns s.
       divisor: Function of the number of layers left that returns what the residual is divided by.
       remembers: Whether the keys of a batch are added to the penalty of later batches of an editor.
+      rereads: Whether these keys are those of the weights after the batch instead of those that its solve used.
       optimize: Function that finds z; see `rome_jax.edit.stages.states.optimize_states`.
       read: Function that reads keys and present states; see `rome_jax.edit.stages.states.read_states`.
     """
@@ -83,6 +84,7 @@ class Spread:
     slack: Callable[[Any, int], float] = lambda config, num_requests: 1.0
     divisor: Callable[[int], float] = float
     remembers: bool = False
+    rereads: bool = False
     optimize: Callable[..., Any] = optimize_states
     read: Callable[..., Any] = read_states
 
@@ -105,7 +107,7 @@ class Spread:
         templates: Sequence[str],
         chunk_size: int = 8,
         progress: bool = False,
-        anchor: float | None = None,
+        anchors: Mapping[int, float] | None = None,
         earlier: Mapping[int, EarlierEdits] | None = None,
     ) -> Written:
         """Runs the algorithm above for all requests together.
@@ -114,7 +116,8 @@ class Spread:
           model, requests, config, templates, chunk_size, progress: As in `compute_joint_delta`, and checked.
           penalties: A₀ by layer.
           past: Whitened keys of earlier edits by layer; empty without any.
-          anchor: Norm that NAS rescales to. None takes it from the requests; the model is unedited then.
+          anchors: Norms that NAS rescales to, by layer of z. Those that are missing are taken from the requests; the
+            model is unedited then.
           earlier: δ of earlier edits that z may begin at, by layer of z; None begins at 0.
         """
         chunks = RequestChunks.of(list(map(length_from_subject, requests)), chunk_size)
@@ -139,7 +142,7 @@ class Spread:
             return tuple(map(np.asarray, self.read(params, model.config, part, layer, last)))
 
         updates: list[Update] = []
-        all_keys, residuals, all_found = {}, {}, {}
+        all_keys, residuals, all_found, anchors = {}, {}, {}, dict(anchors or {})
         bar = tqdm(layers, unit="layer", desc=self.name, disable=not progress)
         for index, layer in enumerate(bar):
             last = layer if each else layers[-1]
@@ -155,8 +158,13 @@ class Spread:
             if config.has(Modifier.NAS) and (index == 0 or each):
                 of_last = functools.partial(read_mlp, params=params, last=last)
                 outputs = chunks.map(of_last, inputs, self.name)
-                anchor = anchor_norm(outputs) if anchor is None else anchor
-                z = h + anchored(outputs, z - h, anchor)
+                if last not in anchors:
+                    unedited = outputs
+                    if index:
+                        of_last = functools.partial(read_mlp, params=model.params, last=last)
+                        unedited = chunks.map(of_last, inputs, self.name)
+                    anchors[last] = anchor_norm(unedited)
+                z = h + anchored(outputs, z - h, anchors[last])
             solution = self._solve(keys, penalties[layer], config, past.get(layer), requests)
             share = (z - h) / (1 if each else self.divisor(len(layers) - index))
             updates.append(joint_update(layer, solution.left, share))
@@ -168,7 +176,7 @@ class Spread:
             updates = [keep_largest(model.params, update) for update in updates]
         written = Delta(tuple(updates))
         check_finite(written, requests)
-        return Written(written, all_keys, residuals, anchor, all_found)
+        return Written(written, all_keys, residuals, anchors, all_found)
 
     def independent(
         self,
@@ -189,9 +197,13 @@ class Spread:
                 results.append(found)
             keys, h = self.read(model.params, model.config, inputs, layer, last, deltas)
             if config.has(Modifier.NAS) and (index == 0 or each):
-                outputs = read_outputs(model.params, model.config, inputs, last, last, deltas)[1]
-                if index == 0:  # each request is the only one of its edit
-                    anchor = np.linalg.norm(outputs, axis=1)
+                arguments = (model.params, model.config, inputs, last, last)
+                outputs = unedited = read_outputs(*arguments, deltas)[1]
+                if deltas is not None:
+                    unedited = read_outputs(*arguments)[1]
+                anchor = np.linalg.norm(
+                    unedited, axis=1
+                )  # each request is the only one of its edit
                 z = h + anchored(np.asarray(outputs), np.asarray(z - h), anchor)
             solution = associate(
                 np.asarray(keys)[:, None], penalties[layer], self.slack(config, 1)

@@ -344,10 +344,30 @@ def test_nas_gives_outputs_the_norm_of_the_unedited_model(model, requests, templ
     inputs = tokenize_requests(model.tokenizer, requests, ["{}"], config.fact_token, 64)
     outputs = np.asarray(read_outputs(model.params, model.config, inputs, 1, 1)[1])
     delta, state = editor.update(state, model, requests)
-    assert state.anchor == pytest.approx(anchor_norm(outputs), rel=1e-6)
+    assert state.anchors == {1: pytest.approx(anchor_norm(outputs), rel=1e-6)}
     edited = apply_delta(model.params, delta)
     norms = np.linalg.norm(read_outputs(edited, model.config, inputs, 1, 1)[1], axis=1)
-    np.testing.assert_allclose(norms, state.anchor, rtol=1e-3)
+    np.testing.assert_allclose(norms, state.anchors[1], rtol=1e-3)
+
+
+def test_each_layer_of_nas_with_blue_has_an_anchor_of_the_unedited_model(
+    model, requests, templates, moments
+):
+    changes = {"layers": (0, 2), "modifiers": ("BLUE", "NAS")}
+    editor, state = started(MethodName.MEMIT, model, moments, templates, **changes)
+    inputs = tokenize_requests(
+        model.tokenizer, requests, templates, config_of(MethodName.MEMIT).fact_token, 64
+    )
+    _, state = editor.update(state, model, requests)
+    expected = {
+        layer: anchor_norm(
+            np.asarray(read_outputs(model.params, model.config, inputs, layer, layer)[1])
+        )
+        for layer in (0, 2)
+    }
+    assert state.anchors == pytest.approx(expected, rel=1e-6)
+    _, later = editor.update(state, model, requests[:1])
+    assert later.anchors == state.anchors
 
 
 def test_rect_keeps_the_largest_relative_changes(model, requests, templates, moments):
