@@ -156,7 +156,7 @@ def compare_solve(num_requests: int, num_past: int, repeats: int) -> None:
 
     def ours() -> np.ndarray:
         found = associate(keys, penalty, 1.0, stored)
-        stored.add(found.whitened, found.below)
+        stored.add(found.whitened, found.below, penalty.basis)
         return scipy.linalg.blas.sgemm(1.0, found.left.T, residual.T, trans_b=True)
 
     projection = torch.from_numpy(basis @ basis.T)

@@ -82,18 +82,22 @@ class Penalty:
         """r, the dimension of the span of Q; None if the penalty is finite for all keys."""
         return None if self.basis is None else self.basis.shape[1]
 
-    def whiten(self, keys: np.ndarray) -> np.ndarray:
-        """Computes k̃ = Wᵀ k of keys: float64 [..., F]."""
+    def whiten(self, keys: np.ndarray, reduced: bool = False) -> np.ndarray:
+        """Computes k̃ = Wᵀ k of keys: float64 [..., F]. `reduced` gives Qᵀ k̃ of a null space instead, [..., r]."""
         keys = np.asarray(keys, np.float64) / np.sqrt(self.scale)
         if self.factor is not None:
             return solve_triangular(self.factor, keys)
+        if reduced and self.basis is not None:
+            return multiply(keys, self.basis)
         return self._project(keys)
 
-    def unwhiten(self, vectors: np.ndarray) -> np.ndarray:
-        """Computes W y of vectors y: float64 [..., F]."""
+    def unwhiten(self, vectors: np.ndarray, reduced: bool = False) -> np.ndarray:
+        """Computes W y of vectors y: float64 [..., F]. `reduced` takes Qᵀ y of a null space instead, [..., r]."""
         vectors = vectors / np.sqrt(self.scale)
         if self.factor is not None:
             return solve_triangular(self.factor, vectors, transposed=True)
+        if reduced and self.basis is not None:
+            return multiply(vectors, self.basis, transposed=True)
         return self._project(vectors)
 
     def _project(self, vectors: np.ndarray) -> np.ndarray:
@@ -144,14 +148,14 @@ def solve_triangular(factor: np.ndarray, rows: np.ndarray, transposed: bool = Fa
 class PastKeys:
     """The whitened keys of earlier edits, and what a solve needs of them.
 
-    They are kept as they are until they outnumber their width; then their second moment takes less memory. Either
-    `keys` and `factor` are set, or `gram`.
+    They are kept as they are until they outnumber their width; then their second moment takes less memory, and a
+    system with it less time. Either `keys` and `factor` are set, or `gram`.
 
     Attributes:
       keys: float32 [P, F] k̃ of the earlier edits.
       factor: float64 [P, P] L of I + K̃_pᵀ K̃_p = L Lᵀ, lower triangular, in Fortran order, which LAPACK reads without a
         copy. It is computed if it is not given.
-      gram: float64 [F, F] K̃_p K̃_pᵀ.
+      gram: float64 [F, F] K̃_p K̃_pᵀ; of a null space, [r, r] Qᵀ K̃_p K̃_pᵀ Q.
       rank: r of the null space that whitened them; None if another penalty did.
 
     Raises:
@@ -190,15 +194,24 @@ class PastKeys:
             )
         object.__setattr__(self, "factor", np.asfortranarray(factor))
 
-    def add(self, keys: np.ndarray, below: np.ndarray | None = None) -> PastKeys:
+    def add(
+        self,
+        keys: np.ndarray,
+        below: np.ndarray | None = None,
+        basis: np.ndarray | None = None,
+    ) -> PastKeys:
         """Adds whitened keys; neither `self` nor its arrays change.
 
         The factor grows by N rows, which takes O(P² N + P F N) operations.
 
         Args:
-          keys: [N, F] k̃, which are rounded to float32.
+          keys: [N, F] k̃, which are rounded to float32. If `gram` is set, those of a null space are [N, r] Qᵀ k̃.
           below: float64 [N, P] L⁻¹ K̃_pᵀ k̃ of the rounded keys, the new rows of the factor, if a solve has computed
             them; then O(P² + F N²) operations remain.
+          basis: [F, r] Q of a null space, in which keys are summed up once they outnumber their width.
+
+        Raises:
+          ValueError: If a basis is needed and missing.
 
         Example:
           >>> past = PastKeys(np.zeros((0, 4), np.float32)).add(np.eye(4)[:2])
@@ -215,6 +228,12 @@ class PastKeys:
         joined = np.concatenate([self.keys, rounded])
         if len(joined) > joined.shape[1]:
             exact = joined.astype(np.float64)
+            if self.rank is not None:
+                if basis is None:
+                    raise ValueError(
+                        "the past keys of a null space outnumber their width: give its basis."
+                    )
+                exact = multiply(exact, basis)
             return PastKeys(gram=exact.T @ exact, rank=self.rank)
         if not len(self.keys):
             return PastKeys(joined, rank=self.rank)
@@ -230,14 +249,24 @@ class PastKeys:
         return PastKeys(joined, factor, rank=self.rank)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there are no keys."""
+        return self.keys is not None and not len(self.keys)
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether they are summed up, in the basis of a null space if there is one."""
+        return self.gram is not None
+
+    @property
     def width(self) -> int:
-        """F, the width of the keys."""
+        """F, the width of the keys; r if a null space reduces them."""
         array = self.keys if self.gram is None else self.gram
         assert array is not None
         return array.shape[1]
 
     def times(self, rows: np.ndarray) -> np.ndarray:
-        """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, F]."""
+        """Computes (I + K̃_p K̃_pᵀ) y for every row y of an array [N, width]."""
         if self.gram is not None:
             return rows + rows @ self.gram
         assert self.keys is not None

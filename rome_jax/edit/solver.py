@@ -35,7 +35,7 @@ import scipy.linalg
 from rome_jax.edit.config import SolverDevice
 from rome_jax.edit.penalty import PastKeys, Penalty, multiply, solve_triangular
 
-# Relative residual above which a float32 solve is repeated in float64 and a float64 solve is refused.
+# Relative residual above which the system of past keys is solved again in float64, and that of the keys is refused.
 TOLERANCE = 1e-6
 _REFINEMENTS = 3
 # Relative distance of two keys below which they count as equal, and of a key to the span of others below which it
@@ -60,7 +60,8 @@ class Solution(NamedTuple):
 
     Attributes:
       left: float64 [..., N, F] (Kᵀ X + s I)⁻¹ Xᵀ. ΔW = leftᵀ times the residuals, [N, D].
-      whitened: float64 [..., N, F] K̃, rounded to float32 if there are past keys; see `PastKeys.add`.
+      whitened: float64 [..., N, F] K̃, rounded to float32 if there are past keys, and reduced if these are; see
+        `PastKeys.add`.
       residual: Largest relative residual of the systems that were solved.
       device: Where the system of past keys was solved.
       below: float64 [N, P] L⁻¹ K̃_pᵀ K̃ with the factor L of the past keys, if the solve computed it; see `PastKeys.add`.
@@ -91,8 +92,9 @@ def associate(
 
     Raises:
       DuplicateKeysError: If s is 0 and two keys are equal.
-      ValueError: If the keys hold NaN or an infinite number, s is 0 and the keys are linearly dependent, or the past
-        keys have another width or lie in a null space of another rank.
+      ValueError: If the keys hold NaN or an infinite number, s is 0 and the keys are linearly dependent, the past keys
+        have another width or lie in a null space of another rank, or the relative residual of the keys' system exceeds
+        1e-6.
 
     Example:
       >>> found = associate(np.array([[3.0, 1.0]]), Penalty.of(None, 10.0))  # k / (10 + k·k)
@@ -102,10 +104,12 @@ def associate(
     keys = np.asarray(keys, np.float64)
     if not np.isfinite(keys).all():
         raise ValueError("the keys of the requests are not finite: check the model's weights.")
-    whitened = penalty.whiten(keys)
+    reduced = past is not None and past.is_reduced
+    whitened = penalty.whiten(keys, reduced)
     solved, residual, used, below = whitened, 0.0, SolverDevice.HOST, None
     if past is not None:
         _check_past(past, penalty, whitened.shape[-1])
+    if past is not None and not past.is_empty:
         # Past keys are stored in float32. Equal rounding here lets these keys join them without another product.
         whitened = whitened.astype(np.float32).astype(np.float64)
         solved, residual, used, below = _without_past(whitened, past, device)
@@ -114,7 +118,12 @@ def associate(
         left, of_left = _wide(whitened, past, slack)
     else:
         left, of_left = _narrow(keys, whitened, solved, slack)
-    return Solution(penalty.unwhiten(left), whitened, max(residual, of_left), used, below)
+    if not of_left <= TOLERANCE:
+        raise ValueError(
+            f"the system of {num_keys} keys was solved with a relative residual of {of_left:.1e}, above {TOLERANCE}: "
+            "edit fewer requests at once, or give the method a larger slack."
+        )
+    return Solution(penalty.unwhiten(left, reduced), whitened, max(residual, of_left), used, below)
 
 
 def _check_past(past: PastKeys, penalty: Penalty, width: int) -> None:
@@ -140,17 +149,15 @@ def _narrow(
     system = multiply(whitened, solved, transposed=True)
     system = (system + np.swapaxes(system, -1, -2)) / 2
     system += slack * np.eye(system.shape[-1])
-    left = np.full_like(solved, np.nan)
-    if slack or _independent(system):
-        with contextlib.suppress(np.linalg.LinAlgError, ValueError):
-            left = scipy.linalg.solve(system, solved, assume_a="pos")
-    residual = _relative(multiply(system, left) - solved, solved)
-    if not residual <= TOLERANCE:
+    if not slack and not _independent(system):
         raise ValueError(
             "the keys of the requests are linearly dependent, so that not every request can have its own value: edit "
             "fewer requests at once, or give the method a slack (for EMMET, emmet_lambda above 0)."
         )
-    return left, residual
+    left = np.full_like(solved, np.nan)
+    with contextlib.suppress(np.linalg.LinAlgError, ValueError):
+        left = scipy.linalg.solve(system, solved, assume_a="pos")
+    return left, _relative(multiply(system, left) - solved, solved)
 
 
 def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np.ndarray, float]:

@@ -21,8 +21,6 @@ from rome_jax.files.checked import PositiveInt, check_fields
 from rome_jax.models.provenance import Match, Origin
 from rome_jax.moments import decompositions
 
-_BLOCK = 4096
-
 
 @dataclasses.dataclass(frozen=True)
 class MomentProvenance:
@@ -134,8 +132,7 @@ class SecondMoment:
             # The mean of fewer outer products than its width is singular, whatever rounding makes of it.
             if self.count < width:
                 raise np.linalg.LinAlgError
-            # Factored in the memory of the only copy, 2 GB for GPT-J. `__post_init__` has checked the numbers.
-            return factor_in_place(np.array(self.mean, np.float64, order="F"))
+            return decompositions.cholesky(self.mean)
         except (np.linalg.LinAlgError, ValueError):  # a ValueError: NaN or infinity
             raise ValueError(self._not_definite(self.provenance.layer)) from None
 
@@ -245,10 +242,8 @@ class SecondMoment:
           [[2.0, 0.0], [0.0, 2.0]]
         """
         if ridge not in self._shifted_factors:
-            shifted = np.array(self.mean, np.float64, order="F")
-            shifted[np.diag_indices_from(shifted)] += ridge
             try:
-                self._shifted_factors[ridge] = factor_in_place(shifted)
+                self._shifted_factors[ridge] = decompositions.cholesky(self.mean, ridge)
             except (np.linalg.LinAlgError, ValueError):
                 raise ValueError(
                     f"the second moment of layer {self.provenance.layer} plus {ridge:g} on its diagonal is not "
@@ -333,35 +328,3 @@ class SecondMoment:
         norm = np.abs(self.mean).sum(axis=0).max()
         reciprocal, _ = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
         return 1 / reciprocal if reciprocal else float("inf")
-
-
-def factor_in_place(matrix: np.ndarray, block: int = _BLOCK) -> np.ndarray:
-    """Computes the Cholesky factor of a positive definite matrix, block column by block column.
-
-    Args:
-      matrix: float64 [F, F] in Fortran order; its memory is used.
-      block: Number of columns per block. OpenBLAS 0.3 crashes if it factors a matrix of 16,384 columns, the width of
-        GPT-J's MLPs, on several threads. Matrices of up to one block are factored in one call.
-
-    Returns:
-      The factor in the lower triangle; the rest is meaningless.
-
-    Raises:
-      LinAlgError: If the matrix is not positive definite.
-
-    Example:
-      >>> np.tril(factor_in_place(np.asfortranarray([[4.0, 2.0], [2.0, 5.0]]), block=1)).tolist()
-      [[2.0, 0.0], [1.0, 2.0]]
-    """
-    for start in range(0, len(matrix), block):
-        end = start + block
-        if start:  # subtract what the columns to the left explain
-            matrix[start:, start:end] -= matrix[start:, :start] @ matrix[start:end, :start].T
-        diagonal, _ = scipy.linalg.cho_factor(
-            matrix[start:end, start:end], lower=True, overwrite_a=True, check_finite=False
-        )
-        matrix[start:end, start:end] = diagonal
-        matrix[end:, start:end] = scipy.linalg.solve_triangular(
-            diagonal, matrix[end:, start:end].T, lower=True, check_finite=False
-        ).T
-    return matrix

@@ -54,7 +54,7 @@ def explicit(keys, inverted, slack):
 
 
 def remembered(penalty, past):
-    return PastKeys.none(penalty, F).add(penalty.whiten(past))
+    return PastKeys.none(penalty, F).add(penalty.whiten(past), basis=penalty.basis)
 
 
 def error(actual, expected):
@@ -157,6 +157,21 @@ def test_the_factor_grows_by_what_the_solve_computed(name):
     stored = past.keys.astype(np.float64)
     expected = np.linalg.cholesky(np.eye(len(stored)) + stored @ stored.T)
     assert error(past.factor, expected) <= 1e-13
+
+
+@pytest.mark.parametrize("name", ["null space", "large null space"])
+def test_past_keys_that_outnumber_their_width_are_summed_up_in_the_basis(name):
+    penalty, _, basis = PENALTIES[name]
+    batches = [GENERATOR.standard_normal((10, F)) for _ in range(5)]
+    past = PastKeys.none(penalty, F)
+    for index, batch in enumerate(batches):
+        found = associate(batch, penalty, 1.0, past)
+        before = np.concatenate([np.zeros((0, F)), *batches[:index]])
+        assert error(found.left, explicit(batch, inverse(name, before), 1.0)) <= 2e-6
+        past = past.add(found.whitened, found.below, penalty.basis)
+    assert past.gram.shape == (basis.shape[1],) * 2 and past.width == basis.shape[1]
+    with pytest.raises(ValueError, match="outnumber their width: give its basis"):
+        PastKeys.none(penalty, F).add(penalty.whiten(np.ones((F + 1, F))))
 
 
 def test_float32_that_fails_is_repeated_on_the_host():

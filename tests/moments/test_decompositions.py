@@ -12,6 +12,7 @@ def cached(monkeypatch, tmp_path):
     """Keeps decompositions of any width in an empty cache, and counts the computed ones."""
     monkeypatch.setenv("ROME_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(decompositions, "SMALLEST", 2)
+    monkeypatch.setattr(decompositions, "SMALLEST_FACTOR", 2)
     computed = []
     decompose = decompositions._decompose
     monkeypatch.setattr(
@@ -44,6 +45,31 @@ def test_another_matrix_is_another_file(cached):
     assert len(cached) == 2
     assert decompositions.path_of(matrix_of(1)) != decompositions.path_of(matrix_of(2))
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix_of(1)), rtol=1e-9)
+
+
+def test_a_matrix_is_factored_once_per_ridge(cached, monkeypatch):
+    matrix = matrix_of(1)
+    first = {ridge: decompositions.cholesky(matrix, ridge) for ridge in (0.0, 0.5)}
+    factored = []
+    monkeypatch.setattr(
+        decompositions, "factor_in_place", factored.append
+    )  # it is not called again
+    for ridge, expected in first.items():
+        factor = decompositions.cholesky(matrix, ridge)
+        assert factor.flags.f_contiguous
+        np.testing.assert_array_equal(np.tril(factor), np.tril(expected))
+        lower = np.tril(factor)
+        np.testing.assert_allclose(lower @ lower.T, matrix + ridge * np.eye(8), atol=1e-12)
+    moment = SecondMoment(matrix, 100)
+    np.testing.assert_array_equal(moment.cholesky, first[0.0])
+    np.testing.assert_array_equal(moment.shifted_cholesky(0.5), first[0.5])
+    assert not factored and not cached
+
+
+def test_what_cannot_be_factored_leaves_no_file(cached, tmp_path):
+    with pytest.raises(np.linalg.LinAlgError):
+        decompositions.cholesky(-np.eye(4))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged", None])

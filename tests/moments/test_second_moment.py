@@ -9,7 +9,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rome_jax.moments.second_moment import MomentProvenance, SecondMoment, factor_in_place
+from rome_jax.moments.decompositions import factor_in_place
+from rome_jax.moments.second_moment import MomentProvenance, SecondMoment
 
 
 def positive_definite(width, seed=0):

@@ -236,19 +236,20 @@ class ClosedForm(Spread):
         chunk_size: int,
     ) -> dict[int, PastKeys]:
         """Adds the keys of a batch to those of earlier batches."""
-        keys = written.keys
+        keys, penalties = written.keys, state.penalties
+        past = {
+            layer: state.past.get(layer) or PastKeys.none(penalties[layer], whitened.shape[1])
+            for layer, (whitened, _) in keys.items()
+        }
         # Only RECT writes less than the solve of the next layer saw.
         if self.rereads and config.has(Modifier.RECT):
             edited = model.replace(params=apply_delta(model.params, written.delta))
             read = self.keys_of(edited, requests, config, state.templates, chunk_size)
             keys = {
-                layer: (state.penalties[layer].whiten(own), None) for layer, own in read.items()
+                layer: (penalties[layer].whiten(own, past[layer].is_reduced), None)
+                for layer, own in read.items()
             }
-        past = {
-            layer: state.past.get(layer) or PastKeys.none(state.penalties[layer], whitened.shape[1])
-            for layer, (whitened, _) in keys.items()
-        }
-        return {layer: past[layer].add(*own) for layer, own in keys.items()}
+        return {layer: past[layer].add(*own, penalties[layer].basis) for layer, own in keys.items()}
 
     def _warn(self, model: LanguageModel, requests: Sequence[EditRequest], delta: Delta) -> None:
         """Warns of targets that are not the answer of the edited model."""
