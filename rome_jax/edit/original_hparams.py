@@ -1,6 +1,7 @@
 """Reader of hyperparameter files in the layouts of ROME, MEMIT, EMMET, PMET, AlphaEdit, LocFT-BF and EasyEdit.
 
-They are JSON or YAML. EasyEdit has files for UltraEdit, whose authors name the edited weights in the same way.
+They are JSON or YAML. EasyEdit has files for MEND, for UltraEdit, whose authors name the edited weights in the same
+way, and for R-ROME, which is ROME with `KeyMode.CONSISTENT`.
 
 The files name weights by PyTorch module paths and repeat facts about the model and the machine. Such entries are
 checked but not used. An entry that would change a result and is not supported is an error.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -30,14 +32,14 @@ from rome_jax.edit.baseline_config import (
     TargetEncoding,
     TargetScoring,
 )
-from rome_jax.edit.config import Hyperparameters, ROMEConfig, check_names, model_key
+from rome_jax.edit.config import Hyperparameters, KeyMode, ROMEConfig, check_names, model_key
 from rome_jax.edit.methods.alphaedit import AlphaEditConfig
 from rome_jax.edit.methods.emmet import EMMETConfig
 from rome_jax.edit.methods.locft_bf import LocFTConfig
 from rome_jax.edit.methods.pmet import PMETConfig
 from rome_jax.edit.methods.ultra_edit import UltraEditConfig
 from rome_jax.edit.spread_config import MEMITConfig
-from rome_jax.files.checked import check, shown
+from rome_jax.files.checked import NonNegativeInt, check, shown
 from rome_jax.files.records import read_document
 from rome_jax.models.families import FAMILIES
 from rome_jax.models.interventions import Leaf
@@ -49,6 +51,7 @@ _LEAVES = {
     "attn.c_attn": Leaf.ATTN_QKV,
 }
 _PREFIX = "transformer.h.{}."
+_R_ROME = "R-ROME"
 # Paths of other modules, which are the same in every GPT-2 or GPT-J.
 _MODULES = {
     "layer_module_tmp",
@@ -69,10 +72,13 @@ _INERT: Mapping[type[Hyperparameters], set[str]] = {
     # The published AlphaEdit has entries of MEMIT that it never reads.
     AlphaEditConfig: _STATISTICS | {"mom2_adjustment", "mom2_update_weight"},
     FTConfig: {"max_length", "wd_power_law"},
-    # Entries that the published KN and KE never read, the number of steps that run at once, and the published file that
-    # is loaded.
+    # Entries that the published KN, KE and MEND never read, the number of steps that run at once, the published file
+    # that is loaded, and names of classes.
     KNConfig: {"lr_scale", "n_toks", "batch_size"},
-    MENDConfig: {"n_toks", "counterfact", "zsre", "mini"},
+    MENDConfig: {
+        *("n_toks", "counterfact", "zsre", "mini", "hidden_dim", "act"),
+        *("model_class", "tokenizer_class"),
+    },
     KEConfig: {"lr_scale", "n_toks", "counterfact", "zsre", "mini"},
     # Names of classes and of the model.
     UltraEditConfig: {
@@ -84,15 +90,31 @@ _INERT: Mapping[type[Hyperparameters], set[str]] = {
 _IGNORED = {
     *("alg_name", "device", "stats_dir", "results_dir", "model_parallel", "fp16", "max_length"),
     *("batch_size", "tokenizer_name", "evaluation_type", "api_key", "nullspace_threshold", "L2"),
-    *("P_loc", "reset_cache"),
+    *("P_loc", "reset_cache", "alg"),
 }
 # The same for one method: how its authors' programs run, and where they read and write.
 _IGNORED_BY: Mapping[type[Hyperparameters], set[str]] = {
+    # Most of these belong to the training of the network, which has its own rates once it is trained.
+    MENDConfig: {
+        *("archive", "lr", "edit_lr", "lr_lr", "init", "opt", "grad_clip", "accumulate_bs", "seed"),
+        *("cedit", "cloc", "cbase", "max_epochs", "max_iters", "model_save_pt", "early_stop_key"),
+        *("early_stop_patience", "log_interval", "eval_log_interval", "val_interval", "val_steps"),
+        *("val_batch_size", "final_eval", "eval_only", "half", "debug", "save", "silent"),
+        "verbose",
+    },
     UltraEditConfig: {"half", "silent", "batch_size_once", "editor_batch_size"},
     LocFTConfig: {"data_path", "save_model_dir"},
 }
 _MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
     FTConfig: {"kl_factor": 0.0},
+    # The network's form, and a base model that training does not change.
+    MENDConfig: {
+        "mlp_class": "IDMLP",
+        **dict.fromkeys(("norm", "combine", "shared"), True),
+        **dict.fromkeys(("one_sided", "x_only", "delta_only", "train_base"), False),
+        "dropout": 0.0,
+        "no_grad_layers": None,
+    },
     # UltraEdit takes all tokens of prompt and target, and the model as it is.
     UltraEditConfig: {"token": "mask", "dropout": 0.0, "no_grad_layers": None, "bit": 0},
     **{
@@ -102,6 +124,8 @@ _MUST_BE: Mapping[type[Hyperparameters], Mapping[str, Any]] = {
 }
 # What the authors' code of LocFT-BF takes for entries that a file lacks.
 _LOCFT_DEFAULTS = {"lr": 5e-5, "batch_size": 8, "num_steps": 20, "weight_decay": 0.0}
+# The order of a layer's projections in PyTorch's models.
+_MODEL_ORDER = (Leaf.MLP_GATE, Leaf.MLP_UP, Leaf.MLP_DOWN)
 # EasyEdit's names of where fine-tuning scores a target.
 _OBJECTIVES = {
     "prompt_last": TargetScoring.REFERENCE,
@@ -118,7 +142,7 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
 
     Returns:
       The configuration. Fine-tuning scores targets, KN encodes them, and MEND of GPT-2 XL orders its rates as in the
-      published code.
+      published code. A file of R-ROME gives ROME with the consistent key.
 
     Raises:
       ValueError: If no layout is known for the method, the file does not exist or is not a JSON object, or if an entry
@@ -142,7 +166,8 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
             f"{path}: no layout of hyperparameter files is known for {method}: give its values with --config."
         )
     try:
-        _check_method(content.get("alg_name", method), method)
+        for name in ("alg_name", "alg"):
+            _check_method(name, content.get(name, method), method)
         values, ignored = _ours(content, config_type)
         config = config_type.from_dict(values)
     except ValueError as error:
@@ -152,16 +177,17 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
     return config
 
 
-def _check_method(name: Any, method: str) -> None:
+def _check_method(name: str, value: Any, method: str) -> None:
     """Refuses a file that names another method."""
     # The original and EasyEdit call all kinds of fine-tuning FT, and AlphaEdit shares its hyperparameters with MEMIT.
     aliases = {
+        "ROME": ("ROME", _R_ROME),
         "MEMIT": ("MEMIT", "AlphaEdit"),
         "FT": ("FT", "FT-L"),
         "LocFT": ("LocFT", "LocFT-BF"),
     }
-    if str(name).casefold() not in map(str.casefold, aliases.get(method, (method,))):
-        raise ValueError(f"alg_name={shown(name)} is not {method}: give the file of {method}.")
+    if str(value).casefold() not in map(str.casefold, aliases.get(method, (method,))):
+        raise ValueError(f"{name}={shown(value)} is not {method}: give the file of {method}.")
 
 
 def _with_layouts(message: str) -> str:
@@ -178,6 +204,10 @@ def _ours(
     content: Mapping[str, Any], config_type: type[Hyperparameters]
 ) -> tuple[dict[str, Any], list[str]]:
     """Translates the entries of a file to fields of a configuration, and lists the ignored ones."""
+    if str(content.get("alg_name")).casefold() == _R_ROME.casefold():
+        content = {"key_mode": KeyMode.CONSISTENT} | {
+            name: value for name, value in content.items() if name != "alg_name"
+        }
     fields = {field.name for field in dataclasses.fields(config_type)}
     dropped = _MODULES | _INERT[config_type]
     if config_type not in (UltraEditConfig, LocFTConfig):  # which have entries of their own for it
@@ -193,6 +223,8 @@ def _ours(
         return _ultra_edit(values), ignored
     if config_type is LocFTConfig:
         return _locft(values), ignored
+    if config_type is MENDConfig and "inner_params" in values:
+        return _mend(values), ignored
     template = content.get("rewrite_module_tmp", _PREFIX + "mlp.c_proj")
     if config_type is PMETConfig:  # its files name the modules to write in a list of their own
         name = "rewrite_module_tmps"
@@ -241,7 +273,37 @@ def _ultra_edit(values: dict[str, Any]) -> dict[str, Any]:
         )
         raise ValueError(f"{found} the edited modules: give one of the two lists.")
     (name,) = given
-    modules = [_module(path, name) for path in check(list[str], values.pop(name), name)]
+    _, layers, leaves = _weights(values.pop(name), name)
+    _check_rest(values, UltraEditConfig)
+    return values | {"layers": layers, "leaves": [leaf.name for leaf in leaves]}
+
+
+def _mend(values: dict[str, Any]) -> dict[str, Any]:
+    """Translates the entries of EasyEdit for MEND, whose files list the edited weights."""
+    name = "inner_params"
+    modules, layers, leaves = _weights(values.pop(name), name)
+    if "n_hidden" in values:
+        values["num_hidden"] = check(NonNegativeInt, values.pop("n_hidden"), "n_hidden")
+    _check_rest(values, MENDConfig)
+    # The published code trains rates in the order of the list, and applies them in the order of the model.
+    order = [leaf for leaf in _MODEL_ORDER if leaf in leaves]
+    if modules == list(itertools.product(layers, order)):
+        rate_order = RateOrder.TRAINED
+    elif len(order) == 2 and modules == list(itertools.product(layers, order[::-1])):
+        rate_order = RateOrder.REFERENCE
+    else:
+        raise ValueError(
+            f"{name} does not list the weights in the order of the model, so the published code would mix up their "
+            f"learned rates, which is not supported: list them layer by layer, {', '.join(leaf.name for leaf in order)}"
+            " in each."
+        )
+    found = {"layers": layers, "leaves": [leaf.name for leaf in Leaf if leaf in leaves]}
+    return {"rate_order": rate_order} | values | found
+
+
+def _weights(paths: Any, name: str) -> tuple[list[tuple[int, Leaf]], list[int], list[Leaf]]:
+    """Returns the weights that a list names, in its order; their layers in ascending order; and those of each layer."""
+    modules = [_module(path, name) for path in check(list[str], paths, name)]
     layers = sorted({layer for layer, _ in modules})
     leaves = list(dict.fromkeys(leaf for _, leaf in modules))
     if len(modules) != len(layers) * len(leaves) or len(set(modules)) != len(modules):
@@ -253,8 +315,7 @@ def _ultra_edit(values: dict[str, Any]) -> dict[str, Any]:
             f"{name} does not name the same weights in each layer, once each ({found}), which is not supported: name "
             "the same in each layer."
         )
-    _check_rest(values, UltraEditConfig)
-    return values | {"layers": layers, "leaves": [leaf.name for leaf in leaves]}
+    return modules, layers, leaves
 
 
 def _locft(values: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +357,7 @@ def _module(path: str, name: str) -> tuple[int, Leaf]:
     if match := re.search(r"(?<=\.)\d{1,9}(?=\.)", template):
         template, layer = f"{template[: match.start()]}{{}}{template[match.end() :]}", int(match[0])
     leaf = _projections().get(template)
-    if leaf is None:
+    if leaf not in _MODEL_ORDER:
         raise ValueError(
             f"{name} names {shown(path)}, which is not supported: name projections of the MLP, such as "
             "transformer.h.18.mlp.fc_out or model.layers.29.mlp.down_proj."

@@ -41,7 +41,12 @@ CASES = sorted(
     for kind in ("memit", "alphaedit", "emmet", "pmet")
     for path in GOLDEN.glob(f"{kind}_gpt*.npz")
 )
-TARGETS, LOGITS = 5e-4, 5e-4
+FORMS = {
+    MethodName.MEMIT: memit.MEMIT,
+    MethodName.EMMET: emmet.EMMET,
+    MethodName.PMET: pmet.PMET,
+}
+TARGETS, LOGITS = 5e-4, 5e-5
 # All cases share shapes, and so programs: these numbers of columns hold each of them.
 PREFIX, SUFFIX = 40, 24
 
@@ -65,7 +70,10 @@ def check_course(case, own, found, index):
         values = case.arrays[f"{own}step_{name}"]
         count, actual = len(values), np.asarray(actual[index])
         assert np.isnan(actual[count:]).all(), "it stopped at the same evaluation"
-        assert np.abs(actual[:count] - values).max() <= 1e-4, name
+        # KL and weight decay are small against the other terms, so the size of their own values bounds them.
+        small = name in ("kl", "wd")
+        tolerance = np.maximum(1e-5, 5e-4 * np.abs(values)) if small else 1e-4
+        assert (np.abs(actual[:count] - values) <= tolerance).all(), name
 
 
 @functools.cache
@@ -123,12 +131,12 @@ def test_z_and_its_course_repeat_the_authors_code(name, golden_model):
             assert_close(z[index], case.arrays[own + "z"], 1e-4, "z")
 
 
-@pytest.mark.parametrize("name", [case for case in CASES if case.startswith(("memit", "emmet"))])
+@pytest.mark.parametrize("name", [case for case in CASES if not case.startswith("alphaedit")])
 def test_the_solve_repeats_the_authors_code_to_float32(name, golden_model):
     """From the recorded keys and residuals, so that only the closed form can differ."""
     case = read_case(name)
     config, model = editor_config(case), golden_model(case.info["model"])
-    form = memit.MEMIT if editor_method(case) is MethodName.MEMIT else emmet.EMMET
+    form = FORMS[editor_method(case)]
     for prefix, requests in editor_batches(case):
         # The authors' code rounds the second moments to float32.
         rounded = {
@@ -136,8 +144,13 @@ def test_the_solve_repeats_the_authors_code_to_float32(name, golden_model):
             for layer, moment in rome_moments(model, config.layers).items()
         }
         penalties = form.penalties(config, rounded)
-        for layer in config.layers:
-            keys, residual = (case.arrays[f"{prefix}l{layer}_{n}"].T for n in ("K", "resid"))
+        for index, layer in enumerate(config.layers):
+            keys = case.arrays[f"{prefix}l{layer}_K"].T
+            if form is pmet.PMET:  # its file holds the whole residual, not the share of the layer
+                whole = case.arrays[f"{prefix}l{layer}_targets"].T
+                residual = whole / form.divisor(len(config.layers) - index)
+            else:
+                residual = case.arrays[f"{prefix}l{layer}_resid"].T
             left = associate(keys, penalties[layer], form.slack(config, len(requests))).left
             assert_close(left.T @ residual, case.arrays[f"{prefix}l{layer}_upd"], 1e-6, layer)
 
@@ -160,7 +173,7 @@ def test_the_null_space_and_the_protected_keys_are_those_of_alphaedit(name, gold
         expected = penalty.whiten(keys.T)
         past = state.past[layer]
         gram = past.gram if past.gram is not None else past.keys.T.astype(float) @ past.keys
-        assert_close(gram, expected.T @ expected, 2e-4, "K_p")
+        assert_close(gram, expected.T @ expected, 5e-5, "K_p")
     if len(steps) > 1:
         cache = case.arrays["l2_cache_c_final_triu"]
         keys = np.concatenate([case.arrays[f"{p}l2_K_post"] for p in prefixes], axis=1)
