@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from rome_jax.data.request import EditRequest
 from rome_jax.data.tokens import TokenBatch
@@ -37,7 +38,8 @@ _EPSILON = 1e-7  # added to the standard deviation
 class RunningNormalizer(nn.Module):
     """Normalization by the statistics of all tokens seen in training (section 3.2).
 
-    The output is (values − mean) / standard deviation.
+    The output is (values − mean) / standard deviation. As in the published code, the statistics of training grow within
+    one batch: the tokens of all requests in one layer are added and normalized, and then those in the next layer.
     """
 
     @nn.compact
@@ -45,31 +47,59 @@ class RunningNormalizer(nn.Module):
         """Normalizes values.
 
         Args:
-          values: [..., X].
-          mask: bool [...] the tokens that count.
-          training: Whether to add these tokens to the statistics first.
+          values: [N, M, T, X]; the M layers are added in their order.
+          mask: bool [N, M, T] the tokens that count.
+          training: Whether to add these tokens to the statistics. If not, the statistics stay as they are.
 
         Returns:
-          [..., X].
+          [N, M, T, X].
         """
         size = values.shape[-1]
         count = self.variable("statistics", "count", jnp.zeros, ())
         mean = self.variable("statistics", "mean", jnp.zeros, size)
         squares = self.variable("statistics", "squares", jnp.zeros, size)  # Σ (value − mean)²
-        if training and not self.is_initializing():
-            # Merging the moments of two sets (Chan et al., 1979) gives the same sums as going token by token.
-            weight = mask.astype(values.dtype)[..., None]
-            axes = tuple(range(values.ndim - 1))
-            new = weight.sum()
-            new_mean = (values * weight).sum(axes) / jnp.maximum(new, 1)
-            new_squares = (weight * (values - new_mean) ** 2).sum(axes)
-            total = jnp.maximum(count.value + new, 1)
-            shift = new_mean - mean.value
-            squares.value += new_squares + shift**2 * count.value * new / total
-            mean.value += shift * new / total
-            count.value += new
-        deviation = jnp.sqrt(squares.value / jnp.maximum(count.value - 1, 1))
-        return (values - mean.value) / (deviation + _EPSILON)
+        seen = _Moments(count.value, mean.value, squares.value)
+        if not training or self.is_initializing():
+            return seen.normalize(values)
+
+        def add_layer(seen: _Moments, layer: tuple[jax.Array, jax.Array]):
+            seen = seen.add(*layer)
+            return seen, seen.normalize(layer[0])
+
+        layers = (values.swapaxes(0, 1), mask.swapaxes(0, 1))
+        seen, normalized = jax.lax.scan(add_layer, seen, layers)
+        count.value, mean.value, squares.value = seen.count, seen.mean, seen.squares
+        return normalized.swapaxes(0, 1)
+
+
+@struct.dataclass
+class _Moments:
+    """The statistics of the tokens seen so far: their number, their mean [X] and Σ (value − mean)² [X]."""
+
+    count: jax.Array
+    mean: jax.Array
+    squares: jax.Array
+
+    def add(self, values: jax.Array, mask: jax.Array) -> _Moments:
+        """Adds the values [..., X] of the tokens that count."""
+        # Merging the moments of two sets (Chan et al., 1979) gives the same sums as going token by token.
+        weight = mask.astype(values.dtype)[..., None]
+        axes = tuple(range(values.ndim - 1))
+        new = weight.sum()
+        mean = (values * weight).sum(axes) / jnp.maximum(new, 1)
+        squares = (weight * (values - mean) ** 2).sum(axes)
+        total = jnp.maximum(self.count + new, 1)
+        shift = mean - self.mean
+        return _Moments(
+            self.count + new,
+            self.mean + shift * new / total,
+            self.squares + squares + shift**2 * self.count * new / total,
+        )
+
+    def normalize(self, values: jax.Array) -> jax.Array:
+        """Returns (values − mean) / (standard deviation + ε) of values [..., X]."""
+        deviation = jnp.sqrt(self.squares / jnp.maximum(self.count - 1, 1))
+        return (values - self.mean) / (deviation + _EPSILON)
 
 
 class LowRankLayer(nn.Module):

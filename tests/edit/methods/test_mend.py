@@ -131,6 +131,20 @@ def test_the_reference_order_swaps_the_rates_of_a_layer(factors, variables):
 # Running statistics
 
 
+def moments(batches):
+    """The statistics of all tokens of some factors, by the name of the leaf, in float64."""
+    found = {}
+    for leaf in SIZES:
+        factors, found[leaf.name] = [batch[leaf.name] for batch in batches], {}
+        for name in ("x", "delta"):
+            seen = [np.asarray(getattr(own, name), np.float64)[own.mask] for own in factors]
+            seen = np.concatenate(seen)
+            mean = seen.mean(0)
+            squares = ((seen - mean) ** 2).sum(0)
+            found[leaf.name][name] = {"count": len(seen), "mean": mean, "squares": squares}
+    return found
+
+
 def test_statistics_cover_all_tokens_seen(factors, variables):
     batches = [random_factors(SIZES, 2, 2, 5, seed) for seed in (1, 2, 3)]
     batches[1] = {  # like a token without a gradient, a token without input does not count
@@ -140,20 +154,25 @@ def test_statistics_cover_all_tokens_seen(factors, variables):
     statistics = jax.tree.map(jnp.zeros_like, variables["statistics"])
     for batch in batches:
         delta, statistics = apply(CONFIG, variables | {"statistics": statistics}, batch, True)
+    known = moments(batches)
     for leaf in SIZES:
-        found = [batch[leaf.name] for batch in batches]
         for name in ("x", "delta"):
-            seen = np.concatenate(
-                [np.asarray(getattr(one, name), np.float64)[np.asarray(one.mask)] for one in found]
+            found, expected = statistics[leaf.name][name], known[leaf.name][name]
+            assert found["count"] == expected["count"] == 3 * (2 * 2 * 5 - 2) - 1
+            assert close(found["mean"], expected["mean"])
+            assert close(
+                *(np.sqrt(one["squares"] / (one["count"] - 1)) for one in (found, expected))
             )
-            assert len(seen) == 3 * (2 * 2 * 5 - 2) - 1
-            known = statistics[leaf.name][name]
-            assert known["count"] == len(seen)
-            assert close(known["mean"], seen.mean(0))
-            assert close(np.sqrt(known["squares"] / (known["count"] - 1)), seen.std(0, ddof=1))
-    # In training, a batch is counted before it is normalized.
-    want = by_hand(variables | {"statistics": statistics}, CONFIG, batches[-1])
-    check_rule(delta, CONFIG, want)
+    # In training, a layer is counted before it is normalized, and later layers are not.
+    first = {
+        name: GradientFactors(found.x[:, :1], found.delta[:, :1])
+        for name, found in batches[-1].items()
+    }
+    early, late = (
+        by_hand(variables | {"statistics": moments(seen)}, CONFIG, batches[-1])
+        for seen in ([*batches[:-1], first], batches)
+    )
+    check_rule(delta, CONFIG, [early[0], late[1], early[2], late[3]])
 
 
 # Initialization
