@@ -19,6 +19,7 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.stages.gradients import projection_sizes
 from rome_jax.files.checked import shown
+from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
 from rome_jax.models.huggingface import stores_transposed
 from rome_jax.models.interventions import Leaf
@@ -26,8 +27,6 @@ from rome_jax.models.registry import LanguageModel
 
 Tensors = Mapping[str, np.ndarray]
 
-# The order of each layer's projections in the configuration of the published training.
-RATE_LEAVES = (Leaf.MLP_DOWN, Leaf.MLP_UP)
 _NAMES = {Leaf.MLP_UP: "mlp_c_fc", Leaf.MLP_DOWN: "mlp_c_proj"}  # the names in PyTorch's GPT-2
 
 
@@ -105,7 +104,11 @@ def _mend(find: _Finder, model: LanguageModel, config: MENDConfig) -> dict[str, 
     """Converts the variables of MEND."""
     modes = len(config.layers)
     rates = find("edit_lrs", modes * len(config.leaves)).reshape(modes, -1)
-    order = [leaf for leaf in RATE_LEAVES if leaf in config.leaves]
+    # The published training lists c_proj before c_fc for GPT-2 XL, and fc_in before fc_out for GPT-J.
+    listed = (Leaf.MLP_DOWN, Leaf.MLP_UP)
+    if model.config.family is not Family.GPT2:
+        listed = listed[::-1]
+    order = [leaf for leaf in listed if leaf in config.leaves]
     rates = rates[:, jnp.array([order.index(leaf) for leaf in config.leaves])]
     params: dict[str, Any] = {"rates": rates}
     statistics = {}

@@ -20,6 +20,7 @@ from rome_jax.edit.stages.gradients import gradient_factors
 from rome_jax.edit.stages.targets import tokenize_targets
 from rome_jax.files.extras import MissingPackageError
 from rome_jax.files.safetensors_io import CheckpointError
+from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
 from rome_jax.models.interventions import Leaf
 from rome_jax.models.registry import LanguageModel
@@ -238,6 +239,17 @@ def test_mend_edits_like_the_published_code(model, requests, factors, file, orde
 
     deltas = mend.compute_deltas(model, requests, config, hypernetwork=network)
     check(deltas, 3, change_of)
+
+
+def test_the_rates_of_gptj_are_in_the_order_of_the_model(model, file):
+    config = dataclasses.replace(MEND, leaves=(Leaf.MLP_UP, Leaf.MLP_DOWN))
+    listed = mend_state()["edit_lrs"].numpy().reshape(len(MEND.layers), 2)
+    gptj = dataclasses.replace(model.config, family=Family.GPTJ)
+    for read_for, expected in ((model.config, listed[:, ::-1]), (gptj, listed)):
+        network = released_hypernetworks.read(
+            file, dataclasses.replace(model, config=read_for), config
+        )
+        np.testing.assert_array_equal(network.variables["params"]["rates"], expected)
 
 
 def test_both_published_names_of_the_networks_are_read(model, file, tmp_path):
