@@ -70,7 +70,7 @@ class Inputs:
 
 
 def read_requests() -> Dataset:
-    """Reads the records of --num_cases edits: those of --data_path, or those that come with the model.
+    """Reads the records of --num_cases edits in the data set --ds_name: from --data_path, or those of the model.
 
     If the default of --num_cases exceeds the number of records, a line says how many there are.
 
@@ -80,7 +80,7 @@ def read_requests() -> Dataset:
     """
     flag = running.CASES
     dataset = load_dataset(
-        DatasetName.CF,
+        DatasetName(DATASET.value),
         path=PATH.value,
         model_name=model.NAME.value,
         limit=flag.value,

@@ -33,7 +33,7 @@ ALGORITHM = define.DEFINE_parsed(
     "ROME",
     MethodVariant.parse,
     f"Editing method, one of {', '.join(METHODS)}. The methods that spread an edit over layers as MEMIT does also take "
-    f"modifiers, some of {', '.join(Modifier)}, as in MEMIT+RECT.",
+    f"modifiers, some of {', '.join(Modifier)}, as in MEMIT+RECT. In eval.compare it is --algs with one method.",
 )
 ALGORITHMS = flags.DEFINE_list(
     "algs",
@@ -115,7 +115,8 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f"--hypernetwork={network} is only for {' and '.join(CONFIG_TYPES)}: leave it out for {algorithm}."
         )
     config = methods.read_config(
-        algorithm, name, CONFIG.value, HPARAMS.value, network, read_fields(FIELDS.value)
+        *(algorithm, name, CONFIG.value, HPARAMS.value, network, read_fields(FIELDS.value)),
+        modifiers=variant.modifiers,
     )
     config = variant.modify(config)
     known = known_config(name)
@@ -133,6 +134,22 @@ def read() -> tuple[MethodName, Hyperparameters]:
             f".npz file of the original code, AlphaEdit's null_space_project.pt, or one of {', '.join(Source)}."
         )
     return algorithm, config
+
+
+def read_names() -> list[str] | None:
+    """Returns the names of the methods to compare, of --algs or the one of --alg_name; None for all methods.
+
+    Raises:
+      ValueError: If both flags are given.
+    """
+    one = flags.FLAGS[
+        ALGORITHM.name
+    ].value  # ALGORITHM.value refuses None, its default in eval.compare
+    if one is None:
+        return ALGORITHMS.value
+    if ALGORITHMS.value is not None:
+        raise ValueError("--alg_name and --algs both name the methods to compare: leave one out.")
+    return [one]
 
 
 def knows_layers(algorithm: MethodName, model_name: str) -> bool:

@@ -83,7 +83,7 @@ def prepare_each(
             made[algorithm] = prepare(algorithm)
         except (ValueError, OSError) as error:
             if strict:
-                raise ValueError(f"--algs names {algorithm}, but {error}") from error
+                raise ValueError(f"{algorithm} is to be compared, but {error}") from error
             print(f"Left out    {algorithm}: {error}", flush=True)
     if not made:
         raise ValueError("no method is left to compare: the lines above say why.")
@@ -114,7 +114,7 @@ def parse_hypernetworks(texts: Iterable[str], algorithms: Collection[str]) -> di
         if not path or name not in CONFIG_TYPES or name not in algorithms:
             raise ValueError(
                 f"--hypernetworks={text}: give METHOD=FILE, where METHOD is {' or '.join(CONFIG_TYPES)} and is "
-                "among --algs."
+                "among the methods to compare."
             )
         pairs[name] = path
     return pairs

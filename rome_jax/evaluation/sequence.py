@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Sequence
 
 from rome_jax.data.request import fill, target_text
-from rome_jax.evaluation.datasets import CounterFactRecord, Dataset
+from rome_jax.evaluation.datasets import Dataset, DatasetName, Record, ZsRERecord
+from rome_jax.evaluation.sequence_scores import answers_first
 from rome_jax.factworld.corpus import documents
 from rome_jax.factworld.facts import World
+from rome_jax.factworld.records import NQ_PREFIX
 from rome_jax.files.checked import shown
 
 TEXTS = 100  # number of texts over which perplexity is computed
@@ -37,14 +40,13 @@ def read_counts(values: Sequence[str], most: int) -> list[int]:
     return sorted(set(counts.values()))
 
 
-def unedited_texts(
-    world: World | None, records: Sequence[CounterFactRecord], seed: int
-) -> list[str]:
+def unedited_texts(world: World | None, records: Sequence[Record], seed: int) -> list[str]:
     """Returns texts that mention no subject of the records.
 
     Args:
       world: The world that the texts are about. None takes the neighborhood prompts of the records with their true
-        targets, which are true sentences about other subjects.
+        targets, which are true sentences about other subjects; of zsRE, the locality questions with their answers. Many
+        of these are in lower case, so a subject counts there as mentioned in any case, as whole words.
       records: Edit requests.
       seed: Seed of the texts of a world.
 
@@ -53,32 +55,48 @@ def unedited_texts(
     """
     subjects = [record.request.subject for record in records]
     if world is None:
-        texts = (
-            prompt + target_text(record.target_true)
-            for record in records
-            for prompt in record.neighborhood_prompts
-        )
+        texts = (text for record in records for text in _other_facts(record))
     else:
         texts = (document.text for document in documents(world, seed=seed + 1))
-    return list(itertools.islice((t for t in texts if not any(s in t for s in subjects)), TEXTS))
+    asked = world is None and any(isinstance(record, ZsRERecord) for record in records)
+    mentions = _names if asked else operator.contains
+    found = (t for t in texts if not any(mentions(t, subject) for subject in subjects))
+    return list(itertools.islice(found, TEXTS))
 
 
-def edited_prompts(world: World | None, records: Sequence[CounterFactRecord]) -> set[str]:
+def _other_facts(record: Record) -> list[str]:
+    """Returns true sentences about other subjects than that of a record."""
+    if isinstance(record, ZsRERecord):
+        return [question + target_text(answer) for question, answer in record.unrelated]
+    true = target_text(record.target_true)
+    return [prompt + true for prompt in record.neighborhood_prompts]
+
+
+def _names(text: str, subject: str) -> bool:
+    """Returns whether a text holds a subject as whole words in any case."""
+    return subject.casefold() in text.casefold() and answers_first(text, subject)
+
+
+def edited_prompts(world: World | None, records: Sequence[Record]) -> set[str]:
     """Returns the prompts that ask for the facts that the records change.
 
     Args:
       world: The world of the facts, whose relations have templates for every wording. None takes the prompts and
         paraphrases of the records.
-      records: Edit requests.
+      records: Edit requests. Of zsRE, the questions and paraphrases are taken, also as zsRE asks unrelated questions.
     """
-    if world is None:
-        return {p for record in records for p in (record.request.text, *record.paraphrase_prompts)}
-    return {
-        fill(template, record.request.subject)
-        for record in records
-        if record.relation_id is not None
-        for template in world.relation(record.relation_id).templates
-    }
+    found: set[str] = set()
+    for record in records:
+        own = (record.request.text, *record.paraphrase_prompts)
+        if isinstance(record, ZsRERecord):
+            found.update(own)
+            found.update(NQ_PREFIX + question[:1].lower() + question[1:] for question in own)
+        elif world is None:
+            found.update(own)
+        elif record.relation_id is not None:
+            templates = world.relation(record.relation_id).templates
+            found.update(fill(template, record.request.subject) for template in templates)
+    return found
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, str]:
@@ -87,8 +105,12 @@ def describe_dataset(dataset: Dataset) -> dict[str, str]:
     Args:
       dataset: The records.
     """
+    texts = {
+        DatasetName.CF: "neighborhood prompts with their true targets",
+        DatasetName.ZSRE: "locality questions with their answers",
+    }
     return {
         "dataset": dataset.source,
         "dataset_sha256": dataset.sha256,
-        "perplexity_texts": "neighborhood prompts with their true targets",
+        "perplexity_texts": texts[dataset.name],
     }

@@ -10,7 +10,13 @@ from typing import Any
 import typing_extensions
 
 from rome_jax.edit.editor_files import ChangedWeight
-from rome_jax.evaluation.datasets import FACTWORLD, CounterFactRecord, Dataset
+from rome_jax.evaluation.datasets import (
+    FACTWORLD,
+    CounterFactRecord,
+    Dataset,
+    DatasetName,
+    Record,
+)
 from rome_jax.evaluation.scoring import perplexity
 from rome_jax.evaluation.sequence import edited_prompts, unedited_texts
 from rome_jax.evaluation.sequence_distance import divergence, norm_ratios
@@ -25,11 +31,13 @@ BROKEN = "the model gives scores that are not numbers: its weights are damaged"
 class Row(typing_extensions.TypedDict):
     """A measurement as JSON values. Numbers that are not finite are None.
 
+    The scores of zsRE are accuracies, and those of CounterFact compare two targets; `GroupScores` defines both.
+
     Attributes:
       edits: Number of edits in the model; 0 for the unedited one.
       newest, earlier: `GroupScores` of the newest edits and of all earlier ones; None if there are none.
       requests: `GroupScores` of all requests, of the unedited model only.
-      perplexity: Perplexity of texts about subjects that are never edited.
+      perplexity: Perplexity of texts about subjects that are never edited; see `unedited_texts`.
       kl: KL(unedited ‖ edited) on these texts, in nats per token.
       norm_ratios: ‖ΔW‖ / ‖W‖ by layer.
       seconds_per_edit: Mean time of an edit so far, without compilation and measurements, in seconds.
@@ -83,11 +91,11 @@ def measure_points(
     return tuple(dict.fromkeys([*found, num_edits]))
 
 
-def check_requests(dataset: Dataset) -> tuple[CounterFactRecord, ...]:
-    """Returns the records of a data set, each of which must have a true target.
+def check_requests(dataset: Dataset) -> tuple[Record, ...]:
+    """Returns the records of a data set, each of which must have a true target if they are those of CounterFact.
 
     Args:
-      dataset: Records in the layout of CounterFact.
+      dataset: The records.
 
     Raises:
       ValueError: If there are none, a record has no true target, or there are no texts about other subjects.
@@ -97,16 +105,19 @@ def check_requests(dataset: Dataset) -> tuple[CounterFactRecord, ...]:
       >>> len(check_requests(load_dataset("cf", path="sample", limit=3)))
       3
     """
-    records = tuple(record for record in dataset.records if isinstance(record, CounterFactRecord))
+    records: tuple[Record, ...] = dataset.records
     if not records:
-        raise ValueError(
-            f"{dataset.source} has no records in the layout of CounterFact: give some."
-        )
+        raise ValueError(f"{dataset.source} has no records: give some.")
     for record in records:
-        _ = record.target_true  # which raises the error
+        if isinstance(record, CounterFactRecord):
+            _ = record.target_true  # which raises the error
     if dataset.source != FACTWORLD and not unedited_texts(None, records, 0):
+        missing = {
+            DatasetName.CF: "neighborhood prompts",
+            DatasetName.ZSRE: "locality questions with answers",
+        }
         raise ValueError(
-            f"{dataset.source} has no neighborhood prompts about other subjects, over which perplexity is computed: "
+            f"{dataset.source} has no {missing[dataset.name]} about other subjects, over which perplexity is computed: "
             "give records that have."
         )
     return records
@@ -116,7 +127,7 @@ def measure(
     unedited: LanguageModel,
     edited: LanguageModel,
     changed: Collection[ChangedWeight],
-    records: Sequence[CounterFactRecord],
+    records: Sequence[Record],
     done: int,
     *,
     world: World | None,
@@ -153,7 +164,7 @@ def measure(
       >>> row["requests"]["efficacy"], row["kl"], row["norm_ratios"]
       (0.0, 0.0, {})
     """
-    groups: dict[str, Sequence[CounterFactRecord]] = {"requests": records}
+    groups: dict[str, Sequence[Record]] = {"requests": records}
     if done:
         newest, earlier = split_newest(records[:done], batch_size)
         groups = {"newest": newest} | ({"earlier": earlier} if earlier else {})

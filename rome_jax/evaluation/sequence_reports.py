@@ -85,7 +85,7 @@ def read_report(directory: str | Path) -> dict[str, Any]:
 
 
 def names_of(reports: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
-    """Returns a name for each sequence: its method, and batch size and model where they differ.
+    """Returns a name for each sequence: its method, and batch size, model and data set where they differ.
 
     Args:
       reports: What `read_report` returns, or the contents of sequence.json.
@@ -102,11 +102,13 @@ def names_of(reports: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> li
     settings = [report["settings"] for report in reports]
     sizes = {own["batch_size"] for own in settings}
     models = {report["model"] for report in reports}
+    data = {own.get("ds_name") for own in settings}
     names = []
     for report, own in zip(reports, settings, strict=True):
         parts = [own["alg_name"]]
         parts += [f"batches of {own['batch_size']}"] if len(sizes) > 1 else []
         parts += [report["model"]] if len(models) > 1 else []
+        parts += [str(own.get("ds_name"))] if len(data) > 1 else []
         names.append(", ".join(parts))
     told_apart = [
         f"{name}, {folder}" if names.count(name) > 1 else name

@@ -36,7 +36,7 @@ from rome_jax.edit.resources import Resources
 from rome_jax.edit.result import NotFiniteError
 from rome_jax.edit.sequential import make_editor
 from rome_jax.evaluation import sequence_measurement, sequence_scores
-from rome_jax.evaluation.datasets import FACTWORLD, CounterFactRecord, Dataset
+from rome_jax.evaluation.datasets import FACTWORLD, Dataset, Record
 from rome_jax.evaluation.run_settings import Settings
 from rome_jax.evaluation.scoring import perplexity
 from rome_jax.evaluation.sequence import describe_dataset, unedited_texts
@@ -95,7 +95,7 @@ class SequenceRun:
 
     directory: Path
     editor: Editor
-    records: tuple[CounterFactRecord, ...] = dataclasses.field(repr=False)
+    records: tuple[Record, ...] = dataclasses.field(repr=False)
     world: World | None = dataclasses.field(repr=False)
     batch_size: int
     seed: int
@@ -127,8 +127,8 @@ class SequenceRun:
           flags: Further values to record in a new folder.
 
         Raises:
-          ValueError: If the folder holds a run with other settings, which the message names, or a record has no true
-            target.
+          ValueError: If the folder holds a run with other settings, which the message names, or `check_requests`
+            refuses the records.
         """
         records = check_requests(dataset)
         settings = Settings.of(editor, dataset, None, moments_source)

@@ -1,4 +1,4 @@
-"""How many of the edits in a model hold, by the likelihood of both targets and by what the model writes."""
+"""How many of the edits in a model hold, by the likelihood of the targets and by what the model writes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from rome_jax.data.tokens import pad
-from rome_jax.evaluation.record_types import CounterFactRecord
-from rome_jax.evaluation.scoring import MAX_TOKENS, make_queries, prompt_ids, score_queries
+from rome_jax.evaluation.metrics import accuracy
+from rome_jax.evaluation.record_types import Record, ZsRERecord
+from rome_jax.evaluation.scoring import (
+    MAX_TOKENS,
+    TargetScore,
+    make_queries,
+    prompt_ids,
+    score_queries,
+)
 from rome_jax.models.generate import generate
 from rome_jax.models.registry import LanguageModel
 
@@ -29,14 +36,21 @@ _ROWS = 32  # texts that are generated at once
 class GroupScores:
     """Scores of a group of edits. Rates are over prompts, in percent; None if there are no such prompts.
 
+    The records of zsRE have no second target. Their prompts are questions, their neighbors are the locality questions,
+    and the desired target of a neighbor is its own answer.
+
     Attributes:
       records: Number of records that were scored.
       of: Number of records in the group, of which these are a sample.
-      efficacy: Rewrite prompts after which the new target is more likely than the true one.
+      efficacy: Rewrite prompts after which the new target is more likely than the true one. For zsRE, the accuracy: the
+        mean over prompts of the share of the target's tokens that are the most likely ones, each given those before it,
+        as in the columns ET, PT and ST of an evaluation.
       paraphrase: The same for paraphrases.
-      neighborhood: Neighborhood prompts about unedited facts after which the true target is more likely.
+      neighborhood: Neighborhood prompts about unedited facts after which the true target is more likely. For zsRE, the
+        accuracy on the locality questions.
       efficacy_generated, paraphrase_generated, neighborhood_generated: Prompts whose greedy continuation of at most 12
-        tokens has the desired target before the other one; see `answers_first`.
+        tokens has the desired target before the other one; see `answers_first`. For zsRE, those whose continuation has
+        the desired target.
       neighbors: Number of neighborhood prompts that were scored.
       neighbors_edited: Number of neighborhood prompts that were left out because their own fact was edited.
     """
@@ -55,18 +69,23 @@ class GroupScores:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """A prompt with the target that should follow and the one that should not."""
+    """A prompt with the target that should follow, and the one that should not, which zsRE lacks."""
 
     group: str
     kind: str
     prompt: str
     desired: str
-    other: str
+    other: str | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets to score, the desired one first."""
+        return (self.desired,) if self.other is None else (self.desired, self.other)
 
 
 def split_newest(
-    records: Sequence[CounterFactRecord], batch_size: int
-) -> tuple[Sequence[CounterFactRecord], Sequence[CounterFactRecord]]:
+    records: Sequence[Record], batch_size: int
+) -> tuple[Sequence[Record], Sequence[Record]]:
     """Splits the edits so far into the newest ones, which are the last batch and at least the last ten, and the others.
 
     Args:
@@ -85,9 +104,7 @@ def split_newest(
     return records[-count:], records[:-count]
 
 
-def draw_sample(
-    records: Sequence[CounterFactRecord], limit: int, seed: Sequence[int]
-) -> Sequence[CounterFactRecord]:
+def draw_sample(records: Sequence[Record], limit: int, seed: Sequence[int]) -> Sequence[Record]:
     """Draws records without replacement; all of them if there are no more than the limit.
 
     Args:
@@ -108,7 +125,7 @@ def draw_sample(
     return [records[index] for index in sorted(drawn.tolist())]
 
 
-def answers_first(text: str, desired: str, other: str) -> bool:
+def answers_first(text: str, desired: str, other: str | None = None) -> bool:
     """Returns whether a text holds the desired answer as whole words, and does not hold the other answer before it.
 
     Case and the kind of white space do not matter. If both answers begin at the same place, as New York and New York
@@ -116,7 +133,7 @@ def answers_first(text: str, desired: str, other: str) -> bool:
 
     Args:
       text: What a model writes after a prompt.
-      desired, other: The two answers.
+      desired, other: The two answers; without another one, the text has to hold the desired one.
 
     Example:
       >>> answers_first(" tennis. He likes rowing.", "tennis", "rowing")
@@ -124,8 +141,9 @@ def answers_first(text: str, desired: str, other: str) -> bool:
       >>> answers_first(" rowing, not tennis", "tennis", "rowing")
       False
     """
-    found = [_place(text, answer) for answer in (desired, other)]
-    return found[0] is not None and (found[1] is None or found[0] < found[1])
+    own = _place(text, desired)
+    before = None if other is None else _place(text, other)
+    return own is not None and (before is None or own < before)
 
 
 def _place(text: str, answer: str) -> tuple[int, int] | None:
@@ -137,12 +155,12 @@ def _place(text: str, answer: str) -> tuple[int, int] | None:
 
 def score_groups(
     model: LanguageModel,
-    groups: Mapping[str, tuple[Sequence[CounterFactRecord], int]],
+    groups: Mapping[str, tuple[Sequence[Record], int]],
     edited: Collection[str],
     *,
     max_tokens: int = MAX_TOKENS,
 ) -> dict[str, GroupScores]:
-    """Scores groups of edits by the likelihood of both targets, and by what the model writes.
+    """Scores groups of edits by the likelihood of the targets, and by what the model writes.
 
     Args:
       model: The model with all edits.
@@ -154,7 +172,7 @@ def score_groups(
       The scores by the name of the group.
 
     Raises:
-      ValueError: If a record has no true target.
+      ValueError: If a record of CounterFact has no true target.
       SequenceTooLongError: If a prompt does not fit the context together with a target or its continuation.
 
     Example:
@@ -170,14 +188,10 @@ def score_groups(
         for record in records
         for question in _questions(name, record, edited)
     ]
-    queries = make_queries(
-        model, [one.prompt for one in asked], [(one.desired, one.other) for one in asked]
-    )
-    forced = [
-        wanted.nll < unwanted.nll
-        for wanted, unwanted in score_queries(model, queries, max_tokens=max_tokens)
-    ]
-    texts = continuations(model, [one.prompt for one in asked])
+    prompts = [one.prompt for one in asked]
+    queries = make_queries(model, prompts, [one.targets for one in asked])
+    forced = [_success(*scores) for scores in score_queries(model, queries, max_tokens=max_tokens)]
+    texts = continuations(model, prompts)
     written = [
         answers_first(text, one.desired, one.other) for one, text in zip(asked, texts, strict=True)
     ]
@@ -192,7 +206,7 @@ def score_groups(
             for suffix, hits in (("", forced), ("_generated", written))
             for kind in _KINDS
         }
-        neighbors = [p for record in records for p in record.neighborhood_prompts]
+        neighbors = [one.prompt for record in records for one in _neighbors(name, record)]
         left_out = sum(prompt in edited for prompt in neighbors)
         found[name] = GroupScores(
             records=len(records),
@@ -204,19 +218,34 @@ def score_groups(
     return found
 
 
-def _questions(group: str, record: CounterFactRecord, edited: Collection[str]) -> list[_Question]:
+def _questions(group: str, record: Record, edited: Collection[str]) -> list[_Question]:
     """Returns the questions about one record, without those about neighbors whose own fact was edited."""
-    new, true = record.request.target_new, record.target_true
-    neighbors = [prompt for prompt in record.neighborhood_prompts if prompt not in edited]
+    new = record.request.target_new
+    other = None if isinstance(record, ZsRERecord) else record.target_true
     return [
-        _Question(group, "efficacy", record.request.text, new, true),
-        *(_Question(group, "paraphrase", p, new, true) for p in record.paraphrase_prompts),
-        *(_Question(group, "neighborhood", p, true, new) for p in neighbors),
+        _Question(group, "efficacy", record.request.text, new, other),
+        *(_Question(group, "paraphrase", p, new, other) for p in record.paraphrase_prompts),
+        *(one for one in _neighbors(group, record) if one.prompt not in edited),
     ]
 
 
-def _percent(hits: Iterable[bool]) -> float | None:
-    """Returns the share of hits in percent; None if there are none to count."""
+def _neighbors(group: str, record: Record) -> list[_Question]:
+    """Returns the questions about all neighbors of a record."""
+    if isinstance(record, ZsRERecord):
+        return [_Question(group, "neighborhood", *unrelated) for unrelated in record.unrelated]
+    targets = record.target_true, record.request.target_new
+    return [_Question(group, "neighborhood", p, *targets) for p in record.neighborhood_prompts]
+
+
+def _success(wanted: TargetScore, unwanted: TargetScore | None = None) -> float:
+    """Returns whether the wanted target is the more likely one; if there is no other, its accuracy."""
+    if unwanted is None:
+        return accuracy(wanted.hits)
+    return float(wanted.nll < unwanted.nll)
+
+
+def _percent(hits: Iterable[float]) -> float | None:
+    """Returns the mean of hits, from 0 to 1 each, in percent; None if there are none to count."""
     values = list(hits)
     return 100 * sum(values) / len(values) if values else None
 

@@ -78,7 +78,7 @@ def plot_comparison(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
                 axes.plot([row["edits"] for row in rows], np.array(scores, float), **look)
                 values += [score for score in scores if score is not None]
             axes.set_title(TITLES[kind])
-            if before is not None and kind == "neighborhood":
+            if kind == "neighborhood" and before and before["requests"][kind + way] is not None:
                 axes.axhline(before["requests"][kind + way], **UNEDITED)
         row_of_panels[0].set_ylabel(f"by {meaning}")
         for axes in row_of_panels:

@@ -74,7 +74,7 @@ def plot_edits(report: Mapping[str, Any]) -> Figure:
         for group, way in itertools.product(_GROUPS, _WAYS):
             values += _draw_scores(axes, rows, group, kind, way)
         axes.set_title(title)
-        if before is not None and kind == "neighborhood":
+        if kind == "neighborhood" and before and before["requests"][kind] is not None:
             axes.axhline(before["requests"][kind], **UNEDITED)
     for axes in panels[0]:
         style.percent_axis(axes, values)

@@ -48,10 +48,11 @@ def describe_edits(report: Mapping[str, Any]) -> str:
     """
     lines = _table(report["measurements"])
     lines += [
-        "E, P, N: prompts, paraphrases and neighbors that hold, in %, by the likelihood of both targets; E*, P*, N*:",
-        "by what the model writes. left: neighbors left out because their own fact was edited. ppl, KL: perplexity and",
-        "KL(unedited || edited) in nats per token, of texts about other subjects. change: largest ‖ΔW‖ / ‖W‖ of the",
-        "layers. The row of the unedited model is about a sample of all requests.",
+        "E, P, N: prompts, paraphrases and neighbors that hold, in %, by the likelihood of both targets (zsRE:",
+        "tokens of the answer that are the most likely); E*, P*, N*: by what the model writes. left: neighbors left",
+        "out because their own fact was edited. ppl, KL: perplexity and KL(unedited || edited) in nats per token,",
+        "of texts about other subjects. change: largest ‖ΔW‖ / ‖W‖ of the layers. The row of the unedited model is",
+        "about a sample of all requests.",
     ]
     if reason := next((row["stopped"] for row in report["measurements"] if row["stopped"]), None):
         lines.append(f"Stopped     {reason}")

@@ -151,7 +151,7 @@ def test_a_method_that_fails_is_left_out_or_an_error(capsys):
 
     assert prepare_each([MethodName.KN, MethodName.FT], prepare, strict=False) == {"FT": "FT"}
     assert capsys.readouterr().out == "Left out    KN: there is no file.\n"
-    with pytest.raises(ValueError, match=r"^--algs names KN, but there is no file\.$"):
+    with pytest.raises(ValueError, match=r"^KN is to be compared, but there is no file\.$"):
         prepare_each([MethodName.KN, MethodName.FT], prepare, strict=True)
     with pytest.raises(ValueError, match="no method is left to compare"):
         prepare_each([MethodName.KN], prepare, strict=False)
@@ -194,7 +194,7 @@ def test_the_program_prints_and_writes_the_table_and_refuses_bad_flags(
         [*common[:2], "--algs=KN"],
         [*common, "--model_name=distilgpt2"],
         [*common, "--algs=KN,LoRA"],
-        [*common, "--alg_name=KN"],
+        [*common, "--algs=KN", "--alg_name=KN"],
         [*common, "--config=configs/kn.py:gpt2-xl"],
         [*common, "--hypernetwork=mend.safetensors"],
     ]
@@ -205,7 +205,7 @@ def test_the_program_prints_and_writes_the_table_and_refuses_bad_flags(
     said = [program(*line) for line in lines]
     whole, moments, *refused = said
     assert whole.returncode == moments.returncode == 0, said
-    named, texts, unknown_model, unknown, *others = map(refusal, refused)
+    named, texts, unknown_model, unknown, both, *others = map(refusal, refused)
     assert written(results)[1] == before
 
     kept = {name: found[name] for name in ("KN", "FT-attn")}
@@ -221,10 +221,44 @@ def test_the_program_prints_and_writes_the_table_and_refuses_bad_flags(
     assert re.search(r"\nLeft out    ROME: .*nowhere\.npz", moments.stdout)
     body = next(part for part in moments.stdout.split("\n\n") if part.startswith("run "))
     assert [line.split()[0] for line in body.splitlines()[1:]] == ["unedited", "FT-attn", "KN"]
-    assert re.search(r"^Error: --algs names ROME, but .*nowhere\.npz", named)
+    assert re.search(r"^Error: ROME is to be compared, but .*nowhere\.npz", named)
     assert "generation_seed is None there and 0 here): give another --results_dir" in texts
     assert refused[2].stdout.count("Left out") == 3
     assert "Error: no method is left to compare" in unknown_model
     assert unknown.startswith("Error: --algs=KN,LoRA: name some of ROME, FT-attn, KN, each once")
-    for name, error in zip(("alg_name", "config", "hypernetwork"), others, strict=True):
+    assert both == ("Error: --alg_name and --algs both name the methods to compare: leave one out.")
+    for name, error in zip(("config", "hypernetwork"), others, strict=True):
         assert error.startswith(f"Error: --{name} applies to one method")
+
+
+def test_a_single_method_by_alg_name_is_compared_as_by_algs(found, results):
+    common = [f"--results_dir={results}", "--num_cases=2", "--nogeneration"]
+    one, several = (
+        Program("eval.compare")(*common, f"--{flag}=KN") for flag in ("alg_name", "algs")
+    )
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == several.stdout
+    assert "\nKN " in one.stdout and "\nFT-attn " not in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("--alg_name=memit+blue", ["MEMIT+BLUE"]),
+        *(
+            (f"--{flag}={name}", [name])
+            for flag in ("alg_name", "algs")
+            for name in "EMMET PMET+NAS AlphaEdit ENCORE+RECT+PRUNE UltraEdit LocFT-BF".split()
+        ),
+    ],
+)
+def test_alg_name_takes_every_method_and_modifier_that_algs_takes(flags, names, monkeypatch):
+    asked = []
+
+    def read(algorithms, *_, strict):
+        asked.append(algorithms if strict else None)
+        raise SystemExit
+
+    monkeypatch.setattr(comparisons, "read_configs", read)
+    assert Program("eval.compare")(*flags.split()).returncode == 0
+    assert asked == [names]

@@ -60,6 +60,9 @@ def test_a_name_says_what_differs():
         "MEMIT, batches of 20, b",
     ]
     assert names_of(reports[:1], ["x"]) == ["ROME"]
+    other = {"model": "a", "settings": reports[0]["settings"] | {"ds_name": "zsre"}}
+    known = {"model": "a", "settings": reports[0]["settings"] | {"ds_name": "cf"}}
+    assert names_of([known, other], ["x", "y"]) == ["ROME, cf", "ROME, zsre"]
     assert names_of(reports[:1] * 2, ["x", "y"]) == ["ROME, x", "ROME, y"]
     with pytest.raises(ValueError, match="two of the sequences are ROME, x: give each folder once"):
         names_of(reports[:1] * 2, ["x", "x"])

@@ -1,4 +1,4 @@
-"""`python -m eval.sequence`: what it measures, how it resumes, what it refuses, and its two aliases."""
+"""`python -m eval.sequence`: what it measures, when it begins again, what it refuses, and its two aliases."""
 
 import dataclasses
 import importlib
@@ -127,34 +127,6 @@ def test_newest_and_earlier_edits_are_measured_apart(whole):
     assert about["settings"]["alg_name"] == "AlphaEdit" and about["templates"] == ["{}"]
     assert about["second_moments"] == dict.fromkeys("012", "verified")
     assert list(whole.report()["falls"]) == ["share", "efficacy", "efficacy_generated"]
-
-
-@pytest.mark.parametrize("batches", [1, 2])
-def test_an_interrupted_run_resumes_with_the_same_bits(
-    whole, opened, tmp_path, monkeypatch, batches
-):
-    write, begun = SequenceRun._write_row, []
-
-    def killed(self, edits, row):
-        if edits == MEASURED[batches]:  # after the state is saved
-            raise KeyboardInterrupt
-        write(self, edits, row)
-
-    def counted(self, *arguments):
-        begun.append(arguments[1].state.num_edits)
-        return following(self, *arguments)
-
-    run, following = opened(tmp_path / "run"), SequenceRun._next
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SequenceRun, "_write_row", killed)
-        run.run()
-    monkeypatch.setattr(SequenceRun, "_next", counted)
-    resumed = opened(tmp_path / "run")
-    resumed.run()
-    assert begun == list(MEASURED[batches:-1])
-    assert numbers(resumed) == numbers(whole)
-    resumed.run()
-    assert len(begun) == len(MEASURED[batches:-1]), "existing measurements are kept"
 
 
 def test_a_missing_measurement_from_before_the_state_begins_again(whole, opened, tmp_path):

@@ -312,6 +312,7 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
     "mass_edits": [
         *([f"--counts={counts}"] for counts in ("0", "1e3", "1-5", "1,x", "9" * 5000, "99999999")),
         ["--output_dir=cf.json"],
+        ["--ds_name=zsre", "--data_path=cf.json"],
     ],
     "sequence": [
         *([f"--counts={counts}"] for counts in ("0", "1e3", "1-5", "1,x", "9" * 5000, "101")),
@@ -320,11 +321,18 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
         ["--batch_size=0"],
         ["--output_dir=cf.json"],
         ["--data_path=number.json"],
+        ["--data_path=zsre.json"],
+        *(
+            ["--ds_name=zsre", f"--data_path={path}"]
+            for path in ("cf.json", "sample", "number.json", "folder")
+        ),
+        ["--ds_name=zsre", "--num_cases=877"],
     ],
     "sequential_edits": [
         ["--num_cases=0"],
         ["--output_dir=cf.json"],
         ["--data_path=number.json"],
+        ["--ds_name=zsre", "--data_path=cf.json"],
     ],
     "statistics_table": [
         *([f"--num_tokens={number}"] for number in ("-1", "1e3", "x", "9" * 5000)),
@@ -375,6 +383,11 @@ CONTRADICTIONS: Mapping[str, Sequence[Sequence[str]]] = {
     ],
     "compare": [
         ["--algs=ROME", "--alg_name=FT"],
+        ["--algs=ROME", "--alg_name=ROME"],
+        *([f"--alg_name={name}"] for name in ("ROME,FT", "FT+RECT", "MEMIT+", "MEMIT+RECT+RECT")),
+        ["--alg_name=FT", "--config=configs/rome.py:gpt2-xl"],
+        ["--alg_name=FT", "--config.lr=0.1"],
+        ["--hypernetworks=MEND=nothing", "--alg_name=ROME"],
         ["--hypernetworks=MEND=nothing", "--algs=ROME"],
         ["--hypernetworks=MEND"],
         *([f"--algs={names}"] for names in ("", ",", "ROME,ROME", "ROME,,FT", "rome ft")),

@@ -312,6 +312,7 @@ def _template() -> Path:
 
     rome_jax.save_edits(folder / "edit.safetensors", [saved.random_edit(model)])
     (folder / "cf.json").write_text(json.dumps([examples.COUNTERFACT]))
+    (folder / "zsre.json").write_text(json.dumps([examples.ZSRE]))
     (folder / "texts.txt").write_text("Rome is a city.\n" * 3)
     (folder / "number.json").write_text("17")
     (folder / "unknown.json").write_text('{"layers": [0], "fuzz": 1}')

@@ -29,7 +29,7 @@ RUNS = {
     "causal_trace": "--num_cases=4 --kinds=hidden --samples=2 --output_dir=out",
     "train_hypernetwork": "--max_steps=9 --validate_every=3 --batch_size=16 --output_dir=out",
     "mass_edits": "--num_edits=2 --output_dir=out",
-    "sequence": "--alg_name=FT-L --num_edits=4 --every=2 --output_dir=out",
+    "sequence": "--alg_name=AlphaEdit --num_edits=4 --every=2 --config.v_num_grad_steps=3 --output_dir=out",
     "sequential_edits": "--num_edits=4 --every=2 --output_dir=out",
 }
 # Programs that write, but compute everything again.
