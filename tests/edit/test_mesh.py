@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rome_jax.edit.config import MethodName
+from rome_jax.edit.variant import MethodVariant
+from tests.eight_devices_methods import BATCHES, EDITORS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +48,15 @@ def test_a_method_makes_the_same_edit_on_eight_devices(found, name):
     assert found["devices"] == 8
     errors = found["methods"][name]
     assert errors and max(errors.values()) < TOLERANCE.get(name, 1e-4), errors
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_an_editor_writes_the_same_batches_on_eight_devices(found, name):
+    bound = TOLERANCE.get(MethodVariant.parse(name).method, 1e-4)
+    batches = found["editors"][name]
+    assert len(batches) == len(BATCHES)
+    for errors in batches:
+        assert errors and max(errors.values()) < bound, errors
 
 
 def test_second_moments_are_the_same_on_eight_devices(found):

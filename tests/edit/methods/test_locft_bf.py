@@ -1,12 +1,15 @@
-"""LocFT-BF: epochs over minibatches against a plain loop of optax, the end-of-text token, and its configuration."""
+"""LocFT-BF: epochs over minibatches in float64 NumPy, the end-of-text token, and its configuration.
+
+There are no numbers of the authors' code. The edited layer is the last one, so that the gradient of its kernel can be
+written down; see `loss_and_gradient`.
+"""
 
 import copy
 import dataclasses
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rome_jax.data.request import EditRequest
@@ -17,6 +20,7 @@ from rome_jax.edit.methods.locft_bf import LocFTConfig
 from rome_jax.edit.stages.targets import tokenize_request_targets
 from rome_jax.models import forward
 from rome_jax.models.interventions import DenseUpdate, Leaf, Part
+from tests.edit.methods import plain_gpt2
 
 LAYER = 2
 CONFIG = LocFTConfig((LAYER,), num_steps=3, batch_size=2, loss_threshold=0.0)
@@ -27,64 +31,136 @@ REQUESTS = (
 )
 
 
-def with_kernel(params, kernel):
-    stack = params["blocks"]["mlp"]["down"]["kernel"].at[LAYER].set(kernel)
-    down = params["blocks"]["mlp"]["down"] | {"kernel": stack}
-    blocks = params["blocks"] | {"mlp": params["blocks"]["mlp"] | {"down": down}}
-    return params | {"blocks": blocks}
+def tokens_of(model, request):
+    """The tokens of the prompt, and those of the target with the end of the text."""
+    prompt, target = model.tokenizer([request.text, request.target_text])["input_ids"]
+    return prompt, [*target, model.tokenizer.eos_token_id]
 
 
-def loss_of(model, requests):
-    """A function of the kernel: the mean over requests of the mean loss of target tokens and the end-of-text token."""
-    rows = []
+class Rows(NamedTuple):
+    """What does not change while the last layer's kernel is trained, at each of R positions that predict a target.
+
+    Attributes:
+      keys: [R, F] inputs of the kernel.
+      rest: [R, D] final states without the product of key and kernel.
+      targets: [R] tokens.
+      shares: [R] weights in the loss: one over the number of requests and of the target's tokens.
+      num_requests: Number of requests.
+    """
+
+    keys: np.ndarray
+    rest: np.ndarray
+    targets: np.ndarray
+    shares: np.ndarray
+    num_requests: int
+
+
+def rows_of(model, params, requests):
+    """Runs the prompts and targets of a minibatch."""
+    parts = []
     for request in requests:
-        prompt, target = model.tokenizer([request.text, request.target_text])["input_ids"]
-        rows.append((prompt, [*target, model.tokenizer.eos_token_id]))
-    length = max(len(prompt) + len(target) for prompt, target in rows)
-    ids, scored = np.zeros((2, len(rows), length), int)
-    for index, (prompt, target) in enumerate(rows):
-        ids[index, : len(prompt) + len(target)] = prompt + target
-        scored[index, len(prompt) : len(prompt) + len(target)] = 1
-    batch = TokenBatch(ids, ids > -1)  # the padding is at the end, where no token sees it
+        prompt, target = tokens_of(model, request)
+        states = plain_gpt2.embed(params, (prompt + target)[:-1])
+        last = plain_gpt2.run_layers(params, model.config, states, range(LAYER + 1))[LAYER]
+        read = slice(len(prompt) - 1, None)
+        keys = last.keys[read]
+        rest = last.hidden[read] - keys @ params["blocks"]["mlp"]["down"]["kernel"][LAYER]
+        shares = np.full(len(target), 1 / len(target) / len(requests))
+        parts.append((keys, rest, target, shares))
+    return Rows(*map(np.concatenate, zip(*parts, strict=True)), len(requests))
 
-    def loss(kernel):
-        logits = forward.logits(with_kernel(model.params, kernel), model.config, batch)
-        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], 2)[..., 0]
-        return ((nll * scored[:, 1:]).sum(1) / scored[:, 1:].sum(1)).mean()
 
-    return jax.jit(jax.value_and_grad(loss))
+def loss_and_gradient(params, config, rows, kernel):
+    """The mean over requests of the mean loss of their tokens, and its gradient by the kernel [F, D], by hand."""
+    hidden, final = rows.rest + rows.keys @ kernel, params["ln_f"]
+    scores = plain_gpt2.log_softmax(params, plain_gpt2.norm(hidden, final, config))
+    chosen = np.arange(len(scores)), rows.targets
+    loss = -(rows.shares * scores[chosen]).sum()
+    slope = np.exp(scores)
+    slope[chosen] -= 1
+    slope = rows.shares[:, None] * slope @ params["wte"]["embedding"] * final["scale"]
+    # Through the normalization x̂ = (h − mean) / σ: (g − mean(g) − x̂ mean(g x̂)) / σ.
+    deviation = np.sqrt(hidden.var(1, keepdims=True) + config.norm_epsilon)
+    normed = (hidden - hidden.mean(1, keepdims=True)) / deviation
+    slope = slope - slope.mean(1, keepdims=True) - normed * (slope * normed).mean(1, keepdims=True)
+    return loss, rows.keys.T @ (slope / deviation)
 
 
 def trained(model, requests, config):
-    """ΔW and the losses of a plain loop over epochs and minibatches."""
+    """ΔW and the losses of epochs over minibatches with Adam, in float64 and by hand.
+
+    A minibatch below the threshold takes no step, and training ends after an epoch whose mean loss is below it.
+    """
+    params = plain_gpt2.float64(model.params)
     parts = [
-        loss_of(model, requests[begin : begin + config.batch_size])
+        rows_of(model, params, requests[begin : begin + config.batch_size])
         for begin in range(0, len(requests), config.batch_size)
     ]
-    start = kernel = model.params["blocks"]["mlp"]["down"]["kernel"][LAYER]
-    adam = optax.adam(config.lr)
-    state, losses = adam.init(kernel), []
+    start = kernel = params["blocks"]["mlp"]["down"]["kernel"][LAYER]
+    adam, losses = plain_gpt2.Adam(config.lr), []
     for _ in range(config.num_steps):
         for part in parts:
-            loss, gradient = part(kernel)
-            update, state = adam.update(gradient, state)
-            kernel = optax.apply_updates(kernel, update)
-            losses.append(float(loss))
-    return np.asarray(kernel - start), losses
+            loss, gradient = loss_and_gradient(params, model.config, part, kernel)
+            losses.append(loss)
+            if loss >= config.loss_threshold:
+                kernel = kernel + adam.step(gradient)
+        sizes = [part.num_requests for part in parts]
+        if np.average(losses[-len(parts) :], weights=sizes) < config.loss_threshold:
+            break
+    return kernel - start, losses
 
 
-def assert_close(update, expected, tolerance=1e-3):
+def assert_close(update, expected, tolerance=1e-4):
     assert isinstance(update, DenseUpdate)
     assert (update.leaf, update.part, int(update.layer)) == (Leaf.MLP_DOWN, Part.KERNEL, LAYER)
     error = np.linalg.norm(update.change - expected) / np.linalg.norm(expected)
     assert error < tolerance, error
 
 
-def test_a_joint_edit_equals_a_plain_loop(model):
+def test_the_gradient_by_hand_is_the_slope_of_the_loss(model):
+    params, generator = plain_gpt2.float64(model.params), np.random.default_rng(0)
+    rows = rows_of(model, params, REQUESTS)
+    kernel = params["blocks"]["mlp"]["down"]["kernel"][LAYER]
+    _, gradient = loss_and_gradient(params, model.config, rows, kernel)
+    direction = generator.standard_normal(kernel.shape)
+    ahead, behind = (
+        loss_and_gradient(params, model.config, rows, kernel + step * direction)[0]
+        for step in (1e-5, -1e-5)
+    )
+    assert (gradient * direction).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-7)
+
+
+def test_a_joint_edit_equals_a_loop_by_hand(model):
     delta = locft_bf.compute_joint_delta(model, REQUESTS, CONFIG, check_answers=False)
     (update,) = delta.updates
     assert not delta.batched
     assert_close(update, trained(model, REQUESTS, CONFIG)[0])
+
+
+def test_the_published_settings_equal_a_loop_by_hand(model):
+    """25 epochs over 230 requests in minibatches of 100, 100, and 30, at the rate 5e-4."""
+    subjects = [
+        f"{first}{second}{end}" for first in "ABDEGH" for second in "aeiou" for end in "dln"
+    ]
+    requests = [
+        EditRequest(prompt, subject, target)
+        for subject in subjects
+        for prompt, target in (("{} lives in", "Rome"), ("{} speaks", "English"), ("{} is", "city"))
+    ][:230]
+    config = LocFTConfig((LAYER,))
+    delta = locft_bf.compute_joint_delta(model, requests, config, check_answers=False)
+    expected, losses = trained(model, requests, config)
+    assert len(losses) == 25 * 3 and min(losses) > config.loss_threshold
+    assert_close(delta.updates[0], expected)
+
+
+def test_training_ends_with_an_epoch_below_the_threshold(model):
+    config = dataclasses.replace(CONFIG, num_steps=25, lr=3e-2, loss_threshold=5.9)
+    delta = locft_bf.compute_joint_delta(model, REQUESTS, config, check_answers=False)
+    expected, losses = trained(model, REQUESTS, config)
+    assert 3 < len(losses) < 25 * 2
+    assert min(losses[:-2]) < 5.9  # one of the minibatches had been learned before
+    assert_close(delta.updates[0], expected)
 
 
 def test_independent_edits_train_each_request_by_itself(model):
@@ -94,7 +170,7 @@ def test_independent_edits_train_each_request_by_itself(model):
         expected, losses = trained(model, REQUESTS[index : index + 1], CONFIG)
         (update,) = result.deltas[index].updates
         assert_close(update, expected)
-        np.testing.assert_allclose(result.losses[index], losses, rtol=1e-3)
+        np.testing.assert_allclose(result.losses[index], losses, rtol=1e-4)
 
 
 def test_the_end_of_text_is_learned(model):
