@@ -142,9 +142,8 @@ def read_names() -> list[str] | None:
     Raises:
       ValueError: If both flags are given.
     """
-    one = flags.FLAGS[
-        ALGORITHM.name
-    ].value  # ALGORITHM.value refuses None, its default in eval.compare
+    # ALGORITHM.value refuses None, its default in eval.compare.
+    one = flags.FLAGS[ALGORITHM.name].value
     if one is None:
         return ALGORITHMS.value
     if ALGORITHMS.value is not None:
@@ -236,7 +235,7 @@ def find_second_moments(
       ValueError: If the model does not have a layer, or the folder of its statistics belongs to other settings.
       OSError: If a download breaks off, or a file cannot be written.
     """
-    edited = [config.layers for config in configs if config.needs_second_moments]
+    edited = [config.written_layers for config in configs if config.needs_second_moments]
     layers = sorted({layer for layers in edited for layer in layers})
     if not layers:
         return None

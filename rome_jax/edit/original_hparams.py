@@ -52,6 +52,7 @@ _LEAVES = {
 }
 _PREFIX = "transformer.h.{}."
 _R_ROME = "R-ROME"
+_METHOD_NAMES = ("alg_name", "alg")  # entries that name the method
 # Paths of other modules, which are the same in every GPT-2 or GPT-J.
 _MODULES = {
     "layer_module_tmp",
@@ -166,7 +167,7 @@ def read(path: str | Path, config_type: type[Hyperparameters]) -> Hyperparameter
             f"{path}: no layout of hyperparameter files is known for {method}: give its values with --config."
         )
     try:
-        for name in ("alg_name", "alg"):
+        for name in _METHOD_NAMES:
             _check_method(name, content.get(name, method), method)
         values, ignored = _ours(content, config_type)
         config = config_type.from_dict(values)
@@ -204,9 +205,10 @@ def _ours(
     content: Mapping[str, Any], config_type: type[Hyperparameters]
 ) -> tuple[dict[str, Any], list[str]]:
     """Translates the entries of a file to fields of a configuration, and lists the ignored ones."""
-    if str(content.get("alg_name")).casefold() == _R_ROME.casefold():
+    named = {str(content.get(name)).casefold() for name in _METHOD_NAMES}
+    if _R_ROME.casefold() in named:
         content = {"key_mode": KeyMode.CONSISTENT} | {
-            name: value for name, value in content.items() if name != "alg_name"
+            name: value for name, value in content.items() if name not in _METHOD_NAMES
         }
     fields = {field.name for field in dataclasses.fields(config_type)}
     dropped = _MODULES | _INERT[config_type]

@@ -10,6 +10,7 @@ Arrays hold keys as rows. Axes: N keys, P past keys, F MLP width, r rank of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import scipy.linalg
@@ -88,7 +89,7 @@ class Penalty:
         if self.factor is not None:
             return solve_triangular(self.factor, keys)
         if reduced and self.basis is not None:
-            return multiply(keys, self.basis)
+            return multiply(keys, self._contiguous_basis)
         return self._project(keys)
 
     def unwhiten(self, vectors: np.ndarray, reduced: bool = False) -> np.ndarray:
@@ -97,8 +98,14 @@ class Penalty:
         if self.factor is not None:
             return solve_triangular(self.factor, vectors, transposed=True)
         if reduced and self.basis is not None:
-            return multiply(vectors, self.basis, transposed=True)
+            return multiply(vectors, self._contiguous_basis, transposed=True)
         return self._project(vectors)
+
+    @functools.cached_property
+    def _contiguous_basis(self) -> np.ndarray:
+        """Q in one piece, without which each product would copy it; it is needed once past keys are summed up."""
+        assert self.basis is not None
+        return np.ascontiguousarray(self.basis)
 
     def _project(self, vectors: np.ndarray) -> np.ndarray:
         """Computes Q Qᵀ y; y itself without a null space."""
@@ -148,8 +155,8 @@ def solve_triangular(factor: np.ndarray, rows: np.ndarray, transposed: bool = Fa
 class PastKeys:
     """The whitened keys of earlier edits, and what a solve needs of them.
 
-    They are kept as they are until they outnumber their width; then their second moment takes less memory, and a
-    system with it less time. Either `keys` and `factor` are set, or `gram`.
+    They are kept as they are until they outnumber their width; then their second moment takes less memory, and its
+    system less time. Either `keys` and `factor` are set, or `gram`.
 
     Attributes:
       keys: float32 [P, F] k̃ of the earlier edits.

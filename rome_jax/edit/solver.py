@@ -55,6 +55,22 @@ class DuplicateKeysError(ValueError):
         self.pairs = tuple(pairs)
 
 
+class _Freed(NamedTuple):
+    """Whitened keys without what past keys explain.
+
+    Attributes:
+      keys: float64 [..., N, F] Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃.
+      residual: Relative residual of Y.
+      device: Where it was solved.
+      below: As in `Solution`.
+    """
+
+    keys: np.ndarray
+    residual: float = 0.0
+    device: SolverDevice = SolverDevice.HOST
+    below: np.ndarray | None = None
+
+
 class Solution(NamedTuple):
     """The solved closed form.
 
@@ -64,7 +80,8 @@ class Solution(NamedTuple):
         `PastKeys.add`.
       residual: Largest relative residual of the systems that were solved.
       device: Where the system of past keys was solved.
-      below: float64 [N, P] L⁻¹ K̃_pᵀ K̃ with the factor L of the past keys, if the solve computed it; see `PastKeys.add`.
+      below: float64 [N, P] L⁻¹ K̃_pᵀ K̃ with the factor L of the past keys, if the solve computed it; see
+        `PastKeys.add`.
     """
 
     left: np.ndarray
@@ -106,33 +123,36 @@ def associate(
         raise ValueError("the keys of the requests are not finite: check the model's weights.")
     reduced = past is not None and past.is_reduced
     whitened = penalty.whiten(keys, reduced)
-    solved, residual, used, below = whitened, 0.0, SolverDevice.HOST, None
+    freed = _Freed(whitened)
     if past is not None:
         _check_past(past, penalty, whitened.shape[-1])
     if past is not None and not past.is_empty:
         # Past keys are stored in float32. Equal rounding here lets these keys join them without another product.
         whitened = whitened.astype(np.float32).astype(np.float64)
-        solved, residual, used, below = _without_past(whitened, past, device)
+        freed = _without_past(whitened, past, device)
     num_keys, width = whitened.shape[-2:]
     if num_keys > width and slack:
         left, of_left = _wide(whitened, past, slack)
     else:
-        left, of_left = _narrow(keys, whitened, solved, slack)
+        left, of_left = _narrow(keys, whitened, freed.keys, slack)
     if not of_left <= TOLERANCE:
         raise ValueError(
             f"the system of {num_keys} keys was solved with a relative residual of {of_left:.1e}, above {TOLERANCE}: "
             "edit fewer requests at once, or give the method a larger slack."
         )
-    return Solution(penalty.unwhiten(left, reduced), whitened, max(residual, of_left), used, below)
+    residual = max(freed.residual, of_left)
+    left = penalty.unwhiten(left, reduced)
+    return Solution(left, whitened, residual, freed.device, freed.below)
 
 
 def _check_past(past: PastKeys, penalty: Penalty, width: int) -> None:
     """Refuses past keys that another penalty has whitened, as far as their shapes tell."""
-    if past.width != width:
-        found = f"width {past.width}, and those of the requests {width}"
-    elif past.rank != penalty.rank:
+    # Reduced past keys have the width of their null space.
+    if past.rank != penalty.rank and (past.is_reduced or past.width == width):
         spans = [f"of rank {rank}" if rank else "of all keys" for rank in (past.rank, penalty.rank)]
         found = f"the span {spans[0]}, and the penalty that {spans[1]}"
+    elif past.width != width:
+        found = f"width {past.width}, and those of the requests {width}"
     else:
         return
     raise ValueError(
@@ -170,20 +190,18 @@ def _wide(whitened: np.ndarray, past: PastKeys | None, slack: float) -> tuple[np
     return np.swapaxes(left, -1, -2), _relative(system @ left - right, right)
 
 
-def _without_past(
-    whitened: np.ndarray, past: PastKeys, device: SolverDevice
-) -> tuple[np.ndarray, float, SolverDevice, np.ndarray | None]:
-    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F], its relative residual, where it was solved, and L⁻¹ K̃_pᵀ K̃."""
+def _without_past(whitened: np.ndarray, past: PastKeys, device: SolverDevice) -> _Freed:
+    """Computes Y = (I + K̃_p K̃_pᵀ)⁻¹ K̃ as rows [N, F]."""
     if device is SolverDevice.ACCELERATOR:
         solved, residual = _on_accelerator(whitened, past)
         # A failed factorization fills its result with NaN, for which this is False.
         if residual <= TOLERANCE:
-            return solved, residual, device, None
+            return _Freed(solved, residual, device)
     if past.gram is not None:
         system = past.gram + np.eye(len(past.gram))
         solved = scipy.linalg.solve(system, whitened.T, assume_a="pos", overwrite_a=True).T
         missing = past.times(solved) - whitened
-        return solved, _relative(missing, whitened), SolverDevice.HOST, None
+        return _Freed(solved, _relative(missing, whitened))
     # Woodbury: Y = K̃ − K̃_p c with (I + K̃_pᵀ K̃_p) c = K̃_pᵀ K̃, so that c = K̃_pᵀ Y.
     assert past.keys is not None and past.factor is not None
     keys = past.keys.astype(np.float64)
@@ -195,7 +213,7 @@ def _without_past(
     scaled = scipy.linalg.blas.dtrmm(1.0, past.factor, wrong.T, lower=1, trans_a=1)
     missing = np.sqrt(max(np.sum(scaled**2) - np.sum(wrong**2), 0.0))
     norm = _norm(whitened)
-    return solved, float(missing) / norm if norm else 0.0, SolverDevice.HOST, below
+    return _Freed(solved, float(missing) / norm if norm else 0.0, below=below)
 
 
 def _on_accelerator(whitened: np.ndarray, past: PastKeys) -> tuple[np.ndarray, float]:

@@ -83,7 +83,7 @@ def prepare_each(
             made[algorithm] = prepare(algorithm)
         except (ValueError, OSError) as error:
             if strict:
-                raise ValueError(f"{algorithm} is to be compared, but {error}") from error
+                raise ValueError(f"cannot compare {algorithm}: {error}") from error
             print(f"Left out    {algorithm}: {error}", flush=True)
     if not made:
         raise ValueError("no method is left to compare: the lines above say why.")

@@ -21,7 +21,7 @@ from rome_jax.data.tokens import bucket, round_up
 from rome_jax.edit.baseline_config import FTConfig, MENDConfig
 from rome_jax.edit.config import Hyperparameters, ROMEConfig
 from rome_jax.edit.methods.token_form import TokenConfig
-from rome_jax.edit.spread_config import SpreadConfig
+from rome_jax.edit.spread_config import Modifier, SpreadConfig
 from rome_jax.edit.stages.shared_contexts import MOST_IN_GROUP
 from rome_jax.evaluation.scoring import PLACES
 from rome_jax.scaling.setup import Platform, Setup
@@ -30,9 +30,7 @@ from rome_jax.trace.sweep import COLUMNS_PER_PLACE
 _FLOAT32 = 4
 _LAYERS_IN_STEP = 1  # all layers run in loops, which take one out of the stack at a time
 _LOGITS_IN_STEP = 2  # of v*: the logits and their gradient
-_LOGITS_IN_GRADIENT = (
-    3  # of MEND and UltraEdit: the logits, their log-probabilities, and their gradient
-)
+_LOGITS_IN_GRADIENT = 3  # of MEND and UltraEdit: the logits, log-probabilities, their gradient
 _PARTS = 3  # of a float32 input of bfloat16 weights on a CPU; each is multiplied by the weights
 _HEADS_IN_STEP = 2  # converted for the forward and for the backward pass
 _LAYERS_IN_LOOP = 2  # the layer that runs, and the next one
@@ -148,7 +146,9 @@ def edit_peak(
         case ROMEConfig():
             return _with_moments(setup, _value_peak(setup, config.layers[-1], requests, lengths), 1)
         case SpreadConfig():
-            peak = _value_peak(setup, config.layers[-1], requests, lengths)
+            # BLUE also finds z at the first layer, which has more layers above it.
+            layer = config.layers[0 if config.has(Modifier.BLUE) else -1]
+            peak = _value_peak(setup, layer, requests, lengths)
             merged = Peak(setup.weights, setup.down_stack, setup.layer)  # for the layers above
             return _with_moments(setup, _largest(peak, merged), len(config.written_layers))
         case FTConfig():

@@ -212,6 +212,8 @@ def test_r_rome_is_rome_with_the_second_moments_that_its_file_asks_for(tmp_path)
     assert config == ROMEConfig.for_model("gpt2-xl", key_mode=KeyMode.CONSISTENT)
     with pytest.raises(ValueError, match=r"alg_name='R-ROME' is not MEMIT: give the file of MEMIT"):
         hparams.read(path, MEMITConfig)
+    named = write(tmp_path, 'alg: "R-ROME"\nlayers: [17]\n')
+    assert hparams.read(named, ROMEConfig) == ROMEConfig((17,), key_mode=KeyMode.CONSISTENT)
 
 
 @pytest.mark.filterwarnings("ignore::rome_jax.data.request.EditWarning")

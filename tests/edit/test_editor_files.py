@@ -44,7 +44,7 @@ def state(model, fresh):
     normalizers = {"8x2": Normalizer(4, draw(10), draw(10) ** 2)}
     past = {
         0: PastKeys(keys=draw((3, 8)).astype(np.float32)),
-        2: PastKeys(gram=draw((8, 8))),
+        2: PastKeys(gram=draw((5, 5)), rank=5),
     }
     deltas = draw((2, 1, 4)).astype(np.float32)
     earlier = {2: EarlierEdits((" Rome", " été"), deltas[:, 0] + 1, deltas)}
@@ -88,6 +88,8 @@ def test_a_state_is_read_back_bit_for_bit(path, state, fresh):
     for layer, past in state.past.items():
         assert same(found.past[layer].keys, past.keys)
         assert same(found.past[layer].gram, past.gram)
+        assert same(found.past[layer].factor, past.factor)
+        assert found.past[layer].rank == past.rank
     assert found.anchors == {2: 0.7}
     (seen,), (expected,) = (one.normalizers.values() for one in (found, state))
     assert seen.count == 4 and same(seen.mean, expected.mean)

@@ -170,6 +170,11 @@ def test_past_keys_that_outnumber_their_width_are_summed_up_in_the_basis(name):
         assert error(found.left, explicit(batch, inverse(name, before), 1.0)) <= 2e-6
         past = past.add(found.whitened, found.below, penalty.basis)
     assert past.gram.shape == (basis.shape[1],) * 2 and past.width == basis.shape[1]
+    smaller = Penalty.null_space(basis[:, 1:], 2.0)
+    with pytest.raises(
+        ValueError, match=r"span of rank \d+, and the penalty that of rank \d+: give"
+    ):
+        associate(batches[0], smaller, 1.0, past)
     with pytest.raises(ValueError, match="outnumber their width: give its basis"):
         PastKeys.none(penalty, F).add(penalty.whiten(np.ones((F + 1, F))))
 

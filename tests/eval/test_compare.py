@@ -151,7 +151,7 @@ def test_a_method_that_fails_is_left_out_or_an_error(capsys):
 
     assert prepare_each([MethodName.KN, MethodName.FT], prepare, strict=False) == {"FT": "FT"}
     assert capsys.readouterr().out == "Left out    KN: there is no file.\n"
-    with pytest.raises(ValueError, match=r"^KN is to be compared, but there is no file\.$"):
+    with pytest.raises(ValueError, match=r"^cannot compare KN: there is no file\.$"):
         prepare_each([MethodName.KN, MethodName.FT], prepare, strict=True)
     with pytest.raises(ValueError, match="no method is left to compare"):
         prepare_each([MethodName.KN], prepare, strict=False)
@@ -221,7 +221,7 @@ def test_the_program_prints_and_writes_the_table_and_refuses_bad_flags(
     assert re.search(r"\nLeft out    ROME: .*nowhere\.npz", moments.stdout)
     body = next(part for part in moments.stdout.split("\n\n") if part.startswith("run "))
     assert [line.split()[0] for line in body.splitlines()[1:]] == ["unedited", "FT-attn", "KN"]
-    assert re.search(r"^Error: ROME is to be compared, but .*nowhere\.npz", named)
+    assert re.search(r"^Error: cannot compare ROME: .*nowhere\.npz", named)
     assert "generation_seed is None there and 0 here): give another --results_dir" in texts
     assert refused[2].stdout.count("Left out") == 3
     assert "Error: no method is left to compare" in unknown_model

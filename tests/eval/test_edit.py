@@ -316,6 +316,8 @@ def test_a_line_says_where_second_moments_come_from_before_they_are_computed(
     ]
     cached = refusal(program("--second_moments=cached", cwd=tmp_path))
     assert "stats/factworld-gpt2 holds no usable second moments of layer 0" in cached
+    ends = refusal(program("--alg_name=MEMIT+BLUE", "--second_moments=cached", cwd=tmp_path))
+    assert "holds no usable second moments of layers 0, 2 of" in ends, "layer 1 is not edited"
 
 
 def test_a_file_of_the_original_serves_one_layer(program, tmp_path):

@@ -23,10 +23,16 @@ NUM_EDITS, BATCH, POINTS = 8, 2, (4, 8)
 FEW_STEPS = {"v_num_grad_steps": 3}
 # What each editor carries from batch to batch; the last one carries nothing.
 EDITORS = {
-    MethodName.ALPHAEDIT: (FEW_STEPS | {"L2": 0.1}, "past"),
-    MethodName.ENCORE: (FEW_STEPS, "past"),
-    MethodName.ULTRAEDIT: ({}, "normalizers"),
-    MethodName.MEMIT: (FEW_STEPS, None),
+    "AlphaEdit": (MethodName.ALPHAEDIT, FEW_STEPS | {"L2": 0.1}, {"past"}),
+    "AlphaEdit+BLUE+NAS": (
+        MethodName.ALPHAEDIT,
+        FEW_STEPS | {"L2": 0.1, "modifiers": ("BLUE", "NAS"), "clamp_norm_factor": 0.1},
+        {"past", "anchors"},
+    ),
+    "ENCORE": (MethodName.ENCORE, FEW_STEPS, {"past"}),
+    "UltraEdit": (MethodName.ULTRAEDIT, {}, {"normalizers"}),
+    "MEMIT, warm start": (MethodName.MEMIT, FEW_STEPS | {"v_warm_start": True}, {"earlier"}),
+    "MEMIT": (MethodName.MEMIT, FEW_STEPS, set()),
 }
 # How often a state is saved between measurements: after every batch, or never.
 SAVE_SECONDS = st.sampled_from([-1.0, 60.0])
@@ -101,10 +107,10 @@ class Case:
     """An editor with its uninterrupted run."""
 
     def __init__(self, name, model, dataset):
-        changes, self.carried = EDITORS[name]
-        config = dataclasses.replace(METHODS[name].for_model(model.name), **changes)
+        method, changes, self.carried = EDITORS[name]
+        config = dataclasses.replace(METHODS[method].for_model(model.name), **changes)
         templates = ["{}"] if config.template_lengths is not None else None
-        self._editor = Editor.prepare(name, model, config, templates=templates)
+        self._editor = Editor.prepare(method, model, config, templates=templates)
         self._dataset = dataset
         with tempfile.TemporaryDirectory() as folder:
             self.steps = {60.0: self.run(folder, 60.0).count}
@@ -182,5 +188,5 @@ def test_an_editor_carries_what_it_is_chosen_for(case):
     assert [row["edits"] for row in rows] == [0, *POINTS]
     assert changed and all(row["kl"] > 0 for row in rows[1:])
     assert case.steps[-1.0] > case.steps[60.0] > 4 * len(POINTS)
-    for name in ("past", "normalizers"):
-        assert bool(getattr(case.carries, name)) == (name == case.carried)
+    fields = ("past", "normalizers", "anchors", "earlier")
+    assert {name for name in fields if getattr(case.carries, name)} == case.carried

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from rome_jax.edit.penalty import Penalty
+from rome_jax.edit.solver import associate
 from rome_jax.moments import decompositions
 from rome_jax.moments.second_moment import SecondMoment
 
@@ -64,6 +66,15 @@ def test_a_matrix_is_factored_once_per_ridge(cached, monkeypatch):
     np.testing.assert_array_equal(moment.cholesky, first[0.0])
     np.testing.assert_array_equal(moment.shifted_cholesky(0.5), first[0.5])
     assert not factored and not cached
+    # The factor in the cache is mapped, and cannot be written to.
+    keys = np.random.default_rng(2).standard_normal((3, 8))
+    for own in (keys, keys[:1]):
+        expected = np.linalg.solve(matrix, own.T).T
+        np.testing.assert_allclose(moment.solve(own), expected, rtol=1e-5)
+        left = associate(own, Penalty.of(moment, 1.0)).left
+        wanted = np.linalg.solve(expected @ own.T + np.eye(len(own)), expected)
+        np.testing.assert_allclose(left, wanted, rtol=1e-9)
+    assert moment.condition_number() == pytest.approx(np.linalg.cond(matrix, 1), rel=0.5)
 
 
 def test_what_cannot_be_factored_leaves_no_file(cached, tmp_path):

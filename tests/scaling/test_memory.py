@@ -1,5 +1,7 @@
 """The counted peaks: against the shapes of params, against XLA's own account, and in their order."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,13 @@ def test_a_layer_closer_to_the_end_takes_less():
     setup = Setup(PRESETS["gpt2"])
     totals = [edit_peak(setup, ROMEConfig((layer,)), 8).total for layer in (0, 5, 11)]
     assert totals == sorted(totals, reverse=True) and totals[0] > totals[2]
+
+
+def test_blue_finds_z_at_the_first_layer_too():
+    setup, plain = Setup(PRESETS["gpt2"], platform=Platform.GPU), MEMITConfig((3, 4, 5))
+    blue = dataclasses.replace(plain, modifiers=("BLUE",))
+    assert edit_peak(setup, blue, 8) == edit_peak(setup, MEMITConfig((3,)), 8)
+    assert edit_peak(setup, blue, 8).total > edit_peak(setup, plain, 8).total
 
 
 def test_a_method_that_is_not_counted_is_refused():

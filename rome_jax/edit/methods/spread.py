@@ -50,8 +50,8 @@ class Written(NamedTuple):
 
     Attributes:
       delta: One update per layer, without a case axis.
-      keys: Arguments of `PastKeys.add` by layer: float32 [N, F] whitened keys, and float64 [N, P] rows of the factor
-        or None.
+      keys: Arguments of `PastKeys.add` by layer: float32 [N, F] whitened keys, [N, r] if the past ones are reduced, and
+        float64 [N, P] rows of the factor or None.
       residuals: Relative residual of the solve of each layer.
       anchors: Norms that NAS rescales to, by layer of z; empty without it.
       found: By layer of z, float32 [N, D] the states that δ was added to, and [N, P, D] δ; empty without `earlier`.
@@ -201,9 +201,8 @@ class Spread:
                 outputs = unedited = read_outputs(*arguments, deltas)[1]
                 if deltas is not None:
                     unedited = read_outputs(*arguments)[1]
-                anchor = np.linalg.norm(
-                    unedited, axis=1
-                )  # each request is the only one of its edit
+                # Each request is the only one of its edit.
+                anchor = np.linalg.norm(unedited, axis=1)
                 z = h + anchored(np.asarray(outputs), np.asarray(z - h), anchor)
             solution = associate(
                 np.asarray(keys)[:, None], penalties[layer], self.slack(config, 1)

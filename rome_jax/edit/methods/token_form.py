@@ -258,10 +258,10 @@ class TokenForm:
         )
         delta = Delta(tuple(updates))
         check_finite(delta, requests)
-        residuals: dict[int, float] = {}
+        largest: dict[int, float] = {}
         for one in solved:
-            residuals[one.layer] = max(one.residual, residuals.get(one.layer, 0.0))
-        return delta, normalizers, residuals
+            largest[one.layer] = max(one.residual, largest.get(one.layer, 0.0))
+        return delta, normalizers, largest
 
     def _read(
         self,

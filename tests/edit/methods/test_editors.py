@@ -9,8 +9,9 @@ import pytest
 from rome_jax.edit.config import MethodName, SolverDevice
 from rome_jax.edit.delta import apply_delta, dense, weight_of
 from rome_jax.edit.method import METHODS
-from rome_jax.edit.methods import alphaedit, memit
+from rome_jax.edit.methods import alphaedit, encore, memit
 from rome_jax.edit.modifiers import anchor_norm, keep_largest
+from rome_jax.edit.penalty import PastKeys
 from rome_jax.edit.resources import Resources
 from rome_jax.edit.sequential import make_editor
 from rome_jax.edit.solver import associate
@@ -272,6 +273,45 @@ def test_the_accelerator_solves_as_the_host_does(
         second[device], _ = editor.update(state, edited, requests[2:])
         assert [solution.device for solution in used] == [device, device]
     assert_equal_changes(second[SolverDevice.ACCELERATOR], second[SolverDevice.HOST], 1e-5)
+
+
+def test_encore_stops_at_the_fourth_right_answer(golden_model, requests):
+    """The model says "the" for the second request from the start, and never "Rome" for the first."""
+    model = golden_model("gpt2")
+    config = encore.ENCOREConfig((1,), v_num_grad_steps=6, loss_threshold=0.0)
+    chosen = [requests[0], requests[2]]
+    inputs = tokenize_requests(model.tokenizer, chosen, ["{}", "A. {}"], config.fact_token, 64)
+    _, found = optimize_states(model.params, model.config, inputs, config)
+    assert found.steps.tolist() == [6, 4]
+    endless = dataclasses.replace(config, argmax_evaluations=0)
+    _, whole = optimize_states(model.params, model.config, inputs, endless)
+    assert whole.steps.tolist() == [6, 6]
+    np.testing.assert_array_equal(found.loss[1, :4], whole.loss[1, :4])
+
+
+def test_rect_reads_the_keys_of_alphaedit_again_when_the_past_ones_are_summed_up(
+    model, requests, templates, moments
+):
+    """As many past keys as sum up, and then the keys of the weights after the batch, in the basis of the null space."""
+    name = MethodName.ALPHAEDIT
+    editor, state = started(name, model, moments, templates, modifiers=("RECT",))
+    config = config_of(name)
+    generator = np.random.default_rng(0)
+    earlier = {}
+    for layer, penalty in state.penalties.items():
+        width = len(penalty.basis)
+        keys = penalty.whiten(generator.standard_normal((width + 1, width)))
+        earlier[layer] = PastKeys.none(penalty, width).add(keys, basis=penalty.basis)
+    state = dataclasses.replace(state, past=earlier)
+    delta, after = editor.update(state, model, requests)
+    edited = apply_delta(model.params, delta)
+    inputs = tokenize_requests(model.tokenizer, requests, templates, config.fact_token, 64)
+    for layer, past in after.past.items():
+        basis = state.penalties[layer].basis
+        keys = np.asarray(read_states(edited, model.config, inputs, layer, 1)[0], np.float64)
+        reduced = keys @ basis / np.sqrt(config.L2)
+        expected = earlier[layer].gram + reduced.T @ reduced
+        assert np.abs(past.gram - expected).max() <= 1e-5 * np.abs(reduced.T @ reduced).max()
 
 
 def test_blue_needs_second_moments_of_the_layers_that_it_edits(model, moments):

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from rome_jax.edit.delta import dense
 from rome_jax.edit.method import METHODS
-from rome_jax.edit.spread_config import SpreadConfig
-from tests.edit.methods.test_editors import config_of
-
-# The methods that solve layer after layer for chunks of requests.
-SPREADING = [
-    name for name, method in METHODS.items() if issubclass(method.config_type, SpreadConfig)
-]
+from tests.edit.methods.test_editors import FAMILY, config_of
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +33,7 @@ def edits(model, requests, templates, moments):
     return compute
 
 
-@pytest.mark.parametrize("name", SPREADING)
+@pytest.mark.parametrize("name", FAMILY)
 @settings(deadline=None, max_examples=12)
 @given(
     order=st.lists(st.sampled_from(range(3)), min_size=1, max_size=3, unique=True).map(tuple),
