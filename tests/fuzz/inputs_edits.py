@@ -73,10 +73,11 @@ def _of_config(name: MethodName) -> Iterator[Call]:
 def _compute(name: MethodName, **given: Any) -> None:
     """Computes an edit of `tiny()`."""
     request = rome_jax.EditRequest("{} is in", "Rome", "Spain")
-    values: dict[str, Any] = {"layers": (0,)}
-    values |= {"mom2_adjustment": False} if name in (MethodName.ROME, MethodName.MEMIT) else {}
     options: dict[str, Any] = {"templates": ["{}"], "hypernetwork": None}
-    config: Any = METHODS[name].config_type(**values)
+    config: Any = METHODS[name].config_type(layers=(0,))
+    if config.needs_second_moments:  # with eigenvalues below the threshold of AlphaEdit
+        width = tiny().config.mlp_width
+        options["second_moments"] = {0: rome_jax.SecondMoment(1e-3 * np.eye(width), width)}
     if name in (MethodName.MEND, MethodName.KE):
         config = MEND_CONFIG if name is MethodName.MEND else KE_CONFIG
         options["hypernetwork"] = _network(name)
