@@ -247,6 +247,25 @@ _MEND: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenConfig(Hyperparameters):
+    """Hyperparameters that the methods of `rome_jax.edit.methods.token_form` share.
+
+    Attributes:
+      layers: Edited layers, in ascending order.
+      leaves: Edited projections of the MLP: MLP_UP, MLP_DOWN and, in a gated MLP, MLP_GATE.
+
+    Raises:
+      ValueError: If a value has another type or is out of range.
+    """
+
+    leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_mlp_leaves(self.leaves)
+
+
+@dataclasses.dataclass(frozen=True)
 class MENDConfig(Hyperparameters):
     """Hyperparameters of MEND (Mitchell et al., 2022, "Fast Model Editing at Scale", appendix C).
 

@@ -113,11 +113,13 @@ def path_of(matrix: np.ndarray, name: str = "") -> Path:
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[np.ndarray] | None:
-    """Reads arrays; None if there are none of these shapes."""
+    """Reads arrays; None if there are none of these shapes in float64."""
     if not path.exists():
         return None
     tensors = safetensors_io.open_file(path).tensors
     if {name: tensor.shape for name, tensor in tensors.items()} != dict(shapes):
+        return None
+    if any(tensor.dtype != np.float64 for tensor in tensors.values()):
         return None
     return [tensors[name].read() for name in shapes]
 

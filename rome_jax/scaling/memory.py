@@ -18,9 +18,8 @@ import dataclasses
 from collections.abc import Callable
 
 from rome_jax.data.tokens import bucket, round_up
-from rome_jax.edit.baseline_config import FTConfig, MENDConfig
+from rome_jax.edit.baseline_config import FTConfig, MENDConfig, TokenConfig
 from rome_jax.edit.config import Hyperparameters, ROMEConfig
-from rome_jax.edit.methods.token_form import TokenConfig
 from rome_jax.edit.spread_config import Modifier, SpreadConfig
 from rome_jax.edit.stages.shared_contexts import MOST_IN_GROUP
 from rome_jax.evaluation.scoring import PLACES

@@ -22,6 +22,7 @@ from rome_jax.files.locks import FolderInUseError, in_use
 from rome_jax.models import forward
 from rome_jax.models.interventions import Leaf, Part
 from rome_jax.models.runs import read_run
+from tests.eval.alike import load_alike
 from tests.programs import Program, refusal
 from tests.saved import random_delta
 
@@ -46,28 +47,19 @@ def model(shipped_model):
 
 @pytest.fixture(scope="module")
 def dataset(model):
-    """Requests of one length with few short prompts, so that few programs are compiled."""
-
-    def length(text):
-        return len(model.tokenizer.encode(text))
+    """Requests of one length with few short prompts."""
 
     def short(prompts, count):
-        return tuple(prompt for prompt in prompts if length(prompt) <= 12)[:count]
+        return tuple(p for p in prompts if len(model.tokenizer.encode(p)) <= 12)[:count]
 
-    found = load_dataset("cf", model_name=model.name)
-    same = [
-        record
-        for record in found.records
-        if (record.relation_id, length(record.request.text)) == ("instrument", 7)
-        and length(f" {record.request.target_new}") == 1
-    ]
+    found = load_alike(model)
     records = tuple(
         dataclasses.replace(
             record,
             paraphrase_prompts=short(record.paraphrase_prompts, 1),
             neighborhood_prompts=short(record.neighborhood_prompts, 2),
         )
-        for record in same[:NUM_EDITS]
+        for record in found.records[:NUM_EDITS]
     )
     return dataclasses.replace(found, records=records)
 

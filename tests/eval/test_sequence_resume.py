@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from rome_jax.edit import METHODS, Editor, MethodName
 from rome_jax.edit.editor_files import load_state, load_weights
-from rome_jax.evaluation import load_dataset, sequence, sequence_run, sequence_scores
+from rome_jax.evaluation import sequence, sequence_run, sequence_scores
 from rome_jax.evaluation.sequence_run import SequenceRun
 from rome_jax.files.safetensors_io import open_file
+from tests.eval.alike import load_alike
 
 NUM_EDITS, BATCH, POINTS = 8, 2, (4, 8)
 FEW_STEPS = {"v_num_grad_steps": 3}
@@ -86,21 +87,15 @@ def model(shipped_model):
 
 @pytest.fixture(scope="module")
 def dataset(model):
-    """Requests of one length with few prompts, so that few programs are compiled."""
-
-    def length(text):
-        return len(model.tokenizer.encode(text))
-
-    found = load_dataset("cf", model_name=model.name)
-    same = [
+    """Requests of one length with few prompts."""
+    found = load_alike(model)
+    records = tuple(
         dataclasses.replace(
             record, paraphrase_prompts=(), neighborhood_prompts=record.neighborhood_prompts[:1]
         )
-        for record in found.records
-        if (record.relation_id, length(record.request.text)) == ("instrument", 7)
-        and length(f" {record.request.target_new}") == 1
-    ]
-    return dataclasses.replace(found, records=tuple(same[:NUM_EDITS]))
+        for record in found.records[:NUM_EDITS]
+    )
+    return dataclasses.replace(found, records=records)
 
 
 class Case:

@@ -5,6 +5,7 @@ import pytest
 
 from rome_jax.edit.penalty import Penalty
 from rome_jax.edit.solver import associate
+from rome_jax.files import safetensors_io
 from rome_jax.moments import decompositions
 from rome_jax.moments.second_moment import SecondMoment
 
@@ -75,6 +76,18 @@ def test_a_matrix_is_factored_once_per_ridge(cached, monkeypatch):
         wanted = np.linalg.solve(expected @ own.T + np.eye(len(own)), expected)
         np.testing.assert_allclose(left, wanted, rtol=1e-9)
     assert moment.condition_number() == pytest.approx(np.linalg.cond(matrix, 1), rel=0.5)
+
+
+def test_a_file_of_another_type_is_replaced(cached):
+    values, vectors = decompositions.eigen(matrix_of(1))
+    path = decompositions.path_of(matrix_of(1))
+    arrays = [values.astype(np.float32), vectors.astype(np.float32)]
+    names = ("values", "vectors")
+    specs = {name: (array.dtype, array.shape) for name, array in zip(names, arrays, strict=True)}
+    safetensors_io.write(path, specs, arrays)
+    again, _ = decompositions.eigen(matrix_of(1))
+    np.testing.assert_array_equal(again, values)
+    assert len(cached) == 2
 
 
 def test_what_cannot_be_factored_leaves_no_file(cached, tmp_path):

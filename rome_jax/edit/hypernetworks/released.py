@@ -19,7 +19,6 @@ from rome_jax.edit.config import MethodName
 from rome_jax.edit.hypernetworks.networks import Hypernetwork
 from rome_jax.edit.stages.gradients import projection_sizes
 from rome_jax.files.checked import shown
-from rome_jax.models.config import Family
 from rome_jax.models.convert_torch import read_tensors
 from rome_jax.models.huggingface import stores_transposed
 from rome_jax.models.interventions import Leaf
@@ -104,9 +103,10 @@ def _mend(find: _Finder, model: LanguageModel, config: MENDConfig) -> dict[str, 
     """Converts the variables of MEND."""
     modes = len(config.layers)
     rates = find("edit_lrs", modes * len(config.leaves)).reshape(modes, -1)
-    # The published training lists c_proj before c_fc for GPT-2 XL, and fc_in before fc_out for GPT-J.
+    # The published training lists c_proj before c_fc for GPT-2 XL, which stores weights as [in, out], and fc_in before
+    # fc_out for GPT-J, which stores them as [out, in].
     listed = (Leaf.MLP_DOWN, Leaf.MLP_UP)
-    if model.config.family is not Family.GPT2:
+    if stores_transposed(model.config, Leaf.MLP_UP):
         listed = listed[::-1]
     order = [leaf for leaf in listed if leaf in config.leaves]
     rates = rates[:, jnp.array([order.index(leaf) for leaf in config.leaves])]

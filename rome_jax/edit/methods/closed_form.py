@@ -249,7 +249,10 @@ class ClosedForm(Spread):
                 layer: (penalties[layer].whiten(own, past[layer].is_reduced), None)
                 for layer, own in read.items()
             }
-        return {layer: past[layer].add(*own, penalties[layer].basis) for layer, own in keys.items()}
+        return {
+            layer: past[layer].add(whitened, below, penalties[layer].basis)
+            for layer, (whitened, below) in keys.items()
+        }
 
     def _warn(self, model: LanguageModel, requests: Sequence[EditRequest], delta: Delta) -> None:
         """Warns of targets that are not the answer of the edited model."""

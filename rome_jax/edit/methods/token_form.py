@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rome_jax.data.request import EditRequest
-from rome_jax.edit.baseline_config import check_mlp_leaves
-from rome_jax.edit.config import Hyperparameters, MethodName
+from rome_jax.edit.baseline_config import TokenConfig
+from rome_jax.edit.config import MethodName
 from rome_jax.edit.delta import apply_delta
 from rome_jax.edit.editor import EditorState, SequentialEditor
 from rome_jax.edit.hypernetworks.edits import token_update
@@ -40,25 +40,6 @@ from rome_jax.models.interventions import Delta, Leaf
 from rome_jax.models.registry import LanguageModel
 
 Normalizers = Mapping[str, Normalizer]  # by shape of a projection, such as "512x128"
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenConfig(Hyperparameters):
-    """Hyperparameters that the methods of this form share.
-
-    Attributes:
-      layers: Edited layers, in ascending order.
-      leaves: Edited projections of the MLP: MLP_UP, MLP_DOWN and, in a gated MLP, MLP_GATE.
-
-    Raises:
-      ValueError: If a value has another type or is out of range.
-    """
-
-    leaves: tuple[Leaf, ...] = (Leaf.MLP_DOWN,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_mlp_leaves(self.leaves)
 
 
 class _Tokens(NamedTuple):

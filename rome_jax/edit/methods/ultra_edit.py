@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rome_jax.edit.baseline_config import TokenConfig
 from rome_jax.edit.config import MethodName
-from rome_jax.edit.methods.token_form import TokenConfig, TokenForm
+from rome_jax.edit.methods.token_form import TokenForm
 from rome_jax.files.checked import PositiveFloat
 
 _ULTRAEDIT: Mapping[str, Mapping[str, Any]] = {

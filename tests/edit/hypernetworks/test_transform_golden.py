@@ -1,7 +1,7 @@
 """MEND's transform alone against the numbers of its authors' code: three calls in training, one in evaluation.
 
-The authors have options that the library has not: separate nets of x and δ, nets of one of them only, no normalization,
-and no residual (`xavier`). These variants are built from the parts of the library's network.
+The authors' code has options that the library lacks: separate networks for x and δ, a network for one of them alone, no
+normalization, and no residual connection (`xavier`). These variants are built from the parts of the library's network.
 """
 
 import jax
